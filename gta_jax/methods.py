@@ -1,0 +1,163 @@
+"""The method as data: every choice a named option, every row of the paper's tables a name.
+
+No jax in here, so that config files can read it.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any
+
+LABELLED, PSEUDO = 'labelled', 'pseudo'
+FEATURES = ('backbone', 'decoder')
+
+
+def _choice(default: str, *known: str) -> Any:
+  return dataclasses.field(default=default, metadata={'known': known})
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What the step does. The defaults are GTA-Seg as the paper describes it.
+
+  The number behind a field is its row in docs/method.md, "Paper and published code".
+  """
+
+  # Who learns from what (Table 7). No assistant exists if it learns from nothing.
+  student_learns: tuple[str, ...] = (LABELLED,)
+  assistant_learns: tuple[str, ...] = (PSEUDO,)
+
+  # What passes from the assistant to the student, and from the student to the teacher.
+  transmitted: tuple[str, ...] = FEATURES  # (6) averaged into the student, Eq. 9
+  shared: tuple[str, ...] = ()  # (1) keys that student and assistant hold in common
+  transmission_decay: float = 0.99  # (3) alpha of Eq. 9
+  teacher_decay: float = 0.99  # (3) alpha of Eq. 12
+  ema_ramp: bool = False  # (3) min(1 - 1/(k+1), alpha)
+  teacher_batch_norm: str = _choice('ema', 'ema', 'own')  # (13) averaged, or by its own passes
+
+  # Pseudo-labels (Eq. 1, 2, 6, 7).
+  drop_fraction: float = 0.2  # share of the least confident pixels that get no label
+  threshold_images: int = 0  # (10) images that share a threshold; 0: the whole global batch
+  confidence_pass: str = _choice('clean', 'clean', 'mixed')  # (9) which teacher pass weighs
+  reweight: bool = True  # Eq. 6, or every kept pixel alike
+  smoothing: float = 1.0  # tau of Eq. 6
+  weight_normalizer: str = _choice('kept', 'kept', 'all')  # (7) pixels in Eq. 6's lower sum
+  unlabelled_weight: float = 1.0  # mu of Eq. 3
+  reduction: str = _choice('mean', 'mean', 'sum')  # (8) of Eq. 7
+
+  # Strong augmentation of the unlabelled images.
+  mixing: str = _choice('cutmix', 'none', 'cutmix', 'classmix', 'cutout')  # (11)
+  mixing_probability: float = 0.5  # that a batch is mixed
+  jitter: float = 0.0  # probability of colour jitter for an image
+  greyscale: float = 0.0  # probability of greyscale for an image
+  blur: float = 0.0  # probability of a Gaussian blur for an image
+
+  # Forward passes.
+  batch_norm: str = _choice('own', 'own', 'joint')  # (12) which images share batch statistics
+
+  # From warm-up to the semi-supervised phase.
+  warmup_epochs: float = 1.0
+  warmup: str = _choice('all', 'all', 'student')  # (5) who trains on labelled data
+  handover_epochs: float = 0.0  # (2) the student is copied over the others so long after warm-up
+  assistant_rate: str = _choice('poly', 'poly', 'constant')  # (4)
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value, known = getattr(self, field.name), field.metadata.get('known')
+      if known and value not in known:
+        raise ValueError(f'{field.name}={value!r} is unknown; use one of: {", ".join(known)}.')
+    for name in ('student_learns', 'assistant_learns'):
+      if unknown := set(getattr(self, name)) - {LABELLED, PSEUDO}:
+        raise ValueError(f'{name} holds {sorted(unknown)}; use {LABELLED} and {PSEUDO}.')
+    if not self.student_learns:
+      raise ValueError('student_learns is empty; a student learns from labelled, pseudo or both.')
+    for name in ('transmission_decay', 'teacher_decay', 'drop_fraction', 'mixing_probability',
+                 'jitter', 'greyscale', 'blur'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}={getattr(self, name)} is not a share; use 0 to 1.')
+    for name in ('smoothing', 'unlabelled_weight', 'warmup_epochs', 'handover_epochs',
+                 'threshold_images'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}={getattr(self, name)} is negative; use 0 or more.')
+    if overlap := set(self.transmitted) & set(self.shared):
+      raise ValueError(f'{sorted(overlap)} is both transmitted and shared; choose one of them.')
+
+  @property
+  def has_assistant(self) -> bool:
+    return bool(self.assistant_learns)
+
+  @property
+  def uses_unlabelled(self) -> bool:
+    return PSEUDO in self.student_learns + self.assistant_learns
+
+
+# Which recipe decides what the paper leaves open. `paper` is Method's defaults.
+RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
+  'paper': {},
+  'released': {
+    'shared': ('classifier',),
+    'transmission_decay': 0.999,
+    'teacher_decay': 0.999,
+    'ema_ramp': True,
+    'teacher_batch_norm': 'own',
+    'threshold_images': 3,
+    'confidence_pass': 'mixed',
+    'weight_normalizer': 'all',
+    'batch_norm': 'joint',
+    'warmup': 'student',
+    'handover_epochs': 1.0,
+    'assistant_rate': 'constant',
+  },
+})
+
+_NO_ASSISTANT = {'assistant_learns': (), 'transmitted': (), 'shared': ()}
+_TEACHER_STUDENT = {**_NO_ASSISTANT, 'student_learns': (LABELLED, PSEUDO), 'reweight': False}
+
+# Name -> what differs from the recipe. docs/method.md has the paper's figure for each.
+METHODS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
+  'gta': {},
+  # Table 1
+  'sup_only': {**_NO_ASSISTANT, 'mixing': 'none'},
+  'mean_teacher': {**_TEACHER_STUDENT, 'mixing': 'none'},
+  'cutmix': {**_TEACHER_STUDENT, 'mixing': 'cutmix'},
+  # Table 4
+  'gta_unweighted': {'reweight': False},
+  # Table 5, all without re-weighting
+  'ema_all': {
+    'reweight': False, 'transmitted': (*FEATURES, 'classifier'), 'shared': ()},
+  'unbiased_st': {'reweight': False, 'transmitted': (), 'shared': FEATURES},
+  'ema_encoder': {'reweight': False},
+  'ema_backbone': {'reweight': False, 'transmitted': ('backbone',)},
+  # Table 7
+  'assistant_labelled_student_pseudo': {
+    'assistant_learns': (LABELLED,), 'student_learns': (PSEUDO,)},
+  'assistant_both_student_labelled': {'assistant_learns': (LABELLED, PSEUDO)},
+  # Table 8
+  'gta_alpha_0.99': {'transmission_decay': 0.99, 'teacher_decay': 0.99},
+  'gta_alpha_0.999': {'transmission_decay': 0.999, 'teacher_decay': 0.999},
+  'gta_alpha_0.9999': {'transmission_decay': 0.9999, 'teacher_decay': 0.9999},
+  'gta_warmup_1': {'warmup_epochs': 1.0},
+  'gta_warmup_2': {'warmup_epochs': 2.0},
+  'gta_warmup_3': {'warmup_epochs': 3.0},
+  # Table 9
+  'gta_confidence': {'smoothing': 0.0},
+})
+
+
+def make_method(name: str = 'gta', *, recipe: str = 'paper', **options: Any) -> Method:
+  """The named method under a recipe, with single options changed.
+
+  Args:
+    name: a key of METHODS.
+    recipe: a key of RECIPES.
+    **options: fields of Method; they win over name and recipe.
+  Raises:
+    ValueError: an unknown name, recipe or option (the known ones are listed), or a bad value.
+  """
+  for what, value, known in (('method', name, METHODS), ('recipe', recipe, RECIPES)):
+    if value not in known:
+      raise ValueError(f'{what}={value!r} is unknown; use one of: {", ".join(known)}.')
+  known_options = [field.name for field in dataclasses.fields(Method)]
+  if unknown := sorted(set(options) - set(known_options)):
+    raise ValueError(f'unknown method options {unknown}; use some of: {", ".join(known_options)}.')
+  return Method(**{**RECIPES[recipe], **METHODS[name], **options})

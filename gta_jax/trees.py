@@ -1,0 +1,43 @@
+"""Choosing top-level keys of a network's parameters, and comparing two trees."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def select(tree: dict[str, Tree], keys: Iterable[str]) -> dict[str, Tree]:
+  """The part of `tree` under the given top-level keys.
+
+  Raises:
+    ValueError: a key is not there.
+  """
+  keys = tuple(keys)
+  unknown = [key for key in keys if key not in tree]
+  if unknown:
+    raise ValueError(f'unknown keys {unknown}; this network has {sorted(tree)}.')
+  return {key: tree[key] for key in keys}
+
+
+def replace(tree: dict[str, Tree], part: dict[str, Tree]) -> dict[str, Tree]:
+  """`tree` with the top-level keys of `part` taken from `part`."""
+  select(tree, part)
+  return {**tree, **part}
+
+
+def copy(tree: Tree) -> Tree:
+  """The same values in buffers of their own (a donated buffer can be given away only once)."""
+  return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+def specs(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Path -> (shape, dtype) of every leaf."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
+
+
+def size(tree: Tree) -> int:
+  """The number of scalars in all leaves."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
