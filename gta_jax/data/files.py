@@ -1,0 +1,137 @@
+"""Image and mask files: decoding them, and telling cheaply whether they are whole."""
+
+import dataclasses
+import io
+import os
+import pathlib
+import struct
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# The pipeline's own threads share the cores; OpenCV's pool on top of them only costs switches.
+cv2.setNumThreads(0)
+
+IGNORE = 255
+_PNG = b'\x89PNG\r\n\x1a\n'
+_PNG_END = b'IEND\xaeB`\x82'
+# Cameras may append some bytes after the end of a file, hence not just the last two.
+_TAIL = 4096
+
+
+class DataError(ValueError):
+  """Data that cannot be used; the message names the file, the rule and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReader:
+  """Reads JPEG or PNG images and PNG masks.
+
+  Attributes:
+    images: id -> path of the image.
+    masks: id -> path of the mask, for ids that have one.
+  """
+
+  images: Mapping[str, str]
+  masks: Mapping[str, str]
+
+  def image(self, id: str) -> np.ndarray:
+    return decode_image(_read_bytes(self.images[id]), self.images[id])
+
+  def mask(self, id: str) -> np.ndarray:
+    return decode_mask(_read_bytes(self.masks[id]), self.masks[id])
+
+  def has_mask(self, id: str) -> bool:
+    return id in self.masks
+
+  def size(self, id: str) -> tuple[int, int]:
+    path = self.images[id]
+    _check_whole(*_read_ends(path), path)
+    try:
+      with Image.open(path) as image:
+        size = image.size[::-1]
+    except Exception as error:  # Pillow raises almost anything on damaged bytes.
+      raise _damaged(path) from error
+    if id in self.masks:
+      head, tail = _read_ends(self.masks[id])
+      mask_size = _mask_size(head, self.masks[id])
+      _check_whole(head, tail, self.masks[id])
+      if mask_size != size:
+        raise DataError(f'{self.masks[id]} has height and width {mask_size}, but {path} has '
+                        f'{size}; export the mask at the size of its image.')
+    return size
+
+
+def decode_image(data: bytes, path: str) -> np.ndarray:
+  """Decodes a JPEG or PNG to uint8 [H,W,3] RGB; grey, palette and alpha images work as well.
+
+  EXIF orientation is ignored, since masks do not have it. `path` is for messages only.
+  """
+  # Some versions of OpenCV fill the missing part of a truncated JPEG with grey and say nothing.
+  _check_whole(data[:_TAIL], data[-_TAIL:], path)
+  try:
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except cv2.error as error:
+    raise _damaged(path) from error
+  if image is None:
+    raise _damaged(path)
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes, path: str) -> np.ndarray:
+  """Decodes an 8-bit grey or palette PNG to uint8 [H,W], palette indices as they are."""
+  _mask_size(data[:_TAIL], path)
+  _check_whole(data[:_TAIL], data[-_TAIL:], path)
+  try:
+    return np.asarray(Image.open(io.BytesIO(data)))
+  except Exception as error:  # Pillow raises almost anything on damaged bytes.
+    raise _damaged(path) from error
+
+
+def _damaged(path: str) -> DataError:
+  return DataError(f'{path} is damaged and cannot be decoded; copy or export it again.')
+
+
+def _read_bytes(path: str) -> bytes:
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
+
+
+def _read_ends(path: str) -> tuple[bytes, bytes]:
+  try:
+    with open(path, 'rb') as file:
+      head = file.read(_TAIL)
+      file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+      return head, file.read()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
+
+
+def _check_whole(head: bytes, tail: bytes, path: str) -> None:
+  if head.startswith(b'\xff\xd8'):
+    # The end marker must follow the last scan: a thumbnail in the header has one of its own.
+    whole = tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
+  elif head.startswith(_PNG):
+    whole = _PNG_END in tail
+  else:
+    raise DataError(f'{path} is neither a JPEG nor a PNG; convert it, or take it out.')
+  if not whole:
+    raise DataError(f'{path} is truncated, its end is missing; copy or download it again.')
+
+
+def _mask_size(head: bytes, path: str) -> tuple[int, int]:
+  """(H,W) from a PNG's first 26 bytes, where its bit depth and colour type stand too."""
+  if not head.startswith(_PNG) or len(head) < 26:
+    raise DataError(f'{path} is not a PNG; masks are PNG files of 8-bit class ids.')
+  width, height, depth, colour = struct.unpack('>IIBB', head[16:26])
+  # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.
+  if not (colour == 3 or (colour == 0 and depth == 8)):
+    kind = {0: 'grey', 2: 'RGB', 4: 'grey with alpha', 6: 'RGB with alpha'}.get(colour, 'unknown')
+    raise DataError(f'{path} is {kind} with {depth} bits a channel; a mask holds class ids, as a '
+                    'PNG of 8-bit grey values or of palette indices: convert colours to ids.')
+  return height, width

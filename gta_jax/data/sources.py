@@ -1,0 +1,249 @@
+"""Where images and masks come from: the Dataset, its Reader, and the folder layout.
+
+Another source (archives of records, VOC's or Cityscapes' tree) is another Reader and a function
+that returns a Dataset; nothing else in the package has to know.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gta_jax.data.files import IGNORE, DataError, FileReader
+
+_CHECK_THREADS = 8
+_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+
+
+class Reader(Protocol):
+  """Reads one example by its id; picklable, and safe to share between threads."""
+
+  def image(self, id: str) -> np.ndarray:
+    """uint8 [H,W,3] RGB. Raises DataError for a file that is missing or damaged."""
+
+  def mask(self, id: str) -> np.ndarray:
+    """uint8 [H,W] class ids, 255 = ignore. Raises DataError as image does."""
+
+  def has_mask(self, id: str) -> bool:
+    """Whether mask(id) exists."""
+
+  def size(self, id: str) -> tuple[int, int]:
+    """(H,W) from the headers alone.
+
+    Raises DataError for what can be seen without decoding: a missing or truncated file, a mask of
+    the wrong kind, a mask that is not of its image's size.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Three disjoint lists of ids and the reader that knows them.
+
+  Attributes:
+    name: for messages and file names.
+    classes: K names; the position is the id in the masks.
+    palette: uint8 [K,3] RGB.
+    labelled: ids that train with their mask.
+    unlabelled: ids that train without; their masks, if any, are read for diagnostics only.
+    validation: ids that are evaluated.
+    reader: see Reader.
+    note: how a subset was drawn, '' if it comes from a list.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  palette: np.ndarray
+  labelled: tuple[str, ...]
+  unlabelled: tuple[str, ...]
+  validation: tuple[str, ...]
+  reader: Reader
+  note: str = ''
+
+
+def _parallel(function: Callable, ids: Iterable[str]) -> list:
+  with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
+    return list(pool.map(function, ids))
+
+
+def check(dataset: Dataset) -> None:
+  """Refuses a data set that would fail later, before any work starts.
+
+  Looks at the headers and ends of all files, and decodes labelled and validation masks.
+
+  Raises: DataError naming the first file or id that breaks a rule, and the remedy.
+  """
+  splits = {'labelled': dataset.labelled, 'unlabelled': dataset.unlabelled,
+            'validation': dataset.validation}
+  for name in ('labelled', 'validation'):
+    if not splits[name]:
+      raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
+  for one, other in (('labelled', 'validation'), ('labelled', 'unlabelled'),
+                     ('unlabelled', 'validation')):
+    if both := sorted(set(splits[one]) & set(splits[other])):
+      raise DataError(f'{both[0]!r} (and {len(both) - 1} more) of {dataset.name} is both {one} and '
+                      f'{other}; remove it from one of the lists.')
+  with_masks = dataset.labelled + dataset.validation
+  for id in with_masks:
+    if not dataset.reader.has_mask(id):
+      raise DataError(f'{id!r} is labelled or validation but has no mask; add masks/{id}.png, or '
+                      'take it out of the list.')
+  _parallel(dataset.reader.size, with_masks + dataset.unlabelled)
+  _parallel(lambda id: _check_mask(dataset, id), with_masks)
+
+
+def _check_mask(dataset: Dataset, id: str) -> None:
+  known = np.zeros(256, bool)
+  known[[*range(len(dataset.classes)), IGNORE]] = True
+  mask = dataset.reader.mask(id)
+  if not known[mask].all():
+    unknown = np.unique(mask[~known[mask]]).tolist()
+    raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
+                    f'{len(dataset.classes) - 1} and {IGNORE} (ignore); renumber the mask or add '
+                    'the classes to classes.txt.')
+
+
+def read_folder(root: str | os.PathLike, *, labelled: str, seed: int = 0) -> Dataset:
+  """Reads DIR/images, DIR/masks, DIR/classes.txt and DIR/splits.
+
+  The roles come from splits/val.txt (and test.txt, ids without a role) and from
+  splits/LABELLED/labeled.txt and unlabeled.txt. Without unlabeled.txt every other image is
+  unlabelled. An integer for which there is no such folder draws that many images (see
+  `draw_covering`) from splits/train.txt, or from all other images with masks.
+
+  Args:
+    root: DIR.
+    labelled: the folder below splits, or how many to draw.
+    seed: for drawing only.
+  Raises: DataError naming the missing or wrong file.
+  """
+  root, labelled = pathlib.Path(root), str(labelled)
+  images = _find_files(root / 'images', _IMAGE_SUFFIXES)
+  masks = _find_files(root / 'masks', ('.png',))
+  reader = FileReader(images, {id: masks[id] for id in images if id in masks})
+  classes, palette = read_classes(root / 'classes.txt')
+  splits = root / 'splits'
+  validation = _read_list(splits / 'val.txt', images)
+  elsewhere = {*validation, *(_read_list(splits / 'test.txt', images, optional=True) or ())}
+  note, unlabelled = '', None
+  if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
+    chosen = _read_list(splits / labelled / 'labeled.txt', images)
+    unlabelled = _read_list(splits / labelled / 'unlabeled.txt', images, optional=True)
+  elif labelled.isdecimal():
+    train = _read_list(splits / 'train.txt', images, optional=True) or sorted(images)
+    candidates = [id for id in train if reader.has_mask(id) and id not in elsewhere]
+    chosen, note = draw_covering(candidates, reader, count=int(labelled), classes=classes,
+                                 seed=seed)
+  else:
+    known = sorted(path.name for path in splits.iterdir() if path.is_dir())
+    raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
+                    f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
+  if unlabelled is None:
+    unlabelled = tuple(sorted(images.keys() - elsewhere - set(chosen)))
+  return Dataset(root.resolve().name, classes, palette, chosen, unlabelled, validation, reader,
+                 note)
+
+
+def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> dict[str, str]:
+  """id -> path, the id being the path below the folder without its suffix."""
+  if not folder.is_dir():
+    raise DataError(f'{folder} does not exist; a data folder holds images/, masks/, classes.txt '
+                    'and splits/val.txt.')
+  found = {}
+  for path in sorted(folder.rglob('*')):
+    if path.suffix.lower() in suffixes and not path.name.startswith('.'):
+      id = path.relative_to(folder).with_suffix('').as_posix()
+      if id in found:
+        raise DataError(f'{found[id]} and {path} have the same id {id!r}; remove or rename one.')
+      found[id] = str(path)
+  if not found:
+    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files; put them there.')
+  return found
+
+
+def _read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+  """The lines that are not blank, with their numbers."""
+  try:
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror}); write it, one entry a '
+                    'line.') from error
+  except UnicodeDecodeError as error:
+    raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
+  return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_list(path: pathlib.Path, images: Mapping[str, str], *,
+               optional: bool = False) -> tuple[str, ...] | None:
+  """The ids of a list; None where an optional one does not exist."""
+  if optional and not path.exists():
+    return None
+  ids = {}
+  for number, line in _read_lines(path):
+    stem = line[:line.rfind('.')] if line.lower().endswith(_IMAGE_SUFFIXES) else line
+    id = line if line in images else stem
+    # Looked up among the files found, so that no list can lead out of the folder.
+    if id not in images:
+      raise DataError(f'{path}, line {number}: no image below images/ has the id {id!r}; add the '
+                      'image or remove the line.')
+    if id in ids:
+      raise DataError(f'{path}, line {number}: {id!r} is on line {ids[id]} already; remove one.')
+    ids[id] = number
+  return tuple(ids)
+
+
+def read_classes(path: pathlib.Path) -> tuple[tuple[str, ...], np.ndarray]:
+  """Names and palette (uint8 [K,3]) from lines `name` or `name r g b`."""
+  lines = _read_lines(path)
+  if not 0 < len(lines) < IGNORE + 1:
+    raise DataError(f'{path} names {len(lines)} classes; 1 to {IGNORE} are possible, one a line.')
+  names, palette = [], default_palette(len(lines))
+  for index, (number, line) in enumerate(lines):
+    name, *colour = line.rsplit(maxsplit=3)
+    if len(colour) == 3 and all(value.isdecimal() for value in colour):
+      if max(map(int, colour)) > 255:
+        raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')
+      palette[index] = [int(value) for value in colour]
+    else:
+      name = line
+    if name in names:
+      raise DataError(f'{path}, line {number}: {name!r} is named twice; rename or remove one.')
+    names.append(name)
+  return tuple(names), palette
+
+
+def default_palette(num_classes: int) -> np.ndarray:
+  """VOC's colours, uint8 [K,3]: the bits of the id, dealt to the channels, highest first."""
+  ids = np.arange(num_classes)[:, None]
+  bits = (ids >> np.arange(24)) & 1
+  return (bits.reshape(-1, 8, 3) << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
+
+
+def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
+                  classes: Sequence[str], seed: int) -> tuple[tuple[str, ...], str]:
+  """Draws `count` ids that show every class, if so few can.
+
+  First the images that add most of the classes still missing, then others at random. Subsets of
+  one seed are nested, as the published ones are.
+
+  Returns: the ids, and a sentence that says how they were drawn and which classes they lack.
+  """
+  if not 0 < count <= len(candidates):
+    raise DataError(f'{count} labelled images are wanted, but {len(candidates)} images outside '
+                    'validation have masks; ask for fewer, or add masks.')
+  order = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
+  present = np.array(_parallel(
+      lambda id: np.bincount(reader.mask(id).ravel(), minlength=256)[:len(classes)] > 0, order))
+  chosen, missing = [], np.ones(len(classes), bool)
+  while len(chosen) < count and (gain := (present & missing).sum(axis=1)).any():
+    chosen.append(int(gain.argmax()))
+    missing &= ~present[chosen[-1]]
+  rest = [i for i in range(len(order)) if i not in set(chosen)]
+  chosen += rest[:count - len(chosen)]
+  lacking = [classes[i] for i in np.flatnonzero(~present[chosen].any(axis=0))]
+  note = f'Drew {count} of {len(candidates)} images with masks (seed {seed}), as no list names them'
+  return (tuple(order[i] for i in chosen),
+          f'{note}; classes not among them: {", ".join(lacking)}.' if lacking else f'{note}.')
