@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gta_jax.data.transforms import RandomCrop, scale_image
+
+
+def tagged(height, width):
+  """An image whose red and green channels are the label, which varies slowly."""
+  label = (np.arange(height)[:, None] // 4 * 16 + np.arange(width) // 4).astype(np.uint8) % 250
+  return np.stack([label, label, np.full_like(label, 9)], axis=-1), label
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 50), st.floats(0.1, 3),
+       st.integers(0, 2**32 - 1))
+def test_shapes_and_padding_hold_for_every_size(height, width, size, factor, seed):
+  image = np.full((height, width, 3), 200, np.uint8)
+  label = np.full((height, width), 3, np.uint8)
+  crop = RandomCrop(size, scale=(factor, factor), fill=(1, 2, 3))
+  image, label, valid = crop(image, label, np.random.default_rng(seed))
+  assert image.shape == (size, size, 3) and label.shape == valid.shape == (size, size)
+  assert image.dtype == label.dtype == np.uint8 and valid.dtype == bool
+  assert (image[valid] == 200).all() and (image[~valid] == (1, 2, 3)).all()
+  assert (label[valid] == 3).all() and (label[~valid] == 255).all()
+  inside = [min(size, max(1, round(length * factor))) for length in (height, width)]
+  assert valid.sum() == inside[0] * inside[1]
+  rows, columns = np.nonzero(valid)  # A centred rectangle.
+  assert abs(rows.min() - (size - 1 - rows.max())) <= 1
+  assert abs(columns.min() - (size - 1 - columns.max())) <= 1
+
+
+def test_without_scaling_a_crop_is_a_window_or_its_mirror():
+  image, label = tagged(40, 50)
+  seen, mirrors = set(), 0
+  for seed in range(80):
+    cropped, cropped_label, valid = RandomCrop(16, scale=(1, 1))(
+        image, label, np.random.default_rng(seed))
+    np.testing.assert_array_equal(cropped[..., 0], cropped_label)
+    windows = np.lib.stride_tricks.sliding_window_view(label, (16, 16))
+    plain = (windows == cropped_label).all(axis=(2, 3))
+    mirrored = (windows == cropped_label[:, ::-1]).all(axis=(2, 3))
+    assert valid.all() and (plain.any() or mirrored.any())
+    mirrors += not plain.any()
+    seen.update(zip(*np.nonzero(plain | mirrored), strict=True))
+  assert 20 < mirrors < 60 and len(seen) > 40
+  assert {row for row, _ in seen} >= {0, 24} and max(column for _, column in seen) == 34
+
+
+@pytest.mark.parametrize('factor', [0.5, 0.73, 1.6, 2.0])
+def test_image_and_label_share_their_geometry(factor):
+  """Blobs of one value: away from their borders, the bilinear image must equal the label."""
+  rng = np.random.default_rng(3)
+  label = np.kron(rng.integers(0, 250, (8, 8)), np.ones((16, 16))).astype(np.uint8)
+  image = np.repeat(label[..., None], 3, axis=2)
+  for seed in range(20):
+    cropped, cropped_label, valid = RandomCrop(48, scale=(factor, factor))(
+        image, label, np.random.default_rng(seed))
+    flat = np.ones_like(valid)
+    for axis in (0, 1):
+      for step in (-1, 1):
+        flat &= cropped_label == np.roll(cropped_label, step, axis)
+    flat[[0, -1]] = flat[:, [0, -1]] = False
+    assert flat.mean() > 0.5
+    np.testing.assert_array_equal(cropped[flat][:, 0], cropped_label[flat])
+
+
+def test_labels_are_not_shifted_against_the_image():
+  """Shrunk by two, a bilinear pixel averages two source pixels; the label is one of them."""
+  label = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+  image = np.repeat(label[..., None], 3, axis=2)
+  cropped, cropped_label, _ = RandomCrop(32, scale=(0.5, 0.5), flip=False)(
+      image, label, np.random.default_rng(0))
+  shift = cropped[..., 0].astype(int) - cropped_label
+  assert np.abs(shift).max() <= 1
+
+
+def test_a_crop_equals_cutting_the_resized_image():
+  image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+  whole = scale_image(image, 2.0)
+  crop, _, _ = RandomCrop(20, scale=(2.0, 2.0), flip=False)(image, None, np.random.default_rng(1))
+  windows = np.lib.stride_tricks.sliding_window_view(whole, (18, 18), axis=(0, 1))[..., 0, :, :]
+  # The outermost pixel looks beyond the window's border in one and not in the other.
+  assert (windows == crop[1:-1, 1:-1, 0]).all(axis=(2, 3)).any()
+
+
+def test_the_scale_is_uniform_and_options_hold():
+  image, label = tagged(20, 20)
+  crop = RandomCrop(50, scale=(0.5, 2.0))
+  sides = [np.sqrt(crop(image, None, np.random.default_rng(seed))[2].sum()) for seed in range(400)]
+  assert 10 <= min(sides) < 12 and 38 < max(sides) <= 40 and 23.5 < np.mean(sides) < 26.5
+  padded = RandomCrop(50, scale=(1, 1), padding_label=0, flip=False)
+  _, label_out, valid = padded(image, label, np.random.default_rng(0))
+  assert (label_out[~valid] == 0).all()
+  np.testing.assert_array_equal(label_out[valid], label.ravel())
+
+
+def test_wrong_options_are_refused():
+  with pytest.raises(ValueError, match='crop size 0 is not positive'):
+    RandomCrop(0)
+  with pytest.raises(ValueError, match=r'scale \(2.0, 0.5\)'):
+    RandomCrop(8, scale=(2.0, 0.5))
+
+
+def test_scale_image():
+  image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+  assert scale_image(image, 1.0) is image
+  assert scale_image(image, 0.5).shape == (10, 16, 3)
+  np.testing.assert_allclose(scale_image(image[:, :30], 0.5),
+                             image[:, :30].reshape(10, 2, 15, 2, 3).mean(axis=(1, 3)), atol=1)
