@@ -1,0 +1,141 @@
+"""Pictures of masks and confidence: palette PNGs, overlays, and a grid of validation images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gta_jax.data.sources import Dataset
+from gta_jax.evaluate import Prediction
+
+_IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
+_UNCERTAIN_COLOUR = (214, 39, 40)
+# From 0 to 1: dark to light, so that it reads in grey too, and without the red of uncertain pixels.
+_CONFIDENCE_COLOURS = ((13, 22, 66), (30, 84, 122), (42, 144, 132), (135, 199, 98), (250, 235, 120))
+_GAP = 6  # pixels between pictures
+
+
+def full_palette(palette: np.ndarray) -> np.ndarray:
+  """uint8 [256,3]: the classes' colours, black for ids without a class, VOC's border for 255."""
+  table = np.zeros((256, 3), np.uint8)
+  table[: len(palette)] = palette
+  table[255] = _IGNORE_COLOUR
+  return table
+
+
+def colourise(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """RGB uint8 [H,W,3] of labels uint8 [H,W]; palette is uint8 [K,3]."""
+  return full_palette(palette)[labels]
+
+
+def overlay(
+  image: np.ndarray, labels: np.ndarray, palette: np.ndarray, *, opacity: float = 0.5
+) -> np.ndarray:
+  """Lays the colours of labels [H,W] over an image [H,W,3], all uint8; opacity is in [0,1]."""
+  return cv2.addWeighted(image, 1 - opacity, colourise(labels, palette), opacity, 0)
+
+
+def colour_confidence(confidence: np.ndarray, *, threshold: float | None = None) -> np.ndarray:
+  """RGB uint8 [H,W,3] of float [H,W] in [0,1]: dark to light, red below the threshold."""
+  anchors = np.linspace(0, 1, len(_CONFIDENCE_COLOURS))
+  channels = [np.interp(confidence, anchors, c) for c in zip(*_CONFIDENCE_COLOURS, strict=True)]
+  colours = np.stack(channels, -1).astype(np.uint8)
+  if threshold is not None:
+    colours[confidence < threshold] = _UNCERTAIN_COLOUR
+  return colours
+
+
+def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+  """Writes uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
+  picture = Image.fromarray(labels)
+  picture.putpalette(full_palette(palette).tobytes())
+  picture.save(path)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+  """Writes uint8 [H,W,3] RGB; the suffix decides on the format."""
+  Image.fromarray(image).save(path, optimize=True, quality=90)
+
+
+def legend(classes: Sequence[str], palette: np.ndarray, *, width: int = 480) -> np.ndarray:
+  """RGB uint8 [H,width,3]: a coloured box and a name for each class, in as many lines as needed."""
+  font = ImageFont.load_default(12)
+  places, x, y = [], _GAP, _GAP
+  for name in classes:
+    extent = 22 + int(font.getlength(name)) + 2 * _GAP
+    if x + extent > width and x > _GAP:
+      x, y = _GAP, y + 20
+    places.append((x, y))
+    x += extent
+  picture = Image.new('RGB', (width, y + 20), 'white')
+  draw = ImageDraw.Draw(picture)
+  for name, colour, (left, top) in zip(classes, palette.tolist(), places, strict=True):
+    draw.rectangle((left, top, left + 16, top + 12), fill=tuple(colour), outline=(90, 90, 90))
+    draw.text((left + 22, top + 6), name, fill='black', font=font, anchor='lm')
+  return np.asarray(picture)
+
+
+def grid(headings: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+  """Sets pictures in a table under headings.
+
+  Args:
+    headings: one for each column; a second line after a newline is allowed.
+    rows: uint8 [H,W,3] pictures, of one width everywhere and of one height in each row.
+  Returns: RGB uint8 [H,W,3] on white.
+  """
+  font = ImageFont.load_default(13)
+  width = rows[0][0].shape[1]
+  y = 2 * _GAP + 16 * max(heading.count('\n') + 1 for heading in headings)
+  heights = [row[0].shape[0] + _GAP for row in rows]
+  picture = Image.new('RGB', (_GAP + len(headings) * (width + _GAP), y + sum(heights)), 'white')
+  draw = ImageDraw.Draw(picture)
+  for column, heading in enumerate(headings):
+    middle = _GAP + column * (width + _GAP) + width // 2
+    draw.text((middle, y // 2), heading, fill='black', font=font, anchor='mm', align='center')
+  for row, height in zip(rows, heights, strict=True):
+    for column, cell in enumerate(row):
+      picture.paste(Image.fromarray(cell), (_GAP + column * (width + _GAP), y))
+    y += height
+  return np.asarray(picture)
+
+
+def prediction_grid(
+  dataset: Dataset,
+  predictions: Mapping[str, Mapping[str, Prediction]],
+  *,
+  threshold: float | None = None,
+  confidence_of: str = 'teacher',
+  cell_width: int = 200,
+) -> np.ndarray:
+  """Image, truth, each network's prediction and one network's confidence, one image a row.
+
+  Args:
+    dataset: of the images, with masks.
+    predictions: image id -> network's name -> prediction at the image's size, as `evaluate.predict`
+      yields them; at least one.
+    threshold: confidence in [0,1] below which pixels are marked, or None.
+    confidence_of: the network whose confidence is shown.
+    cell_width: of each picture in pixels.
+  Returns: RGB uint8 [H,W,3], with a legend of the classes below.
+  """
+  names = list(next(iter(predictions.values())))
+  marked = '' if threshold is None else f'\n(red: below {threshold:.2f})'
+  headings = ['image', 'truth', *names, f"{confidence_of}'s confidence{marked}"]
+  rows = []
+  for image_id, by_name in predictions.items():
+    image = dataset.reader.image(image_id)
+    size = cell_width, max(1, round(image.shape[0] * cell_width / image.shape[1]))
+    masks = [dataset.reader.mask(image_id), *(by_name[name].labels for name in names)]
+    confidence = cv2.resize(by_name[confidence_of].confidence, size, interpolation=cv2.INTER_LINEAR)
+    rows.append([
+      cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+      *(
+        colourise(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), dataset.palette)
+        for mask in masks
+      ),
+      colour_confidence(confidence, threshold=threshold),
+    ])
+  table = grid(headings, rows)
+  return np.concatenate([table, legend(dataset.classes, dataset.palette, width=table.shape[1])])
