@@ -3,8 +3,9 @@
 Every choice is read from the Method while tracing; the compiled program holds no branch for it.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from gta_jax.photometric import augment
 from gta_jax.pseudo_labels import confidence_threshold, confidence_weights, pseudo_labels
 from gta_jax.resizing import resize_bilinear
 from gta_jax.state import Optimizers, TrainState
-from gta_jax.transmission import ema, ema_decay, transmit
+from gta_jax.transmission import ema_decay, transmit
 
 Metrics = dict[str, Array]
 Batch = Mapping[str, Array]
@@ -229,6 +230,9 @@ def _pseudo_lesson(
   labels, confidence = pseudo_labels(probabilities)
   labels = jnp.where(valid, labels, IGNORE)
   metrics = _oracle_metrics(labels, unlabelled, num_classes) if 'label' in unlabelled else {}
+  metrics['confidence'] = jnp.mean(confidence, where=valid)
+  if method.confidence_pass == 'clean':
+    labels, metrics['threshold'] = _drop(method, labels, confidence)
 
   images, labels, confidence = mix(
     key_mix, images, labels, confidence, kind=method.mixing, num_classes=num_classes,
@@ -245,50 +249,54 @@ def _pseudo_lesson(
     if method.confidence_pass == 'mixed':
       logits_full = resize_bilinear(logits.main[-images.shape[0]:], size)
       _, confidence = pseudo_labels(jax.nn.softmax(logits_full))
+      labels, metrics['threshold'] = _drop(method, labels, confidence)
 
-  metrics['confidence'] = jnp.mean(confidence, where=labels != IGNORE)
-  labels, weights, threshold = _weigh(method, labels, confidence)
+  kept = labels != IGNORE
+  weights = _weigh(method, kept, confidence)
 
   def pseudo_loss(logits: Logits) -> Array:
     logits_full = resize_bilinear(logits.main, size)
-    unweighted = cross_entropy(logits_full, labels, weights, reduction=method.reduction)
-    return method.unlabelled_weight * unweighted
+    unscaled = cross_entropy(logits_full, labels, weights, reduction=method.reduction)
+    return method.unlabelled_weight * unscaled
 
-  kept = labels != IGNORE
+  pixels = jnp.maximum(jnp.sum(kept), 1)
   metrics |= {
-    'threshold': jnp.mean(threshold),
     'kept_share': jnp.mean(kept),
-    'mean_weight': jnp.sum(weights) / jnp.maximum(jnp.sum(kept), 1),
-    'kept_share_by_class': _class_counts(labels, num_classes) / jnp.maximum(jnp.sum(kept), 1),
+    'mean_weight': jnp.sum(weights) / pixels,
+    'kept_share_by_class': _class_counts(labels, num_classes) / pixels,
   }
   return Lesson(images, pseudo_loss), teacher, metrics
 
 
-def _weigh(method: Method, labels: Array, confidence: Array) -> tuple[Array, Array, Array]:
-  """Labels with the least confident dropped, weights (Eq. 6) and the threshold of each group.
-
-  A group is the whole batch, or so many images as the method says.
-  """
-  batch, *size = labels.shape
+def _by_group(method: Method, function: Callable, *arrays: Array) -> Any:
+  """Maps `function` over groups of images that share a threshold: the whole batch, or fewer."""
+  batch = len(arrays[0])
   group = method.threshold_images or batch
   if batch % group:
     raise ValueError(
       f'threshold_images={group} does not split a batch of {batch} unlabelled images; '
       'use a divisor of it, or 0 for the whole batch.')
+  return jax.vmap(function)(*(x.reshape(-1, group, *x.shape[1:]) for x in arrays))
 
-  def of_group(labels: Array, confidence: Array) -> tuple[Array, Array, Array]:
+
+def _drop(method: Method, labels: Array, confidence: Array) -> tuple[Array, Array]:
+  """Labels without the least confident of each group (Eq. 2), and the mean threshold."""
+  def of_group(labels: Array, confidence: Array) -> tuple[Array, Array]:
     labelled = labels != IGNORE
     threshold = confidence_threshold(confidence, labelled, drop_fraction=method.drop_fraction)
-    kept = labelled & (confidence > threshold)
-    weights = kept.astype(jnp.float32)
-    if method.reweight:
-      weights = confidence_weights(
-        confidence, kept, smoothing=method.smoothing, normalizer=method.weight_normalizer)
-    return jnp.where(kept, labels, IGNORE), weights, threshold
+    return jnp.where(confidence > threshold, labels, IGNORE), threshold
 
-  grouped = [x.reshape(batch // group, group, *size) for x in (labels, confidence)]
-  labels, weights, threshold = jax.vmap(of_group)(*grouped)
-  return labels.reshape(batch, *size), weights.reshape(batch, *size), threshold
+  dropped, threshold = _by_group(method, of_group, labels, confidence)
+  return dropped.reshape(labels.shape), jnp.mean(threshold)
+
+
+def _weigh(method: Method, kept: Array, confidence: Array) -> Array:
+  """The weights of the kept pixels, normalised within each group (Eq. 6)."""
+  if not method.reweight:
+    return kept.astype(jnp.float32)
+  weigh = functools.partial(
+    confidence_weights, smoothing=method.smoothing, normalizer=method.weight_normalizer)
+  return _by_group(method, weigh, confidence, kept).reshape(kept.shape)
 
 
 def _class_counts(labels: Array, num_classes: int) -> Array:
