@@ -34,7 +34,6 @@ from gta_jax.resizing import interpolation_matrix
 
 Size = tuple[int, int]  # (height, width) in pixels
 LogitsFn = Callable[[Network, Variables, Array], Array]
-_DECODERS = 4  # threads; the device is slower than they are
 
 
 class Prediction(NamedTuple):
@@ -126,6 +125,7 @@ def evaluate(
   batch_size: int,
   image_scale: float = 1.0,
   multiple: int = 32,
+  threads: int = 4,
   logits_fn: LogitsFn = whole_image_logits,
   place: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = dict,
 ) -> Evaluation:
@@ -142,6 +142,7 @@ def evaluate(
     image_scale: images are resized by this factor before the network, logits back after it.
     multiple: sides are padded to a multiple of this many pixels; the larger, the fewer programs
       are compiled, and the further predictions are from those without padding (multiple=1).
+    threads: images decoded at a time.
     logits_fn: the protocol, see whole_image_logits.
     place: puts a batch's arrays (batch first) onto devices, say split over several.
   Raises: ValueError without images or networks; DataError of the reader.
@@ -151,7 +152,7 @@ def evaluate(
                      'networks cannot be scored; give at least one of each.')
   total, waiting = None, None
   batches = _batches(network.mean, dataset.reader, dataset.validation, batch_size=batch_size,
-                     image_scale=image_scale, multiple=multiple, masks=True)
+                     image_scale=image_scale, multiple=multiple, threads=threads, masks=True)
   for batch in batches:
     arrays = place(batch.arrays)
     labels = {
@@ -198,6 +199,7 @@ def predict(
   batch_size: int,
   image_scale: float = 1.0,
   multiple: int = 32,
+  threads: int = 4,
   logits_fn: LogitsFn = whole_image_logits,
 ) -> Iterator[tuple[str, dict[str, Prediction]]]:
   """Yields (id, prediction by network) at the images' own sizes, as the batches come.
@@ -207,7 +209,7 @@ def predict(
     in the order of ids.
   """
   batches = _batches(network.mean, reader, ids, batch_size=batch_size, image_scale=image_scale,
-                     multiple=multiple, masks=False)
+                     multiple=multiple, threads=threads, masks=False)
   for batch in batches:
     found = {
       name: predict_batch(network, variables, batch.arrays['image'], batch.arrays['ratio'],
@@ -229,6 +231,7 @@ def _batches(
   batch_size: int,
   image_scale: float,
   multiple: int,
+  threads: int,
   masks: bool,
 ) -> Iterator[_Batch]:
   """Groups images of equal padded size into batches, the last of a group filled up."""
@@ -244,7 +247,7 @@ def _batches(
   # The mean colour is zero after normalisation, like the padding of the first convolution.
   colour = np.round(255 * np.array(mean)).astype(np.uint8)
   load = functools.partial(_load, reader, image_scale=image_scale, masks=masks)
-  with ThreadPoolExecutor(_DECODERS) as pool:
+  with ThreadPoolExecutor(max(threads, 1)) as pool:
     for padded, members in groups.items():
       # The largest sides that image_scale brings down to `padded`: one program serves the group.
       output_size = tuple(int((side + 0.5) / image_scale) for side in padded)

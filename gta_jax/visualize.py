@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gta_jax.data.sources import Dataset
-from gta_jax.evaluate import Prediction
+from gta_jax.evaluate import Prediction, predict
+from gta_jax.network import Network, Variables
 
 _IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
 _UNCERTAIN_COLOUR = (214, 39, 40)
@@ -105,8 +106,8 @@ def prediction_grid(
   dataset: Dataset,
   predictions: Mapping[str, Mapping[str, Prediction]],
   *,
-  threshold: float | None = None,
   confidence_of: str = 'teacher',
+  drop_share: float = 0.2,
   cell_width: int = 200,
 ) -> np.ndarray:
   """Image, truth, each network's prediction and one network's confidence, one image a row.
@@ -115,27 +116,53 @@ def prediction_grid(
     dataset: of the images, with masks.
     predictions: image id -> network's name -> prediction at the image's size, as `evaluate.predict`
       yields them; at least one.
-    threshold: confidence in [0,1] below which pixels are marked, or None.
     confidence_of: the network whose confidence is shown.
+    drop_share: of all pixels shown, the least confident ones that are marked, in [0,1].
     cell_width: of each picture in pixels.
   Returns: RGB uint8 [H,W,3], with a legend of the classes below.
   """
   names = list(next(iter(predictions.values())))
-  marked = '' if threshold is None else f'\n(red: below {threshold:.2f})'
-  headings = ['image', 'truth', *names, f"{confidence_of}'s confidence{marked}"]
+  certain = [by_name[confidence_of].confidence for by_name in predictions.values()]
+  threshold = float(np.quantile(np.concatenate([c.ravel() for c in certain]), drop_share))
+  headings = ['image', 'truth', *names, f"{confidence_of}'s confidence\n"
+              f'(red: lowest {drop_share:.0%}, below {threshold:.2f})']
   rows = []
-  for image_id, by_name in predictions.items():
+  for (image_id, by_name), confidence in zip(predictions.items(), certain, strict=True):
     image = dataset.reader.image(image_id)
     size = cell_width, max(1, round(image.shape[0] * cell_width / image.shape[1]))
     masks = [dataset.reader.mask(image_id), *(by_name[name].labels for name in names)]
-    confidence = cv2.resize(by_name[confidence_of].confidence, size, interpolation=cv2.INTER_LINEAR)
+    small = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
     rows.append([
       cv2.resize(image, size, interpolation=cv2.INTER_AREA),
-      *(
-        colourise(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), dataset.palette)
-        for mask in masks
-      ),
-      colour_confidence(confidence, threshold=threshold),
+      *(colourise(mask, dataset.palette) for mask in small),
+      colour_confidence(cv2.resize(confidence, size), threshold=threshold),
     ])
   table = grid(headings, rows)
   return np.concatenate([table, legend(dataset.classes, dataset.palette, width=table.shape[1])])
+
+
+def write_picture(
+  path: Path,
+  network: Network,
+  variables_by_name: Mapping[str, Variables],
+  dataset: Dataset,
+  *,
+  count: int = 4,
+  batch_size: int = 1,
+  image_scale: float = 1.0,
+  multiple: int = 32,
+  drop_share: float = 0.2,
+) -> None:
+  """Writes the grid of `count` validation images, spread over their list; nothing for count 0.
+
+  With the batch_size, image_scale and multiple of the evaluation nothing new is compiled.
+  """
+  total = len(dataset.validation)
+  count = min(count, total)
+  if count < 1:
+    return
+  ids = [dataset.validation[i * total // count] for i in range(count)]
+  predictions = dict(predict(network, variables_by_name, dataset.reader, ids, batch_size=batch_size,
+                             image_scale=image_scale, multiple=multiple))
+  ordered = {image_id: predictions[image_id] for image_id in ids}
+  write_image(path, prediction_grid(dataset, ordered, drop_share=drop_share))

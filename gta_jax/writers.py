@@ -5,13 +5,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
-
-from gta_jax.metrics import Scores
 
 
 class MetricWriter:
@@ -21,18 +19,18 @@ class MetricWriter:
   TensorBoard, hidden), since those steps are about to be taken again.
   """
 
-  def __init__(self, directory: Path, *, restored_step: int = 0, tensorboard: bool = True):
+  def __init__(self, directory: Path, *, start_step: int = 0, tensorboard: bool = True):
     """Opens or continues the files.
 
     Args:
       directory: made if missing.
-      restored_step: the last step that counts, of the checkpoint restored; 0 for a new run.
+      start_step: the last step that counts, that of the checkpoint restored; 0 for a new run.
       tensorboard: whether to write events; needs tensorboardX.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / 'metrics.jsonl'
-    _truncate(path, restored_step)
+    _truncate(path, start_step)
     self._file = path.open('a', encoding='utf-8')
     self._events = None
     if tensorboard:
@@ -40,7 +38,7 @@ class MetricWriter:
 
       self._events = SummaryWriter(
         str(directory),
-        purge_step=restored_step + 1,
+        purge_step=start_step + 1,
         # File names are of one second's resolution; the process tells quick restarts apart.
         filename_suffix=f'.{os.getpid()}.{time.time_ns()}',
       )
@@ -87,55 +85,93 @@ def _truncate(path: Path, last_step: int) -> None:
 class Progress:
   """A bar with ETA, scalars and images/s on a terminal; elsewhere a plain line now and then."""
 
-  def __init__(self, total: int, *, start: int = 0, batch_size: int = 1,
-               every_seconds: float = 30.0, stream: TextIO | None = None):
-    """Starts at step `start` of `total`, with batch_size images a step, on stderr if no stream."""
+  def __init__(self, total_steps: int, *, start_step: int = 0, images_per_step: int = 0,
+               every_seconds: float = 15.0, stream: TextIO | None = None):
+    """Begins after `start_step` of `total_steps`.
+
+    Args:
+      total_steps: of the whole run.
+      start_step: steps done before.
+      images_per_step: for images/s, which is left out at 0.
+      every_seconds: between plain lines.
+      stream: stderr if None.
+    """
     self._stream = stream or sys.stderr
-    self._terminal = self._stream.isatty()
-    self._total, self._start, self._batch_size = total, start, batch_size
-    self._every, self._last_line = every_seconds, -math.inf
-    self._bar = tqdm(total=total, initial=start, file=self._stream, disable=not self._terminal,
+    self._plain = not self._stream.isatty()
+    self._total, self._start, self._step = total_steps, start_step, start_step
+    self._images, self._every, self._last_line = images_per_step, every_seconds, -math.inf
+    self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, disable=self._plain,
                      dynamic_ncols=True, unit='step')
     self._began = time.monotonic()
+    self._since: tuple[int, float] | None = None  # step and time from which images/s is counted
 
-  def update(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Shows that `step` steps are done, and scalars (losses, rate) as they are given."""
+  def advance(self) -> None:
+    """One more step has been taken."""
+    if self._since is None:
+      self._since = self._step, time.monotonic()
+      self._bar.set_description('', refresh=False)
+    self._step += 1
+    self._bar.update(1)
+
+  def show(self, scalars: Mapping[str, Any]) -> None:
+    """Shows scalars (losses, rate), and images/s since they were shown last."""
     now = time.monotonic()
-    rate = (step - self._start) / max(now - self._began, 1e-9)
     shown = {name: f'{float(value):.4g}' for name, value in scalars.items()}
-    shown['images/s'] = f'{rate * self._batch_size:.1f}'
-    if self._terminal:
-      self._bar.set_postfix(shown, refresh=False)
-      self._bar.update(step - self._bar.n)
-    elif now - self._last_line >= self._every or step == self._total:
+    if self._images and self._since and self._step > self._since[0]:
+      rate = self._images * (self._step - self._since[0]) / max(now - self._since[1], 1e-9)
+      shown['images/s'] = f'{rate:.1f}'
+    self._since = self._step, now
+    self._bar.set_postfix(shown)
+    if self._plain and (now - self._last_line >= self._every or self._step == self._total):
       self._last_line = now
-      left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else '?'
+      pace = (now - self._began) / max(self._step - self._start, 1)
+      left = tqdm.format_interval(pace * (self._total - self._step))
       text = ', '.join(f'{name} {value}' for name, value in shown.items())
-      print(f'step {step}/{self._total}, {left} left, {text}', file=self._stream, flush=True)
+      self.note(f'step {self._step}/{self._total}, {left} left, {text}')
 
-  def say(self, text: str) -> None:
-    """Prints a line without breaking the bar."""
+  def note(self, text: str) -> None:
+    """Prints a line of its own, without breaking the bar."""
     self._bar.write(text, file=self._stream)
     self._stream.flush()
+
+  def note_phase(self, text: str) -> None:
+    """Says in the bar what happens until the next step; its time does not count for images/s."""
+    self._since = None
+    self._bar.set_description(text)
 
   def close(self) -> None:
     self._bar.close()
 
+  def __enter__(self) -> 'Progress':
+    return self
 
-def results_table(classes: Sequence[str], scores: Mapping[str, Scores]) -> str:
-  """IoU by class, mIoU and pixel accuracy in percent, a column for each network; - where NaN."""
+  def __exit__(self, *_) -> None:
+    self.close()
 
-  def cells(values: Sequence[float]) -> list[str]:
-    return ['-' if math.isnan(v) else f'{100 * v:.1f}' for v in values]
 
-  by_network = scores.values()
-  rows = [['IoU in %', *scores]]
-  rows += [[name, *cells([s.iou[k] for s in by_network])] for k, name in enumerate(classes)]
-  rows.append(['mIoU', *cells([s.miou for s in by_network])])
-  rows.append(['pixel accuracy', *cells([s.pixel_accuracy for s in by_network])])
+def final_table(results: Mapping[str, Any]) -> str:
+  """What results.json holds as plain text: a column a network, in percent, - where undefined.
+
+  Args:
+    results: 'last' and 'best', each {'step': number, NETWORK: {'miou': share, 'pixel_accuracy':
+      share, 'iou': {CLASS: share or None}}}.
+  """
+  last, best = ({k: v for k, v in results[key].items() if k != 'step'} for key in ('last', 'best'))
+
+  def row(title: str, values: Iterable[float | None]) -> list[str]:
+    defined = (None if v is None or math.isnan(v) else v for v in values)
+    return [title, *('-' if v is None else f'{100 * v:.1f}' for v in defined)]
+
+  by_network = last.values()
+  classes = next(iter(by_network))['iou']
+  rows = [[f'IoU in %, step {results["last"]["step"]}', *last]]
+  rows += [row(name, (scores['iou'][name] for scores in by_network)) for name in classes]
+  rows.append(row('mIoU', (scores['miou'] for scores in by_network)))
+  rows.append(row('pixel accuracy', (scores['pixel_accuracy'] for scores in by_network)))
+  rows.append(row(f'mIoU, best step {results["best"]["step"]}', (best[n]['miou'] for n in last)))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
-    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    '  '.join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows
   ]
   rule = '-' * len(lines[0])
-  return '\n'.join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+  return '\n'.join([lines[0], rule, *lines[1:-3], rule, *lines[-3:]])
