@@ -136,7 +136,7 @@ def labelled_loss(logits, label: Tensor, options: Options) -> Tensor:
 # Pseudo-labels ----------------------------------------------------------------------------------
 
 
-def lowest_dropped(confidence: Tensor, valid: Tensor, drop_fraction: float) -> Tensor:
+def keep_confident(confidence: Tensor, valid: Tensor, drop_fraction: float) -> Tensor:
   """Eq. 2's indicator: drops floor(drop_fraction * n) of the n valid pixels, and ties with them."""
   ordered = confidence.masked_fill(~valid, torch.inf).flatten().sort().values
   # The count stays on the device: reading it would make the host wait.

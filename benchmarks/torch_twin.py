@@ -30,8 +30,8 @@ from torch_method import (
   descend,
   follow_statistics,
   forward,
+  keep_confident,
   labelled_loss,
-  lowest_dropped,
   make_state,
   normalize,
   poly_rate,
@@ -85,7 +85,7 @@ def mean_teacher_step(state: State, labelled: Batch, unlabelled: Batch, options:
   x_l = normalize(labelled['image'], state.student, options)
   x_u = normalize(unlabelled['image'], state.student, options)
   label, confidence, valid = pseudo_labels(state, x_u, unlabelled, options)
-  kept = cutmix(lowest_dropped(confidence, valid, options.drop_fraction), boxes)
+  kept = cutmix(keep_confident(confidence, valid, options.drop_fraction), boxes)
   label, x_u = cutmix(label, boxes), cutmix(x_u, boxes)
   if joint:
     logits, auxiliary = forward(state.student, torch.cat([x_l, x_u]), options)
@@ -110,7 +110,7 @@ def paper_step(state: State, labelled: Batch, unlabelled: Batch, options: Option
   rate = poly_rate(state.step, options)
   x = normalize(unlabelled['image'], state.assistant, options)
   label, confidence, valid = pseudo_labels(state, x, unlabelled, options)
-  kept = cutmix(lowest_dropped(confidence, valid, options.drop_fraction), boxes)
+  kept = cutmix(keep_confident(confidence, valid, options.drop_fraction), boxes)
   weight = confidence_weights(cutmix(confidence, boxes), kept, options.smoothing)
   logits, _ = forward(state.assistant, cutmix(x, boxes), options)
   loss_u = weighted_loss(logits, cutmix(label, boxes), weight, kept)
