@@ -106,7 +106,7 @@ def prediction_grid(
   dataset: Dataset,
   predictions: Mapping[str, Mapping[str, Prediction]],
   *,
-  confidence_of: str = 'teacher',
+  confidence_of: str | None = None,
   drop_share: float = 0.2,
   cell_width: int = 200,
 ) -> np.ndarray:
@@ -116,12 +116,13 @@ def prediction_grid(
     dataset: of the images, with masks.
     predictions: image id -> network's name -> prediction at the image's size, as `evaluate.predict`
       yields them; at least one.
-    confidence_of: the network whose confidence is shown.
+    confidence_of: the network whose confidence is shown; the first one if None.
     drop_share: of all pixels shown, the least confident ones that are marked, in [0,1].
     cell_width: of each picture in pixels.
   Returns: RGB uint8 [H,W,3], with a legend of the classes below.
   """
   names = list(next(iter(predictions.values())))
+  confidence_of = confidence_of or names[0]
   certain = [by_name[confidence_of].confidence for by_name in predictions.values()]
   threshold = float(np.quantile(np.concatenate([c.ravel() for c in certain]), drop_share))
   headings = ['image', 'truth', *names, f"{confidence_of}'s confidence\n"
