@@ -108,6 +108,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
     'handover_epochs': 1.0,
     'assistant_rate': 'constant',
   },
+  # From random weights, in short runs on few images; see docs/results.md.
+  'scratch': {
+    'transmission_decay': 0.999,
+    'teacher_decay': 0.99,
+    'warmup_epochs': 10.0,
+  },
 })
 
 _NO_ASSISTANT = {'assistant_learns': (), 'transmitted': (), 'shared': ()}

@@ -18,7 +18,7 @@ CLASSES = ('background', 'disc', 'square', 'triangle', 'ring', 'cross', 'star')
 PALETTE = np.array([(38, 42, 56), (230, 92, 76), (66, 135, 214), (247, 190, 72), (72, 176, 120),
                     (150, 96, 190), (90, 205, 208)], np.uint8)
 # Share of objects that wear the colour of their class. Zero would leave the outline alone.
-_TELLING = 0.5
+_TELLING = 0.7
 _SUBPIXEL_BITS = 4
 
 
@@ -71,7 +71,7 @@ def _draw(seed: int, size: int, id: str) -> tuple[np.ndarray, np.ndarray]:
   # Drawn channels first and in float32: NumPy is slow on an innermost axis of three.
   image = _background(rng, size)
   mask = np.zeros((size, size), np.uint8)
-  for _ in range(rng.integers(3, 7)):
+  for _ in range(rng.integers(2, 6)):
     _paint_clutter(rng, image)
   for _ in range(rng.integers(2, 6)):
     _paint_object(rng, image, mask)
@@ -205,7 +205,7 @@ _OUTLINES = _outlines()
 def _paint_object(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
   """One shape with its label and its void border, on top of what is there."""
   size, label = image.shape[1], int(rng.integers(1, len(CLASSES)))
-  angle, radius = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.1, 0.24)
+  angle, radius = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.14, 0.28)
   stretch = np.diag(radius * rng.uniform(0.8, 1.2, 2))
   rotation = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
   centre = rng.uniform(0.08 * size, 0.92 * size, 2)

@@ -1,0 +1,90 @@
+"""What every config has, and how the part after the colon of --config is read."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from gta_jax.methods import make_method
+
+
+def parse(arg: str | None, **defaults: str) -> dict[str, str]:
+  """Reads `SPLIT,name=value,...`, the part of --config after the colon.
+
+  A value without a name is the split. `defaults` holds the known names and their defaults.
+
+  Raises:
+    ValueError: an unknown name; the known ones are listed.
+  """
+  values = dict(defaults)
+  for part in filter(None, (arg or '').split(',')):
+    name, equals, value = part.partition('=')
+    if not equals:
+      name, value = 'split', part
+    if name not in defaults:
+      raise ValueError(
+        f'{part!r} after the colon of --config is unknown; use some of: '
+        f'{", ".join(f"{n}=..." for n in defaults)}.')
+    values[name] = value
+  return values
+
+
+def method_config(name: str, recipe: str, **options: Any) -> ml_collections.ConfigDict:
+  """Every option of the named method under a recipe, so that each can be set from outside."""
+  method = make_method(name, recipe=recipe, **options)
+  return ml_collections.ConfigDict({'name': name, 'recipe': recipe, **dataclasses.asdict(method)})
+
+
+def base() -> ml_collections.ConfigDict:
+  """The fields that a config file starts from; it sets what is its own."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # of the weights, the streams and the step
+
+  c.data = ml_collections.ConfigDict()
+  c.data.source = ''  # folder | shapes
+  c.data.dir = ''  # the data set's folder
+  c.data.split = ''  # folder: name of splits/NAME, or how many images are labelled
+  c.data.crop = 321  # pixels a side
+  c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
+  c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale
+  c.data.flip = True
+  c.data.threads = 16  # that read and decode
+  c.data.workers = 0  # processes that read and decode; 0: threads of this one
+  c.data.prefetch = 2  # batches ahead
+  c.data.oracle = False  # log the pseudo-labels' accuracy where unlabelled images have masks
+
+  c.model = ml_collections.ConfigDict()
+  c.model.depth = 50  # 10 | 18 | 34 | 50 | 101 | 152
+  c.model.stem = 'deep'  # deep | torchvision
+  c.model.output_stride = 16  # 8 | 16 | 32
+  c.model.multi_grid = ()  # dilation factors in the last stage, () for none
+  c.model.width = 1.0  # factor on every number of channels
+  c.model.aspp_rates = (6, 12, 18)
+  c.model.dropout = 0.1
+  c.model.auxiliary = False  # head on stage 3
+  c.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
+
+  c.loss = ml_collections.ConfigDict()
+  c.loss.ohem_threshold = ml_collections.config_dict.placeholder(float)  # None: no OHEM
+  c.loss.ohem_min_kept = 100_000  # pixels of the global batch
+  c.loss.auxiliary_weight = 0.4
+  c.loss.class_weights = ()
+
+  c.optim = ml_collections.ConfigDict()
+  c.optim.rate = 0.01  # of the backbone at step 0
+  c.optim.decoder_multiplier = 10.0  # on the rate of everything but the backbone
+  c.optim.power = 0.9  # of the poly schedule
+  c.optim.momentum = 0.9
+  c.optim.weight_decay = 1e-4
+
+  c.train = ml_collections.ConfigDict()
+  c.train.epochs = 80  # passes over the unlabelled images, warm-up included
+  c.train.labelled_batch = 8  # images of all devices together
+  c.train.unlabelled_batch = 8
+  c.train.log_steps = 10  # steps between two lines of metrics.jsonl
+  c.train.evaluate_epochs = 1  # epochs between two evaluations; each is followed by a checkpoint
+
+  c.evaluate = ml_collections.ConfigDict()
+  c.evaluate.batch = 8  # images
+  c.evaluate.pictures = 4  # validation images in the picture
+  return c

@@ -1,0 +1,208 @@
+"""DeepLabV3+ of the published code: its feature ends at the 512 channels before the classifier."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gta_jax.models.layers import BatchNorm, Conv, dropout
+from gta_jax.models.resnet import DEPTHS, OUTPUT_STRIDES, STEMS, ResNet, scaled
+from gta_jax.network import Logits, Network, Params, Variables
+from gta_jax.resizing import resize_bilinear
+
+Array = jax.Array
+
+DTYPES = ('float32', 'bfloat16')
+_CHANNELS = 256
+
+
+class Aspp(nn.Module):
+  """Image pooling, a 1x1 and dilated 3x3 convolutions side by side: [B,h,w,C] -> 5 x features.
+
+  Pooling comes first in the concatenation, as in the published code.
+  """
+
+  features: int
+  rates: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    pooled = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+    pooled = Conv(self.features, 1, name='conv1_1')(pooled)
+    pooled = nn.relu(BatchNorm(name='conv1_2')(pooled, train=train))
+    branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.features))]
+    for number, (size, rate) in enumerate([(1, 1), *((3, rate) for rate in self.rates)], start=2):
+      branch = Conv(self.features, size, dilation=rate, name=f'conv{number}_0')(x)
+      branches.append(nn.relu(BatchNorm(name=f'conv{number}_1')(branch, train=train)))
+    return jnp.concatenate(branches, axis=-1)
+
+
+class Decoder(nn.Module):
+  """Stages 1 and 4 -> [B,h,w,2 x features] at stage 1's size: low-level half, then ASPP's."""
+
+  features: int
+  rates: tuple[int, ...]
+  dropout: float
+
+  @nn.compact
+  def __call__(self, low: Array, high: Array, *, train: bool) -> Array:
+    drop = self.has_rng('dropout')
+    low = Conv(self.features, 1, bias=True, name='low_conv_0')(low)
+    low = nn.relu(BatchNorm(name='low_conv_1')(low, train=train))
+    high = Aspp(self.features, self.rates, name='aspp')(high, train=train)
+    high = Conv(self.features, name='head_0')(high)
+    high = nn.relu(BatchNorm(name='head_1')(high, train=train))
+    high = dropout(high, self.dropout, active=drop)
+    return jnp.concatenate([low, resize_bilinear(high, low.shape[1:3])], axis=-1)
+
+
+class Head(nn.Module):
+  """`depth` times 3x3 convolution, BatchNorm, ReLU, dropout, then 1x1 to float32 class logits.
+
+  Layers have their numbers in torch's sequence, which counts ReLU and dropout too.
+  """
+
+  num_classes: int
+  features: int
+  depth: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    for number in range(0, 4 * self.depth, 4):
+      x = Conv(self.features, bias=True, name=f'{number}')(x)
+      x = nn.relu(BatchNorm(name=f'{number + 1}')(x, train=train))
+      x = dropout(x, self.dropout, active=self.has_rng('dropout'))
+    logits = Conv(self.num_classes, 1, bias=True, name=f'{4 * self.depth}')
+    return logits(x.astype(jnp.float32))
+
+
+class DeepLab(nn.Module):
+  """The whole network; its four parts are the method's top-level keys."""
+
+  num_classes: int
+  resnet: dict[str, Any]
+  width: float
+  aspp_rates: tuple[int, ...]
+  dropout: float
+  auxiliary: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, images: Array, *, train: bool) -> Logits:
+    features = scaled(_CHANNELS, self.width)
+    head = {'num_classes': self.num_classes, 'features': features, 'dropout': self.dropout}
+    backbone = ResNet(**self.resnet, width=self.width, name='backbone')
+    low, _, middle, high = backbone(images.astype(self.dtype), train=train)
+    decoder = Decoder(features, self.aspp_rates, self.dropout, name='decoder')
+    fused = decoder(low, high, train=train)
+    main = Head(**head, depth=2, name='classifier')(fused, train=train)
+    if not self.auxiliary:
+      return Logits(main)
+    return Logits(main, Head(**head, depth=1, name='auxiliary')(middle, train=train))
+
+
+def make_deeplab(
+  *,
+  num_classes: int,
+  depth: int = 101,
+  stem: str = 'deep',
+  output_stride: int = 8,
+  multi_grid: tuple[int, ...] | None = None,
+  width: float = 1.0,
+  aspp_rates: tuple[int, ...] = (12, 24, 36),
+  dropout: float = 0.1,
+  auxiliary: bool = False,
+  dtype: str = 'float32',
+  mean: tuple[float, float, float] = Network.mean,
+  std: tuple[float, float, float] = Network.std,
+) -> Network:
+  """DeepLabV3+ on a ResNet.
+
+  Args:
+    num_classes: K of the logits.
+    depth: 10 (one basic block a stage), 18, 34, 50, 101 or 152.
+    stem: 'deep' (the published code, timm's resnet101s) or 'torchvision'.
+    output_stride: 8, 16 or 32, of the last stage.
+    multi_grid: dilation factor of each block of the last stage, e.g. (2, 2, 4); None for ones.
+    width: multiplies every channel count, rounded to a multiple of 8.
+    aspp_rates: of the dilated branches; half of (12, 24, 36) is usual at output stride 16.
+    dropout: probability that a channel is dropped in decoder and heads.
+    auxiliary: whether a second head reads stage 3.
+    dtype: of the computation; parameters, statistics and logits are float32.
+    mean: RGB in [0,1] that the weights expect.
+    std: RGB in [0,1] that the weights expect.
+  Returns: the network; the main logits have the size of stage 1, a quarter of the image.
+  Raises: ValueError for an unknown choice.
+  """
+  _check_known('depth', depth, tuple(DEPTHS))
+  _check_known('stem', stem, STEMS)
+  _check_known('output_stride', output_stride, OUTPUT_STRIDES)
+  _check_known('dtype', dtype, DTYPES)
+  last = DEPTHS[depth][0][-1]
+  if multi_grid is not None and len(multi_grid) != last:
+    raise ValueError(f'multi_grid={multi_grid} has {len(multi_grid)} factors, but ResNet-{depth} '
+                     f'has {last} blocks in its last stage; give {last} factors, or None for ones.')
+  if not 0 <= dropout < 1:
+    raise ValueError(f'dropout={dropout} is no probability below 1; use e.g. 0.1, or 0 for none.')
+  if num_classes < 1 or width <= 0:
+    raise ValueError(f'num_classes={num_classes} and width={width} must both be positive.')
+  resnet = {'depth': depth, 'stem': stem, 'output_stride': output_stride,
+            'multi_grid': None if multi_grid is None else tuple(multi_grid)}
+  module = DeepLab(num_classes, resnet, width, tuple(aspp_rates), dropout, auxiliary, dtype)
+  return Network(_make_init(module), _make_apply(module), tuple(mean), tuple(std))
+
+
+def _check_known(name: str, value: Any, known: tuple) -> None:
+  if value not in known:
+    raise ValueError(f'{name}={value!r} is unknown; use one of {", ".join(map(str, known))}.')
+
+
+def _make_init(module: nn.Module):
+  @functools.partial(jax.jit, static_argnums=1)
+  def init(key: Array, image_shape: tuple[int, int]) -> Variables:
+    # XLA drops the forward pass, which only tells flax the shapes.
+    variables = module.init(key, jnp.zeros((1, *image_shape, 3)), train=False)
+    return {**variables, 'params': _draw_kernels(key, variables['params'])}
+
+  return init
+
+
+def _draw_kernels(key: Array, params: Params) -> Params:
+  """Params with normal kernels: Kaiming's variance 2 / fan_out in the backbone, as torchvision.
+
+  Elsewhere the variance is 1 / (3 fan_in), that of torch's default. All come from one draw, as a
+  generator for each kernel would compile for many seconds.
+  """
+  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+  normal = jax.random.normal(key, (sum(leaf.size for _, leaf in leaves if leaf.ndim == 4),))
+  drawn, start = [], 0
+  for path, leaf in leaves:
+    if leaf.ndim != 4:
+      drawn.append(leaf)
+      continue
+    height, width, fan_in, fan_out = leaf.shape
+    variance = 2 / fan_out if path[0].key == 'backbone' else 1 / (3 * fan_in)
+    values = jax.lax.dynamic_slice_in_dim(normal, start, leaf.size)
+    drawn.append(values.reshape(leaf.shape) * (variance / (height * width)) ** 0.5)
+    start += leaf.size
+  return tree.unflatten(drawn)
+
+
+def _make_apply(module: nn.Module):
+  def apply(
+    variables: Variables, images: Array, *, train: bool = False, dropout_key: Array | None = None
+  ) -> tuple[Logits, Params]:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise TypeError(f'images are {images.dtype}, but a network reads normalised floats; '
+                      'pass network.normalize(images).')
+    if not train:
+      return module.apply(variables, images, train=False), variables['batch_stats']
+    rngs = {} if dropout_key is None else {'dropout': dropout_key}
+    logits, state = module.apply(
+      variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+    return logits, state['batch_stats']
+
+  return apply

@@ -1,0 +1,120 @@
+"""Convolution, batch normalisation, pooling and dropout as torch defines them, in NHWC.
+
+Every layer computes in the dtype of its input and keeps its parameters in float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+_RUNNING_DECAY = 0.9  # torch calls this momentum 0.1
+_EPSILON = 1e-5
+
+
+def conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
+  """The convolution that all layers use, padded as torch's padding = dilation (k - 1) / 2.
+
+  Args:
+    x: [B,H,W,C].
+    kernel: [k,k,C,D] with odd k, cast to x's dtype.
+    stride: of both axes.
+    dilation: of both axes.
+  Returns: [B,ceil(H/stride),ceil(W/stride),D].
+  """
+  kernel = kernel.astype(x.dtype)
+  for axis in (0, 1):
+    # Taps that lie further out than the image is wide see only padding, as ASPP's do in small
+    # images: leave them out.
+    taps = min(kernel.shape[axis] // 2, (x.shape[axis + 1] - 1) // dilation)
+    centre = kernel.shape[axis] // 2
+    kernel = jax.lax.slice_in_dim(kernel, centre - taps, centre + taps + 1, axis=axis)
+  padding = [(size // 2 * dilation,) * 2 for size in kernel.shape[:2]]
+  return jax.lax.conv_general_dilated(
+    x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def max_pool(x: Array, *, ceil_mode: bool) -> Array:
+  """3x3 maximum with stride 2 and padding 1.
+
+  [B,H,W,C] -> [B,h,w,C] with h = ceil(H / 2), or floor(H / 2) + 1 with ceil_mode: torch then lets
+  the last window start on an even size's last pixel.
+  """
+  padding = [(1, 2 if ceil_mode and size % 2 == 0 else 1, 0) for size in x.shape[1:3]]
+  x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
+  # Maxima of slices: the gradient of a window maximum is a scatter, fifteen times slower on a CPU.
+  for axis in (1, 2):
+    end = (x.shape[axis] - 3) // 2 * 2 + 1
+    taps = [jax.lax.slice_in_dim(x, tap, tap + end, 2, axis) for tap in range(3)]
+    x = jnp.maximum(jnp.maximum(taps[0], taps[1]), taps[2])
+  return x
+
+
+class Conv(nn.Module):
+  """`conv` with its parameters: kernel [size,size,C,features] and perhaps bias [features].
+
+  A fresh kernel is zero: `make_deeplab` draws all of them at once.
+  """
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  dilation: int = 1
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.zeros, shape)
+    x = conv(x, kernel, stride=self.stride, dilation=self.dilation)
+    if self.bias:
+      x = x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+    return x
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over all axes but the last, as torch's.
+
+  The batch is normalised with its biased variance; the running variance takes the unbiased one.
+  Statistics are float32. Inside jit over a sharded batch they are those of the whole batch.
+  """
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    shape = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape)
+    bias = self.param('bias', nn.initializers.zeros, shape)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    mean, var = running_mean.value, running_var.value
+    wide = x.astype(jnp.float32)
+    if train:
+      mean, var = _moments(wide)
+      if not self.is_initializing():
+        count = x.size // x.shape[-1]
+        running_mean.value = _towards(running_mean.value, mean)
+        running_var.value = _towards(running_var.value, var * (count / max(count - 1, 1)))
+    slope = scale * jax.lax.rsqrt(var + _EPSILON)
+    return (wide * slope + (bias - mean * slope)).astype(x.dtype)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+  """Mean and biased variance of [...,C] over all axes but the last.
+
+  Two passes, as E[x^2] - E[x]^2 loses digits that a hundred layers in train mode amplify.
+  """
+  axes = tuple(range(x.ndim - 1))
+  mean = x.mean(axes)
+  # The variance's gradient by the mean is zero: stopping it spares the backward pass a reduction.
+  return mean, jnp.square(x - jax.lax.stop_gradient(mean)).mean(axes)
+
+
+def _towards(running: Array, new: Array) -> Array:
+  return _RUNNING_DECAY * running + (1 - _RUNNING_DECAY) * jax.lax.stop_gradient(new)
+
+
+def dropout(x: Array, rate: float, *, active: bool) -> Array:
+  """Drops whole channels of [B,H,W,C] with the module's 'dropout' key, if active."""
+  return nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not active)(x)

@@ -1,0 +1,172 @@
+"""Weights from torch state dicts: the published code's (and U2PL's), torchvision's and timm's.
+
+    state = load_state_dict('resnet101s.safetensors')
+    variables, report = convert(state, network.init(key, (513, 513)), scope='backbone')
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gta_jax.network import Variables
+
+SCOPES = ('all', 'backbone')
+
+_PREFIXES = {
+  'backbone': 'encoder.',
+  'decoder': 'decoder.',
+  'classifier': 'decoder.classifier.',
+  'auxiliary': 'auxor.aux.',
+}
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+# A counter, the representation head of U2PL and the classifiers of ImageNet.
+_IGNORED = re.compile(r'(.*\.)?num_batches_tracked$|decoder\.representation\.|fc\.|classifier\.')
+_CLASS_LAYER = re.compile(r'(decoder\.classifier\.8|auxor\.aux\.4)\.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Names, as in the state dict, by what became of them.
+
+  Attributes:
+    loaded: copied into the network.
+    missing: the network needs them, the state dict lacks them.
+    extra: the state dict has them, the network does not and no rule explains why.
+    misshapen: both have them, in different shapes.
+    ignored: left out by rule: counters, other heads, whatever the scope leaves out.
+    kept: class layers left as they were, since the number of classes differs.
+  """
+
+  loaded: tuple[str, ...] = ()
+  missing: tuple[str, ...] = ()
+  extra: tuple[str, ...] = ()
+  misshapen: tuple[str, ...] = ()
+  ignored: tuple[str, ...] = ()
+  kept: tuple[str, ...] = ()
+
+
+def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, np.ndarray]:
+  """Reads the tensors of a .safetensors, .pth or .pt file.
+
+  Args:
+    path: the file; all but .safetensors need torch installed.
+    item: which state dict of a file that holds several, e.g. 'teacher_state'.
+  Returns: name -> float32 array, axes in torch's order.
+  Raises: ValueError for another kind of file or an item that is unknown or needed; ImportError
+    where torch is needed and absent.
+  """
+  path = Path(path)
+  if path.suffix == '.safetensors':
+    from safetensors.numpy import load_file  # noqa: PLC0415
+    content = load_file(path)
+  elif path.suffix in ('.pth', '.pt'):
+    content = _load_torch(path)
+  else:
+    raise ValueError(f'{path} is no .safetensors, .pth or .pt file; convert it to one of these.')
+  items = {name: value for name, value in content.items() if isinstance(value, dict)}
+  if bool(items) != (item is not None) or (items and item not in items):
+    held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', 'item=None')
+    raise ValueError(f'{path} holds {held}, but item={item!r}; choose {remedy}.')
+  state = items[item] if items else content
+  return {name: np.asarray(value, np.float32) for name, value in state.items()}
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+  try:
+    import torch  # noqa: PLC0415  (an optional dependency, for these files only)
+  except ImportError as error:
+    raise ImportError(f'{path} is a torch file and torch is not installed; install torch, or save '
+                      'the weights as .safetensors where it is.') from error
+  # Published checkpoints keep their best score as a NumPy number, which torch refuses by default.
+  scalar = np.float64(0).__reduce__()[0]
+  numbers = [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, type(np.dtype('float64')),
+             type(np.dtype('int64'))]
+  with torch.serialization.safe_globals(numbers):
+    content = torch.load(path, map_location='cpu', weights_only=True)
+
+  def is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+  if any(map(is_tensor, content.values())):
+    return {name: value.float().numpy() for name, value in content.items() if is_tensor(value)}
+  return {item: {name: value.float().numpy() for name, value in state.items()}
+          for item, state in content.items()
+          if isinstance(state, dict) and state and all(map(is_tensor, state.values()))}
+
+
+def convert(
+  state_dict: dict[str, np.ndarray],
+  variables: Variables,
+  *,
+  scope: str = 'all',
+  allow_other_classes: bool = False,
+) -> tuple[Variables, Report]:
+  """Puts a torch state dict into a network's variables.
+
+  Args:
+    state_dict: named as in the published code or, with scope 'backbone', as in torchvision and
+      timm; 'module.' in front is dropped.
+    variables: of the network. Leaves that are not loaded are returned as they are.
+    scope: 'all', or 'backbone' to leave decoder and heads alone.
+    allow_other_classes: leave a class layer alone where the state dict's has another shape.
+  Returns: new variables, and the report.
+  Raises: ValueError that lists every missing, extra and misshapen name.
+  """
+  if scope not in SCOPES:
+    raise ValueError(f'scope={scope!r} is unknown; use one of {", ".join(SCOPES)}.')
+  state = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+  parts = {'backbone'} if scope == 'backbone' else set(variables['params'])
+  prefixes = dict(_PREFIXES)
+  if scope == 'backbone' and not any(name.startswith('encoder.') for name in state):
+    prefixes['backbone'] = ''
+  leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+  new = [leaf for _, leaf in leaves]
+  found: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
+  for index, (path, leaf) in enumerate(leaves):
+    _, part, *inner = (entry.key for entry in path)
+    if part not in parts:
+      continue
+    name = _torch_name(prefixes[part], inner)
+    fate, new[index] = _load_leaf(state.pop(name, None), leaf)
+    if fate == 'misshapen' and allow_other_classes and _CLASS_LAYER.match(name):
+      fate = 'kept'
+    found[fate].append(name)
+  others = tuple(prefix for part, prefix in prefixes.items() if part not in parts)
+  for name in state:
+    by_rule = _IGNORED.match(name) or name.startswith(others)
+    found['ignored' if by_rule else 'extra'].append(name)
+  report = Report(**{fate: tuple(names) for fate, names in found.items()})
+  _raise_unless_whole(report, scope)
+  return tree.unflatten(new), report
+
+
+def _torch_name(prefix: str, path: list[str]) -> str:
+  """('encoder.', ['layer1_0', 'conv1', 'kernel']) -> 'encoder.layer1.0.conv1.weight'."""
+  *modules, leaf = path
+  return prefix + re.sub(r'_(?=\d)', '.', '.'.join([*modules, _LEAVES.get(leaf, leaf)]))
+
+
+def _load_leaf(value: np.ndarray | None, leaf: jax.Array) -> tuple[str, jax.Array]:
+  """What became of a leaf, as a field of Report, and the array to put there."""
+  if value is None:
+    return 'missing', leaf
+  if value.ndim == 4:
+    value = value.transpose(2, 3, 1, 0)
+  if value.shape != leaf.shape:
+    return 'misshapen', leaf
+  return 'loaded', jnp.array(value, leaf.dtype)
+
+
+def _raise_unless_whole(report: Report, scope: str) -> None:
+  problems = [f'{fate}: {", ".join(names)}' for fate in ('missing', 'extra', 'misshapen')
+              if (names := getattr(report, fate))]
+  if problems:
+    raise ValueError(
+      f'The state dict does not fit the network with scope={scope!r}. Build the network of its '
+      "depth, stem and width; load ImageNet weights with scope='backbone', another set of classes "
+      'with allow_other_classes=True.\n' + '\n'.join(problems))

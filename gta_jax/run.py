@@ -1,0 +1,149 @@
+"""From a config to everything that a run is made of; all that can be refused is refused here."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from gta_jax import sharding
+from gta_jax.data import pipeline, shapes, sources
+from gta_jax.data.sources import Dataset
+from gta_jax.losses import SupervisedLoss
+from gta_jax.methods import Method
+from gta_jax.models.deeplab import make_deeplab
+from gta_jax.network import Network
+from gta_jax.state import Optimizers, TrainState, init_state, make_optimizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A checked config, turned into values.
+
+  Attributes:
+    epoch_steps: steps of a pass over the unlabelled images.
+    total_steps: of the whole run, warm-up included.
+    warmup_steps: of the warm-up.
+    handover_steps: see make_train_step.
+  """
+
+  config: ml_collections.ConfigDict
+  dataset: Dataset
+  method: Method
+  network: Network
+  optimizers: Optimizers
+  loss: SupervisedLoss
+  epoch_steps: int
+  total_steps: int
+  warmup_steps: int
+  handover_steps: int
+
+  def initial_state(self) -> TrainState:
+    """The state before the first step, on every device."""
+    crop = self.config.data.crop
+    key_weights, key_run = jax.random.split(jax.random.key(self.config.seed))
+    variables = jax.jit(self.network.init, static_argnums=1)(key_weights, (crop, crop))
+    state = init_state(key_run, variables, self.method, self.optimizers)
+    return sharding.replicate(state, sharding.make_mesh())
+
+
+def make_run(config: ml_collections.ConfigDict) -> Run:
+  """Reads and checks all that a run needs.
+
+  Raises:
+    ValueError: a bad value in the config, or a DataError about the data set's files.
+  """
+  method = make_method_of(config)
+  train = config.train
+  sharding.check_batch('train.labelled_batch', train.labelled_batch)
+  sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
+  if config.data.crop < 1 or train.epochs <= 0 or train.evaluate_epochs <= 0:
+    raise ValueError(
+      f'data.crop={config.data.crop}, train.epochs={train.epochs} and train.evaluate_epochs='
+      f'{train.evaluate_epochs} must all be positive.')
+  group = method.threshold_images or train.unlabelled_batch
+  if train.unlabelled_batch % group:
+    raise ValueError(
+      f'method.threshold_images={group} does not divide train.unlabelled_batch='
+      f'{train.unlabelled_batch}; use a divisor, or 0 for the whole batch.')
+  loss = SupervisedLoss(**config.loss)
+  dataset = make_dataset(config)
+  if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
+    raise ValueError(
+      f'loss.class_weights has {len(loss.class_weights)} values for {len(dataset.classes)} '
+      'classes; give one for each class, or () for none.')
+  network = make_network(config, len(dataset.classes))
+  sources.check(dataset)
+  epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
+  total_steps = max(1, round(train.epochs * epoch_steps))
+  optimizers = make_optimizers(
+    method, rate=config.optim.rate, total_steps=total_steps, power=config.optim.power,
+    decoder_multiplier=config.optim.decoder_multiplier, momentum=config.optim.momentum,
+    weight_decay=config.optim.weight_decay)
+  return Run(
+    config=config, dataset=dataset, method=method, network=network, optimizers=optimizers,
+    loss=loss, epoch_steps=epoch_steps, total_steps=total_steps,
+    warmup_steps=round(method.warmup_epochs * epoch_steps),
+    handover_steps=round(method.handover_epochs * epoch_steps))
+
+
+def make_method_of(config: ml_collections.ConfigDict) -> Method:
+  """The config's method; its name and recipe have already been turned into options."""
+  options = {k: v for k, v in config.method.items() if k not in ('name', 'recipe')}
+  return Method(**options)
+
+
+def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """The data set that the config names, not yet checked."""
+  data = config.data
+  if data.source == 'shapes':
+    if not data.split.isdigit():
+      raise ValueError(f'split {data.split!r} is not a number; use configs/shapes.py:24.')
+    return shapes.make_shapes(
+      labelled=int(data.split), unlabelled=data.unlabelled, validation=data.validation,
+      size=data.size)
+  if data.source == 'folder':
+    if not data.dir:
+      raise ValueError('data.dir is empty; add --config.data.dir=DIR, the folder with images/.')
+    if not data.split:
+      raise ValueError(
+        'no split is named; write configs/folder.py:46 for splits/46/labeled.txt, or any number '
+        'of labelled images to be drawn.')
+    return sources.read_folder(data.dir, labelled=data.split, seed=config.seed)
+  raise ValueError(f'data.source={data.source!r} is unknown; use one of: folder, shapes.')
+
+
+def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
+  """The config's network for so many classes."""
+  model = dict(config.model)
+  return make_deeplab(num_classes=num_classes, **{**model, 'multi_grid': model['multi_grid'] or None})
+
+
+def ids_sha256(ids: tuple[str, ...]) -> str:
+  """The fingerprint of a list of ids, independent of its order."""
+  return hashlib.sha256('\n'.join(sorted(ids)).encode()).hexdigest()
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """The config as indented JSON; tuples become lists."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(path: Path) -> ml_collections.ConfigDict:
+  """The config that to_json wrote.
+
+  Raises:
+    ValueError: no run lies there.
+  """
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist; give the --workdir of a run.')
+  return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,84 @@
+"""Trains, evaluates and predicts: python launch.py --config configs/shapes.py --workdir runs/a"""
+
+import sys
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, with its choice after a colon: configs/folder.py:46,method=gta.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run. A run started again in its folder goes on.')
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'evaluate', 'predict'], 'What to do; the last two read a workdir.')
+_IMAGES = flags.DEFINE_string('images', None, 'predict: folder of images.')
+_OUT = flags.DEFINE_string('out', None, 'predict: folder for masks and overlays.')
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'last', ['last', 'best'], 'evaluate, predict: which teacher.')
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+  'allow_config_change', False, 'train: go on although the config has changed.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command line.
+
+  Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite.
+  """
+  # Bad flags and bad configs first: jax takes seconds to import.
+  try:
+    flags.FLAGS(argv)
+    config = _read_config()
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    return _refuse(error)
+  from gta_jax import train  # noqa: PLC0415
+
+  try:
+    {'train': _train, 'evaluate': _evaluate, 'predict': _predict}[_MODE.value](config)
+  except (OSError, ValueError) as error:
+    return _refuse(error)
+  except train.NotFiniteError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 3
+  return 0
+
+
+def _refuse(error: Exception) -> int:
+  print(f'error: {error}', file=sys.stderr)
+  return 2
+
+
+def _read_config() -> ml_collections.ConfigDict | None:
+  """The config of --config, or None where a workdir's own is to be used."""
+  needed = {'train': ('config', 'workdir'), 'evaluate': ('workdir',),
+            'predict': ('workdir', 'images', 'out')}[_MODE.value]
+  missing = [f'--{name}' for name in needed if flags.FLAGS[name].value is None]
+  if missing:
+    raise ValueError(f'--mode {_MODE.value} needs {" and ".join(missing)}.')
+  return _CONFIG.value
+
+
+def _train(config: ml_collections.ConfigDict) -> None:
+  from gta_jax import run, train  # noqa: PLC0415
+
+  train.train(
+    run.make_run(config), Path(_WORKDIR.value), allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+
+
+def _evaluate(config: ml_collections.ConfigDict | None) -> None:
+  from gta_jax import inference  # noqa: PLC0415
+
+  inference.evaluate_run(Path(_WORKDIR.value), config, which=_CHECKPOINT.value)
+
+
+def _predict(config: ml_collections.ConfigDict | None) -> None:
+  from gta_jax import inference  # noqa: PLC0415
+
+  inference.predict_images(
+    Path(_WORKDIR.value), config, images=Path(_IMAGES.value), out=Path(_OUT.value),
+    which=_CHECKPOINT.value)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
