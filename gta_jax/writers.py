@@ -39,8 +39,8 @@ class MetricWriter:
       self._events = SummaryWriter(
         str(directory),
         purge_step=start_step + 1,
-        # File names are of one second's resolution; the process tells quick restarts apart.
-        filename_suffix=f'.{os.getpid()}.{time.time_ns()}',
+        # Names are of one second; a run that resumes within it must not overwrite.
+        filename_suffix=f'.{time.time_ns()}',
       )
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
