@@ -136,8 +136,7 @@ def evaluate(
 
   Args:
     network: the common shape.
-    variables_by_name: variables by name; on the device already, or they travel at every batch.
-    dataset: its classes, reader and validation ids are used.
+    variables_by_name: on the device already, or they travel at every batch.
     batch_size: images a batch; memory grows with it, at least 4 B H W K bytes of logits.
     image_scale: images are resized by this factor before the network, logits back after it.
     multiple: sides are padded to a multiple of this many pixels; the larger, the fewer programs
@@ -148,12 +147,11 @@ def evaluate(
   Raises: ValueError without images or networks; DataError of the reader.
   """
   if not dataset.validation or not variables_by_name:
-    raise ValueError(f'{len(dataset.validation)} validation images and {len(variables_by_name)} '
-                     'networks cannot be scored; give at least one of each.')
+    raise ValueError(f'There are {len(dataset.validation)} validation images and '
+                     f'{len(variables_by_name)} networks to score; give at least one of each.')
   total, waiting = None, None
-  batches = _batches(network.mean, dataset.reader, dataset.validation, batch_size=batch_size,
-                     image_scale=image_scale, multiple=multiple, threads=threads, masks=True)
-  for batch in batches:
+  for batch in _batches(network.mean, dataset.reader, dataset.validation, batch_size=batch_size,
+                        image_scale=image_scale, multiple=multiple, threads=threads, masks=True):
     arrays = place(batch.arrays)
     labels = {
       name: predict_batch(network, variables, arrays['image'], arrays['ratio'],
