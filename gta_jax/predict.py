@@ -98,8 +98,7 @@ def predict_folder(
     images: folder of images; folders in it are not searched.
     out: folder for the results, made if missing; not `images` nor inside it.
     classes: K names, with palette uint8 [K,3].
-    batch_size: images of equal padded size that go through the network together; image_scale and
-      multiple are as in evaluation.
+    batch_size: images a batch; it, image_scale and multiple are as in evaluation.
   Returns: the masks' paths.
   Raises: DataError before any work for folders that cannot be used and files that are no images;
     and for a damaged image when it is reached, then the masks written before it stay.
