@@ -47,7 +47,7 @@ def training_stream(
     stream: 'labelled' or 'unlabelled'.
     batch_size: examples a batch in this process.
     crop_size, scale, flip, fill, padding_label: see RandomCrop.
-    seed: of the whole run; the two streams derive seeds far apart from it.
+    seed: of the whole run; each stream derives random numbers of its own from it.
     label_sampling: 'reshuffled' permutes the labelled ids anew in every pass over them; 'once', as
       the release, repeats the list, samples it to the unlabelled length once a run, and permutes
       that.
@@ -60,16 +60,12 @@ def training_stream(
   """
   if stream not in STREAMS:
     raise ValueError(f'stream {stream!r} is unknown; use one of {", ".join(STREAMS)}.')
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index {process_index} is not one of {process_count} processes; '
-                     'use 0 to process_count - 1.')
   if batch_size < 1 or start_step < 0:
     raise ValueError(f'batch_size {batch_size} must be positive and start_step {start_step} not '
                      'negative; correct them.')
   crop = RandomCrop(crop_size, scale=scale, flip=flip, fill=fill, padding_label=padding_label)
   example = _MakeExample(dataset.reader, crop, label=stream == 'labelled' or oracle,
                          valid=stream == 'unlabelled')
-  # Both streams and all their random numbers derive from the one seed, independently.
   seeds = np.random.SeedSequence((seed, STREAMS.index(stream))).generate_state(3)
   list_seed, order_seed, crop_seed = map(int, seeds)
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)
@@ -80,13 +76,7 @@ def training_stream(
       .pipe(_ProcessRows, rows=batch_size, process_index=process_index,
             process_count=process_count)
       .batch(batch_size, drop_remainder=True))
-  batches = batches[start_step:].to_iter_dataset(_read_options(threads, prefetch))
-  if workers:
-    if not flags.FLAGS.is_parsed():  # A notebook or a plain script: Grain reads its own flags.
-      flags.FLAGS.mark_as_parsed()
-    batches = batches.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=prefetch))
-  return _open(batches)
+  return _open(batches[start_step:], threads=threads, prefetch=prefetch, workers=workers)
 
 
 def evaluation_examples(
@@ -103,8 +93,7 @@ def evaluation_examples(
     mask = dataset.reader.mask(id) if dataset.reader.has_mask(id) else None
     return id, scale_image(dataset.reader.image(id), image_scale), mask
 
-  examples = grain.MapDataset.source(ids).map(example)
-  return _open(examples.to_iter_dataset(_read_options(threads, prefetch)))
+  return _open(grain.MapDataset.source(ids).map(example), threads=threads, prefetch=prefetch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +150,9 @@ class _ProcessRows(grain.MapDataset):
   def __init__(self, parent: grain.MapDataset, *, rows: int, process_index: int,
                process_count: int):
     super().__init__(parent)
+    if not 0 <= process_index < process_count:
+      raise ValueError(f'process_index {process_index} is not one of {process_count} processes; '
+                       'use 0 to process_count - 1.')
     self._rows, self._process_index, self._process_count = rows, process_index, process_count
 
   def __len__(self) -> int:
@@ -189,13 +181,17 @@ def _stream_ids(dataset: Dataset, stream: str, label_sampling: str, seed: int) -
   return ids
 
 
-def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
-  # Grain's default of 500 holds gigabytes of crops; fewer batches than threads leaves some idle.
-  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-
-
-def _open(examples: grain.IterDataset) -> Iterator:
+def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: int = 0) -> Iterator:
   """An iterator whose close() leaves nothing of Grain's behind; at exit it closes by itself."""
+  # Grain's default buffer of 500 holds gigabytes of crops; less than the threads idles some.
+  read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
+  examples = examples.to_iter_dataset(read_options)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # In a notebook or a plain script; Grain has flags of its own.
+      flags.FLAGS.mark_as_parsed()
+    examples = examples.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=prefetch))
+
   def read() -> Iterator:
     with contextlib.closing(iter(examples)) as iterator:
       yield from iterator
