@@ -203,6 +203,15 @@ def test_an_unreadable_file_reaches_the_consumer_by_name(threads):
     take(8, numbers(bad=('3',)), threads=threads)
 
 
+def test_a_mask_of_another_size_reaches_the_consumer_by_name():
+  class Shrunk(NumberReader):
+    def mask(self, id):
+      return super().mask(id)[1:]
+
+  with pytest.raises(DataError, match=r"mask of '\d' has height and width \(11, 16\)"):
+    take(1, dataclasses.replace(numbers(), reader=Shrunk()))
+
+
 def test_closing_ends_the_threads():
   before = set(threading.enumerate())
   batches = training_stream(numbers(), stream='labelled', batch_size=4, crop_size=8, seed=0,

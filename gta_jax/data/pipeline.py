@@ -112,6 +112,9 @@ class _MakeExample:
     if self.label:
       label = (self.reader.mask(id) if self.reader.has_mask(id)
                else np.full(image.shape[:2], IGNORE, np.uint8))
+      if label.shape != image.shape[:2]:
+        raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image '
+                        f'{image.shape[:2]}; export the mask at the size of its image.')
     image, label, valid = self.crop(image, label, rng)
     return ({'image': image} | ({'label': label} if self.label else {})
             | ({'valid': valid} if self.valid else {}))
