@@ -1,5 +1,6 @@
 """Layers against NumPy, ResNets and DeepLabV3+ against the published networks' numbers."""
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_network_agrees_with_the_published_one(case):
   variables, report = convert(state, variables)
   assert all('representation' in name for name in report.ignored)
 
-  @jax.jit
+  # A network this deep compiles longer than it runs once: ask for no optimisation.
+  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
   def run(variables, images):
     backbone = ResNet(options['depth'], 'deep', options['output_stride'], (2, 2, 4), 1.0)
     stages = backbone.apply(
@@ -166,7 +168,7 @@ def test_batch_norm_gradient_knows_that_the_statistics_depend_on_the_batch():
   def loss(x):
     return (module.apply(variables, x, train=True, mutable=['batch_stats'])[0] * weights).sum()
 
-  check_grads(loss, (x,), order=1, modes=['rev'], rtol=0.02)
+  check_grads(jax.jit(loss), (x,), order=1, modes=['rev'], rtol=0.02)
 
 
 @pytest.mark.parametrize('output_stride,strides,dilations', [
