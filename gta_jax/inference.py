@@ -98,11 +98,11 @@ def predict_images(
   own, described = _read_run(workdir)
   classes = tuple(described['classes'])
   network, variables, _ = load_teacher(workdir, own, num_classes=len(classes), which=which)
-  count = predict_folder(
+  written = predict_folder(
     network, variables, images=images, out=out, classes=classes,
     palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
     batch_size=(config or own).evaluate.batch)
-  print(f'{count} masks are in {out}, overlays in {out / "overlays"}')
+  print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 
 def _read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:

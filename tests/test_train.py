@@ -1,0 +1,172 @@
+"""The host loop on drawn shapes: what a run leaves, resume, determinism, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from configs import shapes as shapes_config
+from gta_jax import inference, run, train
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """The runs of this file share their programs through the persistent cache."""
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
+
+
+def tiny_config(arg='4', **overrides):
+  config = shapes_config.get_config(arg)
+  config.update_from_flattened_dict({
+    'data.unlabelled': 8, 'data.validation': 3, 'data.size': 40, 'data.crop': 32,
+    'model.width': 0.125, 'train.labelled_batch': 2, 'train.unlabelled_batch': 2,
+    'train.epochs': 3, 'train.evaluate_epochs': 1, 'train.log_steps': 2,
+    'method.warmup_epochs': 1.0, 'evaluate.batch': 2, 'evaluate.pictures': 2, **overrides})
+  return config
+
+
+def final_state(workdir, config):
+  made = run.make_run(config)
+  with train.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    return checkpoints.restore(checkpoints.last_step, made.initial_state())
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A whole run of three epochs of four steps; the first one is the warm-up."""
+  workdir = tmp_path_factory.mktemp('whole')
+  results = train.train(run.make_run(tiny_config()), workdir)
+  return workdir, results
+
+
+def test_a_run_leaves_what_was_promised(finished):
+  workdir, results = finished
+  for name in ('config.json', 'dataset.json', 'metrics.jsonl', 'results.json', 'picture.png'):
+    assert (workdir / name).stat().st_size > 0
+  assert list(workdir.glob('events.out.tfevents*'))
+  assert json.loads((workdir / 'results.json').read_text()) == results
+  assert results['last']['step'] == 12 and results['labelled'] == 4
+  for network in ('teacher', 'student', 'assistant'):
+    assert 0 <= results['last'][network]['miou'] <= 1
+    assert len(results['last'][network]['iou']) == 7
+  best = max(m['val/teacher_miou'] for m in lines(workdir) if 'val/teacher_miou' in m)
+  assert results['best']['teacher']['miou'] == pytest.approx(best)
+  with Image.open(workdir / 'picture.png') as picture:
+    assert picture.size[0] > 500
+
+
+def test_metrics_tell_of_both_phases(finished):
+  workdir, _ = finished
+  of_step = {m['step']: m for m in lines(workdir) if 'train/student_rate' in m}
+  assert sorted(of_step) == [2, 4, 6, 8, 10, 12]
+  assert 'train/threshold' not in of_step[4]
+  semi = of_step[6]
+  assert 0.7 < semi['train/kept_share'] < 0.81
+  assert semi['train/mean_weight'] == pytest.approx(1, abs=1e-4)
+  shares = [v for k, v in semi.items() if k.startswith('train/kept_share_by_class/')]
+  assert len(shares) == 7 and sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(finished, tmp_path):
+  workdir, results = finished
+  again = train.train(run.make_run(tiny_config()), tmp_path)
+  assert again['last'] == results['last']
+  jax.tree.map(np.testing.assert_array_equal, *(
+    jax.tree.leaves(final_state(w, tiny_config()).student) for w in (workdir, tmp_path)))
+  other = train.train(run.make_run(tiny_config(seed=1)), tmp_path / 'other')
+  assert other['last'] != results['last']
+
+
+@pytest.mark.parametrize('stop', [4, 8])
+def test_a_run_goes_on_as_if_it_had_never_stopped(finished, tmp_path, monkeypatch, stop):
+  """Stopped at the hand-over (4) and in the second phase (8)."""
+  workdir, results = finished
+  save = train.Checkpoints.save
+
+  def save_and_die(self, step, *args):
+    save(self, step, *args)
+    if step == stop:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(train.Checkpoints, 'save', save_and_die)
+    train.train(run.make_run(tiny_config()), tmp_path)
+  resumed = train.train(run.make_run(tiny_config()), tmp_path)
+  assert resumed['seconds_from_step'] == stop
+  assert {k: resumed[k] for k in ('last', 'best')} == {k: results[k] for k in ('last', 'best')}
+  states = [final_state(w, tiny_config()) for w in (workdir, tmp_path)]
+  for a, b in zip(*(jax.tree.leaves(s.replace(key=None)) for s in states), strict=True):
+    np.testing.assert_array_equal(a, b)
+  history = [[{k: v for k, v in m.items()} for m in lines(w)] for w in (workdir, tmp_path)]
+  assert history[0] == history[1]
+
+
+def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
+  workdir, _ = finished
+  with pytest.raises(ValueError, match=r'(?s)optim.rate: .* -> 0.5.*--allow_config_change'):
+    train.train(run.make_run(tiny_config(**{'optim.rate': 0.5})), workdir)
+
+
+def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path):
+  config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
+  with pytest.raises(train.NotFiniteError, match=r'not finite at step \d+; the last good.*none'):
+    train.train(run.make_run(config), tmp_path)
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_supervised_run_has_no_assistant(tmp_path):
+  config = tiny_config('4,method=sup_only', **{'train.epochs': 2, 'method.warmup_epochs': 1.0})
+  results = train.train(run.make_run(config), tmp_path)
+  assert set(results['last']) == {'step', 'teacher', 'student'}
+
+
+def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
+  workdir, results = finished
+  again = inference.evaluate_run(workdir, None)
+  assert again['miou'] == pytest.approx(results['last']['teacher']['miou'], abs=1e-9)
+  best = inference.evaluate_run(workdir, None, which='best')
+  assert best['step'] == results['best']['step']
+
+
+def test_prediction_of_a_folder(finished, tmp_path):
+  workdir, _ = finished
+  images = tmp_path / 'in'
+  images.mkdir()
+  rng = np.random.default_rng(0)
+  for name, size in (('a.jpg', (50, 40)), ('b.png', (33, 61))):
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(images / name)
+  status = launch.main(['launch.py', '--mode', 'predict', '--workdir', str(workdir),
+                        '--images', str(images), '--out', str(tmp_path / 'out')])
+  assert status == 0
+  with Image.open(tmp_path / 'out' / 'b.png') as mask:
+    assert mask.mode == 'P' and mask.size == (61, 33) and np.asarray(mask).max() < 7
+
+
+@pytest.mark.parametrize('overrides, message', [
+  ({'train.labelled_batch': 0}, 'train.labelled_batch=0 does not split over'),
+  ({'train.epochs': 0}, 'must all be positive'),
+  ({'method.threshold_images': 3}, 'threshold_images=3 does not divide'),
+  ({'data.source': 'coco'}, "'coco' is unknown; use one of: folder, shapes"),
+  ({'data.source': 'folder'}, '--config.data.dir'),
+  ({'model.depth': 99}, 'depth'),
+  ({'loss.class_weights': (1.0,)}, '1 values for 7'),
+  ({'method.mixing': 'mixup'}, 'none, cutmix'),
+])
+def test_bad_configs_are_refused_before_work_starts(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    run.make_run(tiny_config(**overrides))
+
+
+def test_a_workdir_without_a_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='config.json does not exist'):
+    inference.evaluate_run(tmp_path, None)
