@@ -34,7 +34,7 @@ def train(config: str, method: str, seed: int, workdir: Path, overrides: list[st
     with (workdir / 'log.txt').open('w') as log:
       subprocess.run(
         command, check=True, stdout=log, stderr=log, cwd=ROOT,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores))  # noqa: PLW1509
+        preexec_fn=lambda: os.sched_setaffinity(0, cores))
   return json.loads(path.read_text())
 
 

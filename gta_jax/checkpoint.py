@@ -77,7 +77,8 @@ class Checkpoints:
 
   def scores(self, step: int) -> dict[str, Any]:
     """The scores saved with a step."""
-    return self._manager.restore(step, args=ocp.args.Composite(scores=ocp.args.JsonRestore())).scores
+    args = ocp.args.Composite(scores=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args).scores
 
 
 def _abstract(tree: Any) -> Any:

@@ -4,6 +4,7 @@ No jax in here, so that config files can read it.
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,10 @@ FEATURES = ('backbone', 'decoder')
 
 def _choice(default: str, *known: str) -> Any:
   return dataclasses.field(default=default, metadata={'known': known})
+
+
+def _number(default: float, *, most: float = math.inf) -> Any:
+  return dataclasses.field(default=default, metadata={'most': most})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,55 +35,45 @@ class Method:
   # What passes from the assistant to the student, and from the student to the teacher.
   transmitted: tuple[str, ...] = FEATURES  # (6) averaged into the student, Eq. 9
   shared: tuple[str, ...] = ()  # (1) keys that student and assistant hold in common
-  transmission_decay: float = 0.99  # (3) alpha of Eq. 9
-  teacher_decay: float = 0.99  # (3) alpha of Eq. 12
+  transmission_decay: float = _number(0.99, most=1)  # (3) alpha of Eq. 9
+  teacher_decay: float = _number(0.99, most=1)  # (3) alpha of Eq. 12
   ema_ramp: bool = False  # (3) min(1 - 1/(k+1), alpha)
   teacher_batch_norm: str = _choice('ema', 'ema', 'own')  # (13) averaged, or by its own passes
 
   # Pseudo-labels (Eq. 1, 2, 6, 7).
-  drop_fraction: float = 0.2  # share of the least confident pixels that get no label
-  threshold_images: int = 0  # (10) images that share a threshold; 0: the whole global batch
+  drop_fraction: float = _number(0.2, most=1)  # share of the least confident pixels that get no label
+  threshold_images: int = _number(0)  # (10) images that share a threshold; 0: the whole global batch
   confidence_pass: str = _choice('clean', 'clean', 'mixed')  # (9) which teacher pass weighs
   reweight: bool = True  # Eq. 6, or every kept pixel alike
-  smoothing: float = 1.0  # tau of Eq. 6
+  smoothing: float = _number(1.0)  # tau of Eq. 6
   weight_normalizer: str = _choice('kept', 'kept', 'all')  # (7) pixels in Eq. 6's lower sum
-  unlabelled_weight: float = 1.0  # mu of Eq. 3
+  unlabelled_weight: float = _number(1.0)  # mu of Eq. 3
   reduction: str = _choice('mean', 'mean', 'sum')  # (8) of Eq. 7
 
   # Strong augmentation of the unlabelled images.
   mixing: str = _choice('cutmix', 'none', 'cutmix', 'classmix', 'cutout')  # (11)
-  mixing_probability: float = 0.5  # that a batch is mixed
-  jitter: float = 0.0  # probability of colour jitter for an image
-  greyscale: float = 0.0  # probability of greyscale for an image
-  blur: float = 0.0  # probability of a Gaussian blur for an image
+  mixing_probability: float = _number(0.5, most=1)  # that a batch is mixed
+  jitter: float = _number(0.0, most=1)  # probability of colour jitter for an image
+  greyscale: float = _number(0.0, most=1)  # probability of greyscale for an image
+  blur: float = _number(0.0, most=1)  # probability of a Gaussian blur for an image
 
   # Forward passes.
   batch_norm: str = _choice('own', 'own', 'joint')  # (12) which images share batch statistics
 
   # From warm-up to the semi-supervised phase.
-  warmup_epochs: float = 1.0
+  warmup_epochs: float = _number(1.0)
   warmup: str = _choice('all', 'all', 'student')  # (5) who trains on labelled data
-  handover_epochs: float = 0.0  # (2) the student is copied over the others so long after warm-up
+  handover_epochs: float = _number(0.0)  # (2) the student is copied over the others so long after warm-up
   assistant_rate: str = _choice('poly', 'poly', 'constant')  # (4)
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value, known = getattr(self, field.name), field.metadata.get('known')
-      if known and value not in known:
-        raise ValueError(f'{field.name}={value!r} is unknown; use one of: {", ".join(known)}.')
+      _check(field, getattr(self, field.name))
     for name in ('student_learns', 'assistant_learns'):
       if unknown := set(getattr(self, name)) - {LABELLED, PSEUDO}:
         raise ValueError(f'{name} holds {sorted(unknown)}; use {LABELLED} and {PSEUDO}.')
     if not self.student_learns:
       raise ValueError('student_learns is empty; a student learns from labelled, pseudo or both.')
-    for name in ('transmission_decay', 'teacher_decay', 'drop_fraction', 'mixing_probability',
-                 'jitter', 'greyscale', 'blur'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name}={getattr(self, name)} is not a share; use 0 to 1.')
-    for name in ('smoothing', 'unlabelled_weight', 'warmup_epochs', 'handover_epochs',
-                 'threshold_images'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name}={getattr(self, name)} is negative; use 0 or more.')
     if overlap := set(self.transmitted) & set(self.shared):
       raise ValueError(f'{sorted(overlap)} is both transmitted and shared; choose one of them.')
 
@@ -89,6 +84,14 @@ class Method:
   @property
   def uses_unlabelled(self) -> bool:
     return PSEUDO in self.student_learns + self.assistant_learns
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+  known, most = field.metadata.get('known'), field.metadata.get('most')
+  if known and value not in known:
+    raise ValueError(f'{field.name}={value!r} is unknown; use one of: {", ".join(known)}.')
+  if most is not None and not 0 <= value <= most:
+    raise ValueError(f'{field.name}={value} is out of range; use 0 to {most}.')
 
 
 # Which recipe decides what the paper leaves open. `paper` is Method's defaults.

@@ -51,8 +51,7 @@ def make_optimizer(
   """
   def by_key(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
     return {
-      key: jax.tree.map(lambda u, m=multipliers.get(key, 1.0): u * m, part)
-      for key, part in updates.items()
+      key: optax.tree.scale(multipliers.get(key, 1.0), part) for key, part in updates.items()
     }
 
   return optax.chain(

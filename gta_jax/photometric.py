@@ -66,9 +66,9 @@ def _blur(key: Array, rgb: Array, *, radius: int = 4) -> Array:
     widths = [(0, 0)] * 4
     widths[axis] = (radius, radius)
     padded = jnp.pad(rgb, widths, mode='edge')
-    shifted = (
-      jax.lax.slice_in_dim(padded, i, i + rgb.shape[axis], axis=axis) * kernel[:, i, None, None, None]
+    length, weights = rgb.shape[axis], kernel[..., None, None, None]
+    rgb = sum(
+      weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
       for i in range(2 * radius + 1)
     )
-    rgb = sum(shifted)
   return rgb

@@ -119,7 +119,8 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
 def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
   """The config's network for so many classes."""
   model = dict(config.model)
-  return make_deeplab(num_classes=num_classes, **{**model, 'multi_grid': model['multi_grid'] or None})
+  model['multi_grid'] = model['multi_grid'] or None
+  return make_deeplab(num_classes=num_classes, **model)
 
 
 def ids_sha256(ids: tuple[str, ...]) -> str:

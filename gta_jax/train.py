@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.pipeline import training_stream
+from gta_jax.diagnostics import CollapseWatch, distances
 from gta_jax.evaluate import Evaluation, evaluate
 from gta_jax.metrics import Scores
 from gta_jax.run import Run, ids_sha256, to_json
@@ -65,7 +66,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
       steps = _Steps(run, mesh, first_step, writer, progress, checkpoints)
       for stop in _evaluation_steps(run, first_step):
         state = steps.run(state, stop)
-        scores = _evaluate_and_save(run, state, stop, writer, progress, checkpoints)
+        _evaluate_and_save(run, state, stop, writer, progress, checkpoints)
       steps.close()
     results = _results(run, checkpoints, first_step, time.monotonic() - started)
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
@@ -126,6 +127,7 @@ class _Steps:
     self._labelled = _stream(run, 'labelled', first_step)
     self._unlabelled: Iterator | None = None
     self._waiting: list[tuple[int, dict]] = []
+    self._watch = CollapseWatch(run.dataset.classes)
 
   def run(self, state: TrainState, stop: int) -> TrainState:
     """Steps until `stop` steps are done; all their losses have then been looked at."""
@@ -142,8 +144,8 @@ class _Steps:
       self._waiting.append((step + 1, metrics))
       self._progress.advance()
       if (step + 1) % self._run.config.train.log_steps == 0:
-        self._log()
-    self._log()
+        self._log(state)
+    self._log(state)
     return state
 
   def close(self) -> None:
@@ -151,7 +153,7 @@ class _Steps:
       if hasattr(stream, 'close'):
         stream.close()
 
-  def _log(self) -> None:
+  def _log(self, state: TrainState) -> None:
     """Waits for the steps since the last log, checks their losses and writes their means."""
     if not self._waiting:
       return
@@ -166,8 +168,13 @@ class _Steps:
           f'{f"that of step {last}" if last else "none"}. Lower optim.rate, or look at the data.')
     phase = [m for m in metrics if m.keys() == metrics[-1].keys()]
     means = {k: np.mean([m[k] for m in phase], axis=0) for k in phase[-1]}
+    if 'kept_share_by_class' in means:
+      means |= jax.device_get(distances(state))
+      for warning in self._watch.observe(means['kept_share_by_class']):
+        self._progress.note(warning)
     self._writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
-    self._progress.show({k: float(v) for k, v in means.items() if np.ndim(v) == 0})
+    shown = [k for k in means if k.endswith('_loss') or k == 'student_rate']
+    self._progress.show({k: means[k] for k in shown})
 
 
 def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:

@@ -40,7 +40,7 @@ def test_unknown_name_lists_the_known(arguments, message):
   ({'taw': 1}, r"\['taw'\].*smoothing"),
   ({'mixing': 'mixup'}, 'none, cutmix, classmix, cutout'),
   ({'drop_fraction': 20}, 'drop_fraction=20'),
-  ({'smoothing': -1}, 'negative'),
+  ({'smoothing': -1}, 'smoothing=-1 is out of range'),
   ({'student_learns': ()}, 'student_learns is empty'),
   ({'student_learns': ('masks',)}, 'masks'),
   ({'shared': ('backbone',)}, 'both transmitted and shared'),

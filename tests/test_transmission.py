@@ -56,7 +56,8 @@ def test_transmit_names_a_key_that_is_not_there():
     transmit(tree(1.0), tree(2.0), 0.5, keys=('head',))
 
 
-@pytest.mark.parametrize('step, expected', [(0, 0.0), (1, 0.5), (9, 0.9), (99, 0.99), (10**6, 0.99)])
+@pytest.mark.parametrize(
+  'step, expected', [(0, 0.0), (1, 0.5), (9, 0.9), (99, 0.99), (10**6, 0.99)])
 def test_ramp_averages_equally_until_its_bound(step, expected):
   assert float(ema_decay(jnp.int32(step), decay=0.99, ramp=True)) == pytest.approx(expected)
   assert float(ema_decay(jnp.int32(step), decay=0.99, ramp=False)) == pytest.approx(0.99)
