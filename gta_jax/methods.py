@@ -41,8 +41,8 @@ class Method:
   teacher_batch_norm: str = _choice('ema', 'ema', 'own')  # (13) averaged, or by its own passes
 
   # Pseudo-labels (Eq. 1, 2, 6, 7).
-  drop_fraction: float = _number(0.2, most=1)  # share of the least confident pixels that get no label
-  threshold_images: int = _number(0)  # (10) images that share a threshold; 0: the whole global batch
+  drop_fraction: float = _number(0.2, most=1)  # share of pixels, the least confident
+  threshold_images: int = _number(0)  # (10) images that share a threshold; 0: all
   confidence_pass: str = _choice('clean', 'clean', 'mixed')  # (9) which teacher pass weighs
   reweight: bool = True  # Eq. 6, or every kept pixel alike
   smoothing: float = _number(1.0)  # tau of Eq. 6
@@ -63,7 +63,7 @@ class Method:
   # From warm-up to the semi-supervised phase.
   warmup_epochs: float = _number(1.0)
   warmup: str = _choice('all', 'all', 'student')  # (5) who trains on labelled data
-  handover_epochs: float = _number(0.0)  # (2) the student is copied over the others so long after warm-up
+  handover_epochs: float = _number(0.0)  # (2) the student overwrites the others so long
   assistant_rate: str = _choice('poly', 'poly', 'constant')  # (4)
 
   def __post_init__(self):
