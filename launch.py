@@ -45,7 +45,11 @@ def main(argv: list[str]) -> int:
 
 
 def _refuse(error: Exception) -> int:
-  print(f'error: {error}', file=sys.stderr)
+  message = str(error)
+  if 'Traceback (most recent call last)' in message:
+    # An error inside a config file comes wrapped with its traceback; its last line says it all.
+    message = message.strip().rsplit('\n', 1)[-1].partition(': ')[2]
+  print(f'error: {message}', file=sys.stderr)
   return 2
 
 

@@ -29,16 +29,20 @@ def parse(arg: str | None, **defaults: str) -> dict[str, str]:
   return values
 
 
-def method_config(name: str, recipe: str, **options: Any) -> ml_collections.ConfigDict:
-  """Every option of the named method under a recipe, so that each can be set from outside."""
-  method = make_method(name, recipe=recipe, **options)
-  return ml_collections.ConfigDict({'name': name, 'recipe': recipe, **dataclasses.asdict(method)})
+def base(method: str, recipe: str, **options: Any) -> ml_collections.ConfigDict:
+  """The fields that a config file starts from; it sets what is its own.
 
-
-def base() -> ml_collections.ConfigDict:
-  """The fields that a config file starts from; it sets what is its own."""
+  Args:
+    method: a name of gta_jax.methods.METHODS.
+    recipe: a name of gta_jax.methods.RECIPES.
+    **options: fields of Method that differ. All of them stand in the config as method.NAME, so
+      that each can be set from outside.
+  """
   c = ml_collections.ConfigDict()
   c.seed = 0  # of the weights, the streams and the step
+  chosen = make_method(method, recipe=recipe, **options)
+  c.method = ml_collections.ConfigDict(
+    {'name': method, 'recipe': recipe, **dataclasses.asdict(chosen)})
 
   c.data = ml_collections.ConfigDict()
   c.data.source = ''  # folder | shapes
@@ -48,6 +52,11 @@ def base() -> ml_collections.ConfigDict:
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
   c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale
   c.data.flip = True
+  # 255 where padding is ignored. 0 in the released recipe: background, and on unlabelled images a
+  # pixel like any other.
+  c.data.padding_label = 0 if recipe == 'released' else 255
+  # reshuffled every epoch, or the list repeated and sampled once for the whole run
+  c.data.label_sampling = 'once' if recipe == 'released' else 'reshuffled'
   c.data.threads = 16  # that read and decode
   c.data.workers = 0  # processes that read and decode; 0: threads of this one
   c.data.prefetch = 2  # batches ahead

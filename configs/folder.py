@@ -14,8 +14,7 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet for images of a few hundred pixels."""
   choice = common.parse(arg, split='', method='gta', recipe='scratch')
-  c = common.base()
-  c.method = common.method_config(choice['method'], choice['recipe'])
+  c = common.base(choice['method'], choice['recipe'])
   c.data.source = 'folder'
   c.data.split = choice['split']
   c.data.crop = 96

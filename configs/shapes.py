@@ -13,8 +13,7 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet on 64-pixel crops, minutes on two cores."""
   choice = common.parse(arg, split='24', method='gta', recipe='scratch')
-  c = common.base()
-  c.method = common.method_config(choice['method'], choice['recipe'])
+  c = common.base(choice['method'], choice['recipe'])
   c.data.source = 'shapes'
   c.data.split = choice['split']
   c.data.unlabelled = 512  # images

@@ -191,7 +191,8 @@ def _stream(run: Run, stream: str, start_step: int) -> Iterator[dict[str, np.nda
   return training_stream(
     run.dataset, stream=stream, batch_size=run.config.train[f'{stream}_batch'] // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
-    fill=tuple(round(255 * m) for m in run.network.mean), oracle=data.oracle, seed=run.config.seed,
+    fill=tuple(round(255 * m) for m in run.network.mean), padding_label=data.padding_label,
+    label_sampling=data.label_sampling, oracle=data.oracle, seed=run.config.seed,
     start_step=start_step, process_index=jax.process_index(), process_count=processes,
     threads=data.threads, workers=data.workers, prefetch=data.prefetch)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data import pipeline
-from gta_jax.data.pipeline import evaluation_examples, steps_per_epoch, training_stream
+from gta_jax.data.pipeline import steps_per_epoch, training_stream
 from gta_jax.data.shapes import make_shapes
 from gta_jax.data.sources import DataError, Dataset
 
@@ -248,18 +248,6 @@ def test_workers_change_nothing_and_nothing_hangs_at_exit(tmp_path):
   assert here == two
   assert [int(batch['image'].sum()) for batch in take(5, shapes, crop_size=32, start_step=2)] == [
       int(number) for number in here.split()]
-
-
-def test_evaluation_reads_in_order_and_scales_the_image_only():
-  ids = ['9', '0', '28', '3', '3']
-  examples = list(evaluation_examples(numbers(masked=15), ids, image_scale=0.5))
-  assert [id for id, _, _ in examples] == ids
-  assert [image.shape for _, image, _ in examples] == [(6, 8, 3)] * 5
-  assert [None if mask is None else mask.shape for _, _, mask in examples] == [
-      (12, 16), (12, 16), None, (12, 16), (12, 16)]
-  assert all((image == int(id)).all() for id, image, _ in examples)
-  with pytest.raises(DataError, match=r'3\.jpg is truncated'):
-    list(evaluation_examples(numbers(bad=('3',)), ids))
 
 
 def test_the_data_path_imports_no_jax_and_no_model():

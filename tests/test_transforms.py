@@ -90,10 +90,18 @@ def test_the_scale_is_uniform_and_options_hold():
   crop = RandomCrop(50, scale=(0.5, 2.0))
   sides = [np.sqrt(crop(image, None, np.random.default_rng(seed))[2].sum()) for seed in range(400)]
   assert 10 <= min(sides) < 12 and 38 < max(sides) <= 40 and 23.5 < np.mean(sides) < 26.5
-  padded = RandomCrop(50, scale=(1, 1), padding_label=0, flip=False)
+  padded = RandomCrop(50, scale=(1, 1), flip=False)
   _, label_out, valid = padded(image, label, np.random.default_rng(0))
-  assert (label_out[~valid] == 0).all()
+  assert (label_out[~valid] == 255).all()
   np.testing.assert_array_equal(label_out[valid], label.ravel())
+
+
+def test_padding_with_a_label_is_a_pixel_like_any_other():
+  image, label = tagged(20, 20)
+  crops = [RandomCrop(50, scale=(1, 1), flip=False, padding_label=value)(
+      image, label, np.random.default_rng(0)) for value in (255, 0)]
+  padding = ~crops[0][2]
+  assert padding.any() and (crops[1][1][padding] == 0).all() and crops[1][2].all()
 
 
 def test_wrong_options_are_refused():

@@ -1,4 +1,4 @@
-"""Grain streams: training batches whose position is the step number alone, and evaluation."""
+"""Grain streams of training batches, whose position is the step number alone."""
 
 import atexit
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
-from gta_jax.data.transforms import RandomCrop, scale_image
+from gta_jax.data.transforms import RandomCrop
 
 STREAMS = ('labelled', 'unlabelled')
 LABEL_SAMPLINGS = ('reshuffled', 'once')
@@ -77,23 +77,6 @@ def training_stream(
             process_count=process_count)
       .batch(batch_size, drop_remainder=True))
   return _open(batches[start_step:], threads=threads, prefetch=prefetch, workers=workers)
-
-
-def evaluation_examples(
-    dataset: Dataset, ids: Sequence[str], *, image_scale: float = 1.0, threads: int = 2,
-    prefetch: int = 8) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-  """Whole images in the order of ids, read ahead by threads.
-
-  Args:
-    image_scale: factor on the image, for networks trained on reduced ones; the mask stays.
-    prefetch: examples read ahead.
-  Returns: an iterator with close() over (id, image uint8 [h,w,3], mask uint8 [H,W] or None).
-  """
-  def example(id: str) -> tuple[str, np.ndarray, np.ndarray | None]:
-    mask = dataset.reader.mask(id) if dataset.reader.has_mask(id) else None
-    return id, scale_image(dataset.reader.image(id), image_scale), mask
-
-  return _open(grain.MapDataset.source(ids).map(example), threads=threads, prefetch=prefetch)
 
 
 @dataclasses.dataclass(frozen=True)

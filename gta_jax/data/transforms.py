@@ -22,7 +22,8 @@ class RandomCrop:
     scale: (lowest, highest) factor on the image, drawn uniformly.
     flip: whether to mirror half of the crops.
     fill: RGB of the padding.
-    padding_label: label of the padding; the release uses 0.
+    padding_label: label of the padding. With another one than 255 the padding is a pixel like any
+      other, also of unlabelled images; the release uses 0.
   """
 
   size: int
@@ -48,7 +49,7 @@ class RandomCrop:
       label: uint8 [h,w] or None.
       rng: four numbers are drawn from it, whatever the options.
     Returns: image uint8 [size,size,3], label uint8 [size,size] or None, valid bool [size,size],
-      False on padding.
+      False on padding without a label.
     """
     factor = rng.uniform(*self.scale)
     (top, height, out_height), (left, width, out_width) = (
@@ -66,7 +67,7 @@ class RandomCrop:
       out[target] = resized[:, ::mirror]
       return out
 
-    valid = np.zeros((self.size, self.size), bool)
+    valid = np.full((self.size, self.size), self.padding_label != IGNORE)
     valid[target] = True
     if label is not None:
       label = place(label, cv2.INTER_NEAREST_EXACT, self.padding_label)
