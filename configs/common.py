@@ -1,6 +1,7 @@
 """What every config has, and how the part after the colon of --config is read."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -29,18 +30,22 @@ def parse(arg: str | None, **defaults: str) -> dict[str, str]:
   return values
 
 
-def base(method: str, recipe: str, **options: Any) -> ml_collections.ConfigDict:
+def base(
+  method: str, recipe: str, *, scratch: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
   """The fields that a config file starts from; it sets what is its own.
 
   Args:
     method: a name of gta_jax.methods.METHODS.
     recipe: a name of gta_jax.methods.RECIPES.
-    **options: fields of Method that differ. All of them stand in the config as method.NAME, so
-      that each can be set from outside.
+    scratch: fields of Method that the config sets for recipe=scratch.
+  Returns: a config in which every field of Method stands as method.NAME, so that each can be set
+    from outside.
   """
   c = ml_collections.ConfigDict()
   c.seed = 0  # of the weights, the streams and the step
-  chosen = make_method(method, recipe=recipe, **options)
+  changes = scratch if scratch and recipe == 'scratch' else {}
+  chosen = make_method(method, recipe=recipe, recipe_changes=changes)
   c.method = ml_collections.ConfigDict(
     {'name': method, 'recipe': recipe, **dataclasses.asdict(chosen)})
 

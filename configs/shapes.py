@@ -12,20 +12,19 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet on 64-pixel crops, minutes on two cores."""
-  choice = common.parse(arg, split='24', method='gta', recipe='scratch')
-  c = common.base(choice['method'], choice['recipe'])
+  choice = common.parse(arg, split='48', method='gta', recipe='scratch')
+  c = common.base(choice['method'], choice['recipe'], scratch={'warmup_epochs': 6.0})
   c.data.source = 'shapes'
   c.data.split = choice['split']
   c.data.unlabelled = 512  # images
-  c.data.validation = 64  # images
+  c.data.validation = 128  # images
   c.data.size = 96  # pixels a side
   c.data.crop = 64
   c.data.threads = 2
   c.model.depth = 10
   c.model.width = 0.25
-  c.model.aspp_rates = (2, 4, 6)
-  c.optim.rate = 0.05
-  c.optim.decoder_multiplier = 1.0
+  c.model.aspp_rates = (3, 6, 9)
+  c.optim.rate = 0.02
   c.train.epochs = 20
-  c.train.evaluate_epochs = 2
+  c.train.evaluate_epochs = 5
   return c

@@ -28,7 +28,6 @@ import numpy as np
 
 from gta_jax.data.sources import Dataset, Reader
 from gta_jax.data.transforms import scale_image
-from gta_jax.data.transforms import scale_image
 from gta_jax.metrics import IGNORE, Scores, confusion_matrix
 from gta_jax.network import Array, Network, Variables
 from gta_jax.resizing import interpolation_matrix

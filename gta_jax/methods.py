@@ -111,12 +111,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
     'handover_epochs': 1.0,
     'assistant_rate': 'constant',
   },
-  # From random weights, in short runs on few images; see docs/results.md.
-  'scratch': {
-    'transmission_decay': 0.999,
-    'teacher_decay': 0.99,
-    'warmup_epochs': 10.0,
-  },
+  # The paper's, with what the config file sets for training from random weights (docs/results.md).
+  'scratch': {},
 })
 
 _NO_ASSISTANT = {'assistant_learns': (), 'transmitted': (), 'shared': ()}
@@ -153,12 +149,20 @@ METHODS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
 })
 
 
-def make_method(name: str = 'gta', *, recipe: str = 'paper', **options: Any) -> Method:
+def make_method(
+  name: str = 'gta',
+  *,
+  recipe: str = 'paper',
+  recipe_changes: Mapping[str, Any] = types.MappingProxyType({}),
+  **options: Any,
+) -> Method:
   """The named method under a recipe, with single options changed.
 
   Args:
     name: a key of METHODS.
     recipe: a key of RECIPES.
+    recipe_changes: fields of Method that a config file sets for its recipe; the name wins over
+      them.
     **options: fields of Method; they win over name and recipe.
   Raises:
     ValueError: an unknown name, recipe or option (the known ones are listed), or a bad value.
@@ -167,6 +171,6 @@ def make_method(name: str = 'gta', *, recipe: str = 'paper', **options: Any) -> 
     if value not in known:
       raise ValueError(f'{what}={value!r} is unknown; use one of: {", ".join(known)}.')
   known_options = [field.name for field in dataclasses.fields(Method)]
-  if unknown := sorted(set(options) - set(known_options)):
+  if unknown := sorted({*options, *recipe_changes} - set(known_options)):
     raise ValueError(f'unknown method options {unknown}; use some of: {", ".join(known_options)}.')
-  return Method(**{**RECIPES[recipe], **METHODS[name], **options})
+  return Method(**{**RECIPES[recipe], **recipe_changes, **METHODS[name], **options})
