@@ -65,6 +65,7 @@ def base(
   c.data.threads = 16  # that read and decode
   c.data.workers = 0  # processes that read and decode; 0: threads of this one
   c.data.prefetch = 2  # batches ahead
+  c.data.cache = 0.0  # megabytes of decoded images and masks to keep in memory
   c.data.oracle = False  # log the pseudo-labels' accuracy where unlabelled images have masks
 
   c.model = ml_collections.ConfigDict()

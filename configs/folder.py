@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.data.crop = 96
   c.data.image_scale = 0.5
   c.data.threads = 2
+  c.data.cache = 1000.0
   c.model.depth = 10
   c.model.width = 0.25
   c.model.aspp_rates = (3, 6, 9)

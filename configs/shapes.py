@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.data.size = 96  # pixels a side
   c.data.crop = 64
   c.data.threads = 2
+  c.data.cache = 100.0
   c.model.depth = 10
   c.model.width = 0.25
   c.model.aspp_rates = (3, 6, 9)

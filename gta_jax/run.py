@@ -77,6 +77,9 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
       'classes; give one for each class, or () for none.')
   network = make_network(config, len(dataset.classes))
   sources.check(dataset)
+  if config.data.cache:
+    reader = sources.CachedReader(dataset.reader, config.data.cache)
+    dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   total_steps = max(1, round(train.epochs * epoch_steps))
   optimizers = make_optimizers(

@@ -23,8 +23,8 @@ from gta_jax.visualize import write_picture
 from gta_jax.writers import MetricWriter, Progress, final_table
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
-_FREE_FIELDS = ('data.dir', 'data.threads', 'data.workers', 'data.prefetch', 'train.log_steps',
-                'evaluate.batch', 'evaluate.pictures')
+_FREE_FIELDS = ('data.dir', 'data.threads', 'data.workers', 'data.prefetch', 'data.cache',
+                'train.log_steps', 'evaluate.batch', 'evaluate.pictures')
 
 
 class NotFiniteError(RuntimeError):

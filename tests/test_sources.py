@@ -255,3 +255,18 @@ def test_camvid_is_sound():
   assert [len(ids) for ids in (dataset.labelled, dataset.unlabelled, dataset.validation)] == [
       46, 321, 101]
   assert len(dataset.classes) == 11 and dataset.classes[3] == 'road'
+
+
+def test_a_cache_keeps_what_fits_and_changes_nothing():
+  class Counting:
+    reads = 0
+
+    def image(self, id):
+      Counting.reads += 1
+      return np.full((10, 10, 3), int(id), np.uint8)
+
+  cached = sources.CachedReader(Counting(), 650e-6)
+  for _ in range(3):
+    for id in '123':
+      assert (cached.image(id) == int(id)).all()
+  assert Counting.reads == 2 + 3  # two of 300 bytes fit; the third is read every time

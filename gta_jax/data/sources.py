@@ -64,6 +64,41 @@ class Dataset:
   note: str = ''
 
 
+class CachedReader:
+  """Keeps decoded images and masks in memory until they take up `megabytes`; safe for threads.
+
+  Nothing is evicted: what fits stays, the rest is decoded anew each time. A worker process fills a
+  cache of its own.
+  """
+
+  def __init__(self, reader: Reader, megabytes: float):
+    self._reader, self._free = reader, int(megabytes * 1e6)
+    self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+  def image(self, id: str) -> np.ndarray:
+    return self._keep('image', id)
+
+  def mask(self, id: str) -> np.ndarray:
+    return self._keep('mask', id)
+
+  def has_mask(self, id: str) -> bool:
+    return self._reader.has_mask(id)
+
+  def size(self, id: str) -> tuple[int, int]:
+    return self._reader.size(id)
+
+  def _keep(self, kind: str, id: str) -> np.ndarray:
+    array = self._kept.get((kind, id))
+    if array is None:
+      array = getattr(self._reader, kind)(id)
+      if array.nbytes <= self._free:
+        # Two threads may both decode an image at first; the budget then errs on the safe side.
+        self._free -= array.nbytes
+        array.flags.writeable = False
+        self._kept[kind, id] = array
+    return array
+
+
 def _parallel(function: Callable, ids: Iterable[str]) -> list:
   with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
     return list(pool.map(function, ids))
