@@ -5,7 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import save_file
 
 import launch
 from configs import shapes as shapes_config
@@ -165,6 +167,32 @@ def test_prediction_of_a_folder(finished, tmp_path):
 def test_bad_configs_are_refused_before_work_starts(overrides, message):
   with pytest.raises(ValueError, match=message):
     run.make_run(tiny_config(**overrides))
+
+
+def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
+  """Only the backbone is taken; the decoder stays as it was drawn."""
+  made = run.make_run(tiny_config())
+  drawn = made.initial_state().student['params']
+  backbone = flatten_dict({'backbone': drawn['backbone']})
+  statistics = flatten_dict({'backbone': made.initial_state().student['batch_stats']['backbone']})
+  names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
+           'var': 'running_var'}
+  state = {}
+  for (_, *modules, leaf), value in {**backbone, **statistics}.items():
+    array = np.asarray(value) + 1
+    array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+    name = '.'.join(modules).replace('_', '.')
+    state[f'{name}.{names[leaf]}'] = np.ascontiguousarray(array)
+  path = tmp_path / 'weights.safetensors'
+  save_file(state, path)
+  loaded = run.make_run(tiny_config(**{'model.weights': str(path)})).initial_state()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b + 1), loaded.student['params']['backbone'],
+    drawn['backbone'])
+  jax.tree.map(
+    np.testing.assert_array_equal, loaded.student['params']['decoder'], drawn['decoder'])
+  with pytest.raises(ValueError, match='nowhere.safetensors does not exist'):
+    run.make_run(tiny_config(**{'model.weights': 'nowhere.safetensors'}))
 
 
 def test_a_workdir_without_a_run_is_refused(tmp_path):
