@@ -3,39 +3,21 @@
 Every choice is read from the Method while tracing; the compiled program holds no branch for it.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gta_jax import trees
-from gta_jax.losses import IGNORE, SupervisedLoss, cross_entropy
+from gta_jax.lessons import Batch, Lesson, Metrics, labelled_lesson, pseudo_lesson
+from gta_jax.losses import SupervisedLoss
 from gta_jax.methods import LABELLED, PSEUDO, Method
-from gta_jax.mixing import mix
-from gta_jax.network import Array, Logits, Network, Params, Variables
-from gta_jax.photometric import augment
-from gta_jax.pseudo_labels import confidence_threshold, confidence_weights, pseudo_labels
-from gta_jax.resizing import resize_bilinear
+from gta_jax.network import Array, Network, Params, Variables
 from gta_jax.state import Optimizers, TrainState
 from gta_jax.transmission import ema_decay, transmit
 
-Metrics = dict[str, Array]
-Batch = Mapping[str, Array]
 Step = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-
-
-class Lesson(NamedTuple):
-  """Images and what a network's logits on them cost.
-
-  images: [B,H,W,3] normalised float.
-  loss: Logits -> [] float32.
-  """
-
-  images: Array
-  loss: Callable[[Logits], Array]
 
 
 def make_warmup_step(
@@ -60,7 +42,7 @@ def make_warmup_step(
   def step(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
     del unlabelled
     key = jax.random.fold_in(state.key, state.step)
-    lessons = {LABELLED: _labelled_lesson(network, labelled, loss)}
+    lessons = {LABELLED: labelled_lesson(network, labelled, loss)}
     student, student_opt, losses = _learn(
       network, optimizers.student, state.student, state.student_opt, lessons, (LABELLED,),
       joint=False, key=key,
@@ -124,10 +106,10 @@ def make_train_step(
     in_handover = (since_warmup < handover_steps) if handover_steps else None
     teacher, student, assistant = _hand_over(state, in_handover)
 
-    lessons = {LABELLED: _labelled_lesson(network, labelled, loss)}
+    lessons = {LABELLED: labelled_lesson(network, labelled, loss)}
     metrics: Metrics = {}
     if method.uses_unlabelled:
-      lessons[PSEUDO], teacher, metrics = _pseudo_lesson(
+      lessons[PSEUDO], teacher, metrics = pseudo_lesson(
         network, method, teacher, lessons[LABELLED].images, unlabelled, keys[0])
     elif method.teacher_batch_norm == 'own':
       _, stats = network.apply(
@@ -203,116 +185,6 @@ def _receive(
       params = _where(in_handover, taught, params)
     params = trees.replace(params, trees.select(taught, method.shared))
   return {**student, 'params': transmit(params, taught, decay, keys=method.transmitted)}
-
-
-def _labelled_lesson(network: Network, labelled: Batch, loss: SupervisedLoss) -> Lesson:
-  labels = labelled['label'].astype(jnp.int32)
-  return Lesson(network.normalize(labelled['image']), lambda logits: loss(logits, labels))
-
-
-def _pseudo_lesson(
-  network: Network,
-  method: Method,
-  teacher: Variables,
-  labelled_images: Array,
-  unlabelled: Batch,
-  key: Array,
-) -> tuple[Lesson, Variables, Metrics]:
-  """Step 1 of Algorithm 1. Also returns the teacher, whose running statistics may have moved."""
-  key_mix, key_photometric, key_dropout = jax.random.split(key, 3)
-  valid = unlabelled['valid']
-  size = valid.shape[1:3]
-  # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-  images = jnp.where(valid[..., None], network.normalize(unlabelled['image']), 0.0)
-  logits, _ = network.apply(teacher, images)
-  probabilities = jax.nn.softmax(resize_bilinear(logits.main, size))
-  num_classes = probabilities.shape[-1]
-  labels, confidence = pseudo_labels(probabilities)
-  labels = jnp.where(valid, labels, IGNORE)
-  metrics = _oracle_metrics(labels, unlabelled, num_classes) if 'label' in unlabelled else {}
-  metrics['confidence'] = jnp.mean(confidence, where=valid)
-  if method.confidence_pass == 'clean':
-    labels, metrics['threshold'] = _drop(method, labels, confidence)
-
-  images, labels, confidence = mix(
-    key_mix, images, labels, confidence, kind=method.mixing, num_classes=num_classes,
-    probability=method.mixing_probability)
-  images = augment(
-    key_photometric, images, network, jitter=method.jitter, greyscale=method.greyscale,
-    blur=method.blur)
-
-  if method.confidence_pass == 'mixed' or method.teacher_batch_norm == 'own':
-    seen = jnp.concatenate([labelled_images, images]) if method.batch_norm == 'joint' else images
-    logits, stats = network.apply(teacher, seen, train=True, dropout_key=key_dropout)
-    if method.teacher_batch_norm == 'own':
-      teacher = {**teacher, 'batch_stats': stats}
-    if method.confidence_pass == 'mixed':
-      logits_full = resize_bilinear(logits.main[-images.shape[0]:], size)
-      _, confidence = pseudo_labels(jax.nn.softmax(logits_full))
-      labels, metrics['threshold'] = _drop(method, labels, confidence)
-
-  kept = labels != IGNORE
-  weights = _weigh(method, kept, confidence)
-
-  def pseudo_loss(logits: Logits) -> Array:
-    logits_full = resize_bilinear(logits.main, size)
-    unscaled = cross_entropy(logits_full, labels, weights, reduction=method.reduction)
-    return method.unlabelled_weight * unscaled
-
-  pixels = jnp.maximum(jnp.sum(kept), 1)
-  metrics |= {
-    'kept_share': jnp.mean(kept),
-    'mean_weight': jnp.sum(weights) / pixels,
-    'kept_share_by_class': _class_counts(labels, num_classes) / pixels,
-  }
-  return Lesson(images, pseudo_loss), teacher, metrics
-
-
-def _by_group(method: Method, function: Callable, *arrays: Array) -> Any:
-  """Maps `function` over groups of images that share a threshold: the whole batch, or fewer."""
-  batch = len(arrays[0])
-  group = method.threshold_images or batch
-  if batch % group:
-    raise ValueError(
-      f'threshold_images={group} does not split a batch of {batch} unlabelled images; '
-      'use a divisor of it, or 0 for the whole batch.')
-  return jax.vmap(function)(*(x.reshape(-1, group, *x.shape[1:]) for x in arrays))
-
-
-def _drop(method: Method, labels: Array, confidence: Array) -> tuple[Array, Array]:
-  """Labels without the least confident of each group (Eq. 2), and the mean threshold."""
-  def of_group(labels: Array, confidence: Array) -> tuple[Array, Array]:
-    labelled = labels != IGNORE
-    threshold = confidence_threshold(confidence, labelled, drop_fraction=method.drop_fraction)
-    return jnp.where(confidence > threshold, labels, IGNORE), threshold
-
-  dropped, threshold = _by_group(method, of_group, labels, confidence)
-  return dropped.reshape(labels.shape), jnp.mean(threshold)
-
-
-def _weigh(method: Method, kept: Array, confidence: Array) -> Array:
-  """The weights of the kept pixels, normalised within each group (Eq. 6)."""
-  if not method.reweight:
-    return kept.astype(jnp.float32)
-  weigh = functools.partial(
-    confidence_weights, smoothing=method.smoothing, normalizer=method.weight_normalizer)
-  return _by_group(method, weigh, confidence, kept).reshape(kept.shape)
-
-
-def _class_counts(labels: Array, num_classes: int) -> Array:
-  return jnp.sum(labels[..., None] == jnp.arange(num_classes), axis=tuple(range(labels.ndim)))
-
-
-def _oracle_metrics(labels: Array, unlabelled: Batch, num_classes: int) -> Metrics:
-  """Accuracy of the teacher's labels where masks happen to exist; nothing learns from it."""
-  truth = unlabelled['label'].astype(jnp.int32)
-  known = (truth != IGNORE) & (labels != IGNORE)
-  right = _class_counts(jnp.where(known & (labels == truth), truth, IGNORE), num_classes)
-  there = _class_counts(jnp.where(known, truth, IGNORE), num_classes)
-  return {
-    'oracle_accuracy': jnp.sum(right) / jnp.maximum(jnp.sum(there), 1),
-    'oracle_accuracy_by_class': right / there,
-  }
 
 
 def _learn(
