@@ -61,7 +61,8 @@ class Checkpoints:
         teacher=ocp.args.StandardSave(state.teacher),
         scores=ocp.args.JsonSave(dict(scores)),
       ),
-      metrics={_METRIC: scores['teacher']['miou']},
+      # Undefined (null) where every validation pixel is void.
+      metrics={_METRIC: scores['teacher']['miou'] or 0.0},
     )
 
   def restore(self, step: int, like: TrainState) -> TrainState:

@@ -72,7 +72,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   write_picture(
     workdir / 'picture.png', run.network, state.networks, run.dataset,
-    count=run.config.evaluate.pictures, image_scale=run.config.data.image_scale)
+    count=run.config.evaluate.pictures, batch_size=run.config.evaluate.batch,
+    image_scale=run.config.data.image_scale)
   print(final_table(results))
   return results
 
@@ -220,7 +221,7 @@ def _evaluate_and_save(
   scores = _scores_by_network(found, run.dataset.classes)
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
   progress.note('  '.join(
-    [f'step {step}: mIoU'] + [f'{name} {100 * s["miou"]:.2f}' for name, s in scores.items()]))
+    [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
   checkpoints.save(step, state, scores)
 
 
@@ -229,9 +230,13 @@ def _scores_by_network(found: Evaluation, classes: tuple[str, ...]) -> dict[str,
 
 
 def plain_scores(scores: Scores, classes: tuple[str, ...]) -> dict[str, Any]:
-  """Scores as JSON; a class that never occurs has null."""
-  iou = {c: None if math.isnan(v) else v for c, v in zip(classes, scores.iou, strict=True)}
-  return {'miou': scores.miou, 'pixel_accuracy': scores.pixel_accuracy, 'iou': iou}
+  """Scores as JSON; what is undefined, as a class that never occurs, is null."""
+  def plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+  iou = {name: plain(value) for name, value in zip(classes, scores.iou, strict=True)}
+  accuracy = plain(scores.pixel_accuracy)
+  return {'miou': plain(scores.miou), 'pixel_accuracy': accuracy, 'iou': iou}
 
 
 def _results(
