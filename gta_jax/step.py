@@ -129,15 +129,17 @@ def make_train_step(
         method.assistant_learns, joint=joint, key=keys[1])
       metrics |= {f'assistant_{name}_loss': value for name, value in losses.items()}
       metrics['assistant_rate'] = optimizers.assistant_rate(state.step)
-      student = _receive(method, student, assistant, decays['transmission_decay'], in_handover)
+      teacher, student = _receive(
+        method, teacher, student, assistant, decays['transmission_decay'], in_handover)
 
     student, student_opt, losses = _learn(
       network, optimizers.student, student, state.student_opt, lessons,
       method.student_learns, joint=joint, key=keys[2])
     metrics |= {f'student_{name}_loss': value for name, value in losses.items()}
-    if method.has_assistant and method.shared:
-      shared = trees.select(student['params'], method.shared)
-      assistant = {**assistant, 'params': trees.replace(assistant['params'], shared)}
+    if method.has_assistant:
+      assistant = _share(assistant, student, method.shared)
+      if in_handover is not None:
+        teacher = _share(teacher, student, method.shared, when=in_handover)
 
     followed = ('params', 'batch_stats') if method.teacher_batch_norm == 'ema' else ('params',)
     teacher = transmit(teacher, student, decays['teacher_decay'], keys=followed)
@@ -170,21 +172,33 @@ def _where(condition: Array, yes: Params, no: Params) -> Params:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def _share(
+  target: Variables, source: Variables, keys: Iterable[str], *, when: Array | None = None
+) -> Variables:
+  """`target` with the named parameters of `source`, under a condition if there is one."""
+  part = trees.select(source['params'], keys)
+  if when is not None:
+    part = _where(when, part, trees.select(target['params'], keys))
+  return {**target, 'params': trees.replace(target['params'], part)}
+
+
 def _receive(
   method: Method,
+  teacher: Variables,
   student: Variables,
   assistant: Variables,
   decay: Array,
   in_handover: Array | None,
-) -> Variables:
-  """The student after the assistant's step: shared keys are the assistant's, others averaged."""
-  params, taught = student['params'], assistant['params']
-  if method.shared:
-    if in_handover is not None:
-      # In the published code the copy of a hand-over step shares every tensor, not only these.
-      params = _where(in_handover, taught, params)
-    params = trees.replace(params, trees.select(taught, method.shared))
-  return {**student, 'params': transmit(params, taught, decay, keys=method.transmitted)}
+) -> tuple[Variables, Variables]:
+  """Teacher and student after the assistant's step: shared keys moved along, others averaged."""
+  if method.shared and in_handover is not None:
+    # The copy of a hand-over step of the published code shares every tensor of all three networks.
+    everything = tuple(assistant['params'])
+    student = _share(student, assistant, everything, when=in_handover)
+    teacher = _share(teacher, assistant, everything, when=in_handover)
+  student = _share(student, assistant, method.shared)
+  params = transmit(student['params'], assistant['params'], decay, keys=method.transmitted)
+  return teacher, {**student, 'params': params}
 
 
 def _learn(
