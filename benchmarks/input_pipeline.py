@@ -28,6 +28,7 @@ from gta_jax.data import pipeline, shapes, sources
 
 
 def parse_arguments() -> argparse.Namespace:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--dir', help='a data folder; see gta_jax.data.sources.read_folder')
@@ -76,6 +77,7 @@ def measure(dataset: sources.Dataset, options: argparse.Namespace, *, stream: st
 
 
 def resident_mb() -> float:
+  """Resident memory of this process, in MB."""
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
@@ -95,6 +97,7 @@ def measure_memory(dataset: sources.Dataset, options: argparse.Namespace) -> lis
 
 
 def main() -> None:
+  """Measures both streams and prints a table."""
   options = parse_arguments()
   with tempfile.TemporaryDirectory() as temporary:
     if not options.dir:

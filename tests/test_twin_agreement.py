@@ -126,8 +126,8 @@ def assert_close(ours, theirs, tolerance, where, *, slack=0.0):
   assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs) + slack, where
 
 
-# Without a pixel whose label or threshold falls to the other side, which rounding may bring about,
-# the three errors are 1e-6, 1e-6 and 2e-4; with one they are about 3e-4, 3e-5 and 5e-3.
+# The errors are at most 1e-6, 2e-7 and 2e-4. The rest is room for a pixel whose label or threshold
+# rounding turns to the other side on another machine.
 
 
 def test_losses_agree(runs):
