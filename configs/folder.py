@@ -3,7 +3,9 @@
     python launch.py --config configs/folder.py:46 --config.data.dir=DIR --workdir runs/folder
 
 Reads DIR/images, DIR/masks, DIR/classes.txt, DIR/splits/val.txt and DIR/splits/46/labeled.txt.
-After the colon: the split, then method=NAME and recipe=NAME.
+After the colon: the split, then method=NAME and recipe=NAME. The defaults are for a few hundred
+frames on a CPU; on a GPU set model.depth=50 model.width=1.0 data.crop=321 data.image_scale=1.0 (not
+run here). What it gives on CamVid, and when it does not help: docs/results.md.
 """
 
 import ml_collections
