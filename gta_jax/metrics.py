@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IGNORE = 255
+from gta_jax.losses import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,3 @@ def specs(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
   """Path -> (shape, dtype) of every leaf."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
-
-
-def size(tree: Tree) -> int:
-  """The number of scalars in all leaves."""
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
