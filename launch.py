@@ -32,13 +32,13 @@ def main(argv: list[str]) -> int:
     config = _read_config()
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     return _refuse(error)
-  from gta_jax import train  # noqa: PLC0415
+  from gta_jax.stepping import NotFiniteError  # noqa: PLC0415
 
   try:
     {'train': _train, 'evaluate': _evaluate, 'predict': _predict}[_MODE.value](config)
   except (OSError, ValueError) as error:
     return _refuse(error)
-  except train.NotFiniteError as error:
+  except NotFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return 3
   return 0

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import launch
 from configs import shapes as shapes_config
-from gta_jax import inference, run, train
+from gta_jax import inference, run, stepping, train
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -121,7 +121,7 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
 
 def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path):
   config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
-  with pytest.raises(train.NotFiniteError, match=r'not finite at step \d+; the last good.*none'):
+  with pytest.raises(stepping.NotFiniteError, match=r'not finite at step \d+; the last good.*none'):
     train.train(run.make_run(config), tmp_path)
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
