@@ -24,7 +24,8 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 def main(argv: list[str]) -> int:
   """Runs the command line.
 
-  Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite.
+  Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
+    process of data.workers.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   try:
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     config = _read_config()
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     return _refuse(error)
+  from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.stepping import NotFiniteError  # noqa: PLC0415
 
   try:
@@ -39,18 +41,19 @@ def main(argv: list[str]) -> int:
   except (OSError, ValueError) as error:
     return _refuse(error)
   except NotFiniteError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 3
+    return _refuse(error, status=3)
+  except WorkerError as error:
+    return _refuse(error, status=4)
   return 0
 
 
-def _refuse(error: Exception) -> int:
+def _refuse(error: Exception, *, status: int = 2) -> int:
   message = str(error)
   if 'Traceback (most recent call last)' in message:
     # An error inside a config file comes wrapped with its traceback; its last line says it all.
     message = message.strip().rsplit('\n', 1)[-1].partition(': ')[2]
   print(f'error: {message}', file=sys.stderr)
-  return 2
+  return status
 
 
 def _read_config() -> ml_collections.ConfigDict | None:

@@ -9,6 +9,7 @@ import numpy as np
 from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.pipeline import training_stream
+from gta_jax.data.skipping import Skipped
 from gta_jax.diagnostics import CollapseWatch, distances
 from gta_jax.run import Run
 from gta_jax.state import TrainState
@@ -25,12 +26,12 @@ class Steps:
 
   def __init__(
     self, run: Run, mesh: jax.sharding.Mesh, first_step: int, writer: MetricWriter,
-    progress: Progress, checkpoints: Checkpoints,
+    progress: Progress, checkpoints: Checkpoints, skipped: Skipped,
   ):
     self._run, self._mesh, self._writer = run, mesh, writer
-    self._progress, self._checkpoints = progress, checkpoints
+    self._progress, self._checkpoints, self._skipped = progress, checkpoints, skipped
     self._warmup, self._semi = _compiled_steps(run, mesh)
-    self._labelled = _stream(run, 'labelled', first_step)
+    self._labelled = _stream(run, 'labelled', first_step, skipped)
     self._unlabelled: Iterator | None = None
     self._waiting: list[tuple[int, dict]] = []
     self._watch = CollapseWatch(run.dataset.classes)
@@ -43,7 +44,8 @@ class Steps:
       if step >= self._run.warmup_steps:
         compiled = self._semi
         if self._run.method.uses_unlabelled:
-          self._unlabelled = self._unlabelled or _stream(self._run, 'unlabelled', step)
+          self._unlabelled = self._unlabelled or _stream(
+            self._run, 'unlabelled', step, self._skipped)
           unlabelled = next(self._unlabelled)
       batches = (sharding.global_batch(batch, self._mesh) for batch in (labelled, unlabelled))
       state, metrics = compiled(state, *batches)
@@ -74,6 +76,7 @@ class Steps:
           f'{f"that of step {last}" if last else "none"}. Lower optim.rate, or look at the data.')
     phase = [m for m in metrics if m.keys() == metrics[-1].keys()]
     means = {k: np.mean([m[k] for m in phase], axis=0) for k in phase[-1]}
+    means['skipped_images'] = len(self._skipped.reasons)
     if 'kept_share_by_class' in means:
       means |= jax.device_get(distances(state))
       for warning in self._watch.observe(means['kept_share_by_class']):
@@ -91,7 +94,9 @@ def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:
   return sharding.compile_step(warmup, mesh), sharding.compile_step(semi, mesh)
 
 
-def _stream(run: Run, stream: str, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _stream(
+  run: Run, stream: str, start_step: int, skipped: Skipped
+) -> Iterator[dict[str, np.ndarray]]:
   data, processes = run.config.data, jax.process_count()
   low, high = data.scale
   return training_stream(
@@ -100,7 +105,7 @@ def _stream(run: Run, stream: str, start_step: int) -> Iterator[dict[str, np.nda
     fill=tuple(round(255 * m) for m in run.network.mean), padding_label=data.padding_label,
     label_sampling=data.label_sampling, oracle=data.oracle, seed=run.config.seed,
     start_step=start_step, process_index=jax.process_index(), process_count=processes,
-    threads=data.threads, workers=data.workers, prefetch=data.prefetch)
+    threads=data.threads, workers=data.workers, prefetch=data.prefetch, skipped=skipped)
 
 
 def _scalars(prefix: str, values: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, float]:

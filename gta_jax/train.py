@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
+from gta_jax.data.skipping import Skipped
 from gta_jax.evaluate import Evaluation, evaluate
 from gta_jax.metrics import Scores
 from gta_jax.run import Run, ids_sha256, to_json
@@ -21,7 +23,7 @@ from gta_jax.writers import MetricWriter, Progress, final_table
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 _FREE_FIELDS = ('data.dir', 'data.threads', 'data.workers', 'data.prefetch', 'data.cache',
-                'train.log_steps', 'evaluate.batch', 'evaluate.pictures')
+                'data.skip_limit', 'train.log_steps', 'evaluate.batch', 'evaluate.pictures')
 
 
 def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   Returns: what results.json holds.
   Raises:
     ValueError: the config differs from the one that started the run.
+    DataError: more files became unreadable than data.skip_limit allows, or a validation file.
+    WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
   """
   _write_config(run, workdir, allow_config_change=allow_config_change)
@@ -56,12 +60,15 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
         progress.note(run.dataset.note)
       if first_step:
         progress.note(f'goes on from step {first_step}')
-      steps = Steps(run, mesh, first_step, writer, progress, checkpoints)
+      skipped = Skipped(run.config.data.skip_limit, note=progress.note, path=(
+        workdir / 'skipped.json' if jax.process_index() == 0 else None))
+      steps = Steps(run, mesh, first_step, writer, progress, checkpoints, skipped)
       for stop in _evaluation_steps(run, first_step):
         state = steps.run(state, stop)
         _evaluate_and_save(run, state, stop, writer, progress, checkpoints)
       steps.close()
     results = _results(run, checkpoints, first_step, time.monotonic() - started)
+    results |= {'skipped': skipped.reasons} if skipped.reasons else {}
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   write_picture(
     workdir / 'picture.png', run.network, state.networks, run.dataset,

@@ -4,7 +4,10 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import multiprocessing
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -12,12 +15,18 @@ import grain
 import numpy as np
 from absl import flags
 
+from gta_jax.data import skipping
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
 from gta_jax.data.transforms import RandomCrop
 
 STREAMS = ('labelled', 'unlabelled')
 LABEL_SAMPLINGS = ('reshuffled', 'once')
 Batch = dict[str, np.ndarray]
+_TRIES = 10
+
+
+class WorkerError(RuntimeError):
+  """A process that reads data was killed."""
 
 
 def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -35,13 +44,16 @@ def training_stream(
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE,
     label_sampling: str = 'reshuffled', oracle: bool = False, start_step: int = 0,
     process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
-    prefetch: int = 4) -> Iterator[Batch]:
+    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Iterator[Batch]:
   """Endless batches; every pass over the ids is a new permutation of them.
 
   Global batch i is examples [i B, (i+1) B) of one sequence that depends on the seed alone, with
   B = batch_size * process_count; a process reads a contiguous part of it. The stream from
   start_step = n therefore yields, bit for bit, what an uninterrupted one yields from its n-th
   batch on, and nothing but n has to be saved.
+
+  An example that cannot be read is replaced by one that its own random numbers choose: the stream
+  stays a function of the seed, the step and which files are readable.
 
   Args:
     stream: 'labelled' or 'unlabelled'.
@@ -55,8 +67,10 @@ def training_stream(
     threads: each makes whole batches, in this process or in each worker.
     workers: spawned processes; 0 reads in this one.
     prefetch: batches made ahead, in this process or in each worker.
+    skipped: counts the unreadable examples of the batches taken; None refuses the first.
   Returns: an iterator with close(); labelled {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]},
-    unlabelled {'image', 'valid' bool [B,H,W]}. next() raises DataError for an unreadable file.
+    unlabelled {'image', 'valid' bool [B,H,W]}. next() raises DataError for more unreadable files
+    than `skipped` allows, WorkerError where a worker was killed.
   """
   if stream not in STREAMS:
     raise ValueError(f'stream {stream!r} is unknown; use one of {", ".join(STREAMS)}.')
@@ -64,11 +78,11 @@ def training_stream(
     raise ValueError(f'batch_size {batch_size} must be positive and start_step {start_step} not '
                      'negative; correct them.')
   crop = RandomCrop(crop_size, scale=scale, flip=flip, fill=fill, padding_label=padding_label)
-  example = _MakeExample(dataset.reader, crop, label=stream == 'labelled' or oracle,
-                         valid=stream == 'unlabelled')
   seeds = np.random.SeedSequence((seed, STREAMS.index(stream))).generate_state(3)
   list_seed, order_seed, crop_seed = map(int, seeds)
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)
+  example = _MakeExample(ids, dataset.reader, crop, num_classes=len(dataset.classes),
+                         label=stream == 'labelled' or oracle, valid=stream == 'unlabelled')
   batches = (
       _ReshuffledIds(ids, order_seed)
       .random_map(example, seed=crop_seed)
@@ -76,31 +90,51 @@ def training_stream(
       .pipe(_ProcessRows, rows=batch_size, process_index=process_index,
             process_count=process_count)
       .batch(batch_size, drop_remainder=True))
-  return _open(batches[start_step:], threads=threads, prefetch=prefetch, workers=workers)
+  return _open(batches[start_step:], threads=threads, prefetch=prefetch, workers=workers,
+               skipped=skipped or skipping.Skipped(0))
 
 
 @dataclasses.dataclass(frozen=True)
 class _MakeExample:
-  """From an id to one element of a batch."""
+  """From an id to one element of a batch, of another id where the first cannot be read."""
 
+  ids: Sequence[str]
   reader: Reader
   crop: RandomCrop
+  num_classes: int
   label: bool
   valid: bool
 
   def __call__(self, id: str, rng: np.random.Generator) -> Batch:
-    # Every read of training passes here: the place to replace and count unreadable examples.
+    failures = []
+    for _ in range(_TRIES):
+      try:
+        image, label = self._read(id)
+      except DataError as error:
+        failures.append((id, str(error)))
+        id = self.ids[rng.integers(len(self.ids))]
+        continue
+      image, label, valid = self.crop(image, label, rng)
+      return ({'image': image, skipping.FIELD: skipping.encode(failures)}
+              | ({'label': label} if self.label else {})
+              | ({'valid': valid} if self.valid else {}))
+    raise DataError(f'{_TRIES} examples in a row could not be read, the last: {failures[-1][1]} '
+                    'Is the folder still there? Start again when it is.')
+
+  def _read(self, id: str) -> tuple[np.ndarray, np.ndarray | None]:
     image = self.reader.image(id)
-    label = None
-    if self.label:
-      label = (self.reader.mask(id) if self.reader.has_mask(id)
-               else np.full(image.shape[:2], IGNORE, np.uint8))
-      if label.shape != image.shape[:2]:
-        raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image '
-                        f'{image.shape[:2]}; export the mask at the size of its image.')
-    image, label, valid = self.crop(image, label, rng)
-    return ({'image': image} | ({'label': label} if self.label else {})
-            | ({'valid': valid} if self.valid else {}))
+    if not self.label:
+      return image, None
+    if not self.reader.has_mask(id):
+      return image, np.full(image.shape[:2], IGNORE, np.uint8)
+    label = self.reader.mask(id)
+    if label.shape != image.shape[:2]:
+      raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image '
+                      f'{image.shape[:2]}; export the mask at the size of its image.')
+    if ((label >= self.num_classes) & (label != IGNORE)).any():
+      raise DataError(f'The mask of {id!r} holds ids that are neither below {self.num_classes} nor '
+                      f'{IGNORE} (ignore); it has changed since the run began, restore it.')
+    return image, label
 
 
 class _ReshuffledIds(grain.MapDataset):
@@ -167,7 +201,8 @@ def _stream_ids(dataset: Dataset, stream: str, label_sampling: str, seed: int) -
   return ids
 
 
-def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: int = 0) -> Iterator:
+def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: int,
+          skipped: skipping.Skipped) -> Iterator:
   """An iterator whose close() leaves nothing of Grain's behind; at exit it closes by itself."""
   # Grain's default buffer of 500 holds gigabytes of crops; less than the threads idles some.
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
@@ -175,15 +210,40 @@ def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: i
   if workers:
     if not flags.FLAGS.is_parsed():  # In a notebook or a plain script; Grain has flags of its own.
       flags.FLAGS.mark_as_parsed()
-    examples = examples.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=prefetch))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    examples = examples.mp_prefetch(options, worker_init_fn=_end_with_parent)
 
   def read() -> Iterator:
-    with contextlib.closing(iter(examples)) as iterator:
-      yield from iterator
+    with contextlib.closing(iter(examples)) as iterator, _naming_dead_workers():
+      for batch in iterator:
+        skipped.add(skipping.decode(batch.pop(skipping.FIELD)))
+        yield batch
 
   stream = read()
   reference = weakref.ref(stream)
   # Left to the interpreter's end, Grain's iterators lose shared memory and print tracebacks.
   atexit.register(lambda: (alive := reference()) and alive.close())
   return stream
+
+
+@contextlib.contextmanager
+def _naming_dead_workers() -> Iterator[None]:
+  """Grain notices a dead worker within a second or two, but says neither why nor what to do."""
+  try:
+    yield
+  except RuntimeError as error:
+    if 'terminated unexpectedly' not in str(error):
+      raise
+    raise WorkerError(
+        f'A process that reads data ended ({str(error).partition(". ")[0]}); -9 is most often the '
+        'system short of memory. Lower data.workers, data.prefetch or data.cache if so, and start '
+        'again: the run goes on from its last checkpoint.') from error
+
+
+def _end_with_parent(*_: int) -> None:
+  """Makes a worker end with the run; Grain's wait for ever where the run is killed."""
+  def wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
