@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.data.sources import Dataset, Reader
+from gta_jax.data.sources import DataError, Dataset, Reader
 from gta_jax.data.transforms import scale_image
 from gta_jax.metrics import IGNORE, Scores, confusion_matrix
 from gta_jax.network import Array, Network, Variables
@@ -266,9 +266,18 @@ def _load(
 ) -> None:
   """Decodes an image, and its mask if wanted, into the views `row` of a batch's arrays."""
   image_id, size = item
-  image = scale_image(reader.image(image_id), image_scale)
+  try:
+    image, mask = reader.image(image_id), reader.mask(image_id) if masks else None
+    if image.shape[:2] != size or (masks and mask.shape != size):
+      raise DataError(f'{image_id!r} or its mask has changed its size since {size} was read.')
+  except DataError as error:
+    if not masks:
+      raise
+    raise DataError(f'{error} It is a validation image: scores without it would be others, so '
+                    'it is not skipped; start again once it is there.') from error
+  image = scale_image(image, image_scale)
   row['image'][: image.shape[0], : image.shape[1]] = image
   if image_scale != 1:
     row['ratio'][:] = (np.array(image.shape[:2]) - 1) / np.maximum(np.array(size) - 1, 1)
   if masks:
-    row['label'][: size[0], : size[1]] = reader.mask(image_id)
+    row['label'][: size[0], : size[1]] = mask

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gta_jax.data.sources import DataError
 from gta_jax.evaluate import evaluate, predict, whole_image_logits
 from gta_jax.network import Logits, Network
 from gta_jax.resizing import resize_bilinear
@@ -149,3 +150,19 @@ def test_nothing_valid_gives_nan_and_nothing_at_all_is_refused(variables):
     evaluate(NETWORK, variables, dataclasses.replace(data, validation=()), batch_size=1)
   with pytest.raises(ValueError, match='image_scale=0'):
     evaluate(NETWORK, variables, data, batch_size=1, image_scale=0)
+
+
+@pytest.mark.parametrize('fault', ['gone', 'size'])
+def test_an_unreadable_validation_image_is_an_error(variables, fault):
+  data = random_dataset(SIZES)
+  bad = data.validation[1]
+
+  class Faulty(type(data.reader)):
+    def image(self, id):
+      if id == bad and fault == 'gone':
+        raise DataError(f'{id} is gone.')
+      return super().image(id)[1:] if id == bad else super().image(id)
+
+  data = dataclasses.replace(data, reader=Faulty(**vars(data.reader)))
+  with pytest.raises(DataError, match=f'{bad}.*{fault}.*validation'):
+    evaluate(NETWORK, variables, data, batch_size=2, multiple=8)

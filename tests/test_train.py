@@ -1,5 +1,6 @@
 """The host loop on drawn shapes: what a run leaves, resume, determinism, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 import launch
 from configs import shapes as shapes_config
 from gta_jax import inference, run, stepping, train
+from gta_jax.data import sources
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -126,10 +128,25 @@ def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path):
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 
-def test_supervised_run_has_no_assistant(tmp_path):
+class Faulty(sources.CachedReader):
+  """One image of the training set is no longer readable."""
+
+  def image(self, id):
+    if id == 'train/000002':
+      raise sources.DataError('train/000002 is truncated')
+    return super().image(id)
+
+
+def test_supervised_run_has_no_assistant_and_skips_what_it_cannot_read(tmp_path, capsys):
   config = tiny_config('4,method=sup_only', **{'train.epochs': 2, 'method.warmup_epochs': 1.0})
-  results = train.train(run.make_run(config), tmp_path)
+  made = run.make_run(config)
+  faulty = dataclasses.replace(made.dataset, reader=Faulty(made.dataset.reader, 10))
+  results = train.train(dataclasses.replace(made, dataset=faulty), tmp_path)
   assert set(results['last']) == {'step', 'teacher', 'student'}
+  skipped = {'train/000002': 'train/000002 is truncated'}
+  assert results['skipped'] == skipped == json.loads((tmp_path / 'skipped.json').read_text())
+  assert max(m.get('train/skipped_images', 0) for m in lines(tmp_path)) == 1
+  assert capsys.readouterr().err.count("skips 'train/000002' (1 of at most 10)") == 1
 
 
 def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
