@@ -80,9 +80,13 @@ def base(
   c.model.auxiliary = False  # head on stage 3
   c.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
 
-  c.model.weights = ''  # .safetensors or .pth with torch's names; '' is from scratch
+  # Key of gta_jax.models.weights.KNOWN, downloaded; or a .safetensors or .pth file with torch's
+  # names; '' is from scratch.
+  c.model.weights = ''
   c.model.weights_item = ''  # which of several state dicts in the file: model_state, teacher_state
   c.model.weights_scope = 'backbone'  # what is loaded: backbone | all
+  c.model.mean = ()  # RGB in [0,1] that the weights expect; () follows them
+  c.model.std = ()
 
   c.loss = ml_collections.ConfigDict()
   c.loss.ohem_threshold = ml_collections.config_dict.placeholder(float)  # None: no OHEM

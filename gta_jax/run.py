@@ -14,7 +14,7 @@ from gta_jax.data import pipeline, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.losses import SupervisedLoss
 from gta_jax.methods import Method
-from gta_jax.models import pretrained
+from gta_jax.models import pretrained, weights
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.network import Network, Variables
 from gta_jax.state import Optimizers, TrainState, init_state, make_optimizers
@@ -29,6 +29,7 @@ class Run:
     total_steps: of the whole run, warm-up included.
     warmup_steps: of the warm-up.
     handover_steps: see make_train_step.
+    weights: file that the networks start from, or None.
   """
 
   config: ml_collections.ConfigDict
@@ -41,13 +42,15 @@ class Run:
   total_steps: int
   warmup_steps: int
   handover_steps: int
+  weights: Path | None
 
   def initial_state(self) -> TrainState:
     """The state before the first step, on every device."""
     crop = self.config.data.crop
     key_weights, key_run = jax.random.split(jax.random.key(self.config.seed))
     variables = jax.jit(self.network.init, static_argnums=1)(key_weights, (crop, crop))
-    variables = _load_weights(self.config, variables)
+    if self.weights:
+      variables = _load_weights(self.weights, self.config, variables)
     state = init_state(key_run, variables, self.method, self.optimizers)
     return sharding.replicate(state, sharding.make_mesh())
 
@@ -79,11 +82,6 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
       'classes; give one for each class, or () for none.')
   network = make_network(config, len(dataset.classes))
   sources.check(dataset)
-  weights = Path(config.model.weights)
-  if config.model.weights and not weights.is_file():
-    raise ValueError(
-      f'model.weights={weights} does not exist; give a .safetensors or .pth file, or nothing for '
-      'random weights.')
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
@@ -93,19 +91,24 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     method, rate=config.optim.rate, total_steps=total_steps, power=config.optim.power,
     decoder_multiplier=config.optim.decoder_multiplier, momentum=config.optim.momentum,
     weight_decay=config.optim.weight_decay)
+  model = config.model
+  file = None
+  if model.weights:
+    file = weights.fetch(
+      model.weights, depth=model.depth, stem=model.stem, width=model.width)
   return Run(
     config=config, dataset=dataset, method=method, network=network, optimizers=optimizers,
     loss=loss, epoch_steps=epoch_steps, total_steps=total_steps,
     warmup_steps=round(method.warmup_epochs * epoch_steps),
-    handover_steps=round(method.handover_epochs * epoch_steps))
+    handover_steps=round(method.handover_epochs * epoch_steps), weights=file)
 
 
-def _load_weights(config: ml_collections.ConfigDict, variables: Variables) -> Variables:
-  """The variables with what model.weights holds; the class layer stays for other classes."""
+def _load_weights(
+  file: Path, config: ml_collections.ConfigDict, variables: Variables
+) -> Variables:
+  """The variables with what the file holds; the class layer stays for other classes."""
   model = config.model
-  if not model.weights:
-    return variables
-  state_dict = pretrained.load_state_dict(model.weights, item=model.weights_item or None)
+  state_dict = pretrained.load_state_dict(file, item=model.weights_item or None)
   variables, _ = pretrained.convert(
     state_dict, variables, scope=model.weights_scope, allow_other_classes=True)
   return variables
@@ -140,6 +143,8 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
 def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
   """The config's network for so many classes."""
   model = {k: v for k, v in config.model.items() if not k.startswith('weights')}
+  for name, value in weights.statistics(config.model.weights).items():
+    model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
   return make_deeplab(num_classes=num_classes, **model)
 

@@ -41,9 +41,9 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
   """
-  _write_config(run, workdir, allow_config_change=allow_config_change)
   mesh = sharding.make_mesh()
-  state = run.initial_state()
+  state = run.initial_state()  # first, as it refuses weights that do not fit
+  _write_config(run, workdir, allow_config_change=allow_config_change)
   started = time.monotonic()
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     if checkpoints.last_step is not None:

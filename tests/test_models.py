@@ -1,5 +1,6 @@
 """Layers against NumPy, ResNets and DeepLabV3+ against the published networks' numbers."""
 
+import contextlib
 import functools
 import json
 import zlib
@@ -10,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.test_util import check_grads
 
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.layers import BatchNorm, conv, dropout, max_pool
-from gta_jax.models.pretrained import convert
+from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.models.resnet import ResNet, scaled, stage_plan
 from gta_jax.resizing import resize_bilinear
 
@@ -48,8 +50,24 @@ def _difference(result, expected):
   return np.linalg.norm(np.asarray(result) - expected) / np.linalg.norm(expected)
 
 
+def _through_files(state, folder):
+  """The state dict read back from .safetensors; from the release's .pth too, if torch is there."""
+  safetensors.numpy.save_file(state, folder / 'weights.safetensors')
+  read = load_state_dict(folder / 'weights.safetensors')
+  with contextlib.suppress(ImportError):
+    import torch  # noqa: PLC0415
+    tensors = {f'module.{name}': torch.from_numpy(value) for name, value in state.items()}
+    torch.save({'epoch': 80, 'model_state': tensors, 'optimizer_state': {'state': {}},
+                'teacher_state': tensors, 'best_miou': np.float64(0.7)}, folder / 'ckpt_best.pth')
+    published = load_state_dict(folder / 'ckpt_best.pth', item='teacher_state')
+    for name, value in read.items():
+      np.testing.assert_array_equal(published.pop(f'module.{name}'), value)
+    assert not published
+  return read
+
+
 @pytest.mark.parametrize('case', CASES)
-def test_network_agrees_with_the_published_one(case):
+def test_network_agrees_with_the_published_one(case, tmp_path):
   if not REFERENCE.exists():
     pytest.skip('the reference numbers are not part of the repository')
   shapes = json.loads((REFERENCE / 'reference_state_dict_shapes.json').read_text())[case]
@@ -61,7 +79,7 @@ def test_network_agrees_with_the_published_one(case):
   state = {name: _array_from_name(name, shape) for name, shape in shapes.items()
            if not name.endswith('num_batches_tracked')}
   variables = jax.eval_shape(lambda: network.init(jax.random.key(0), images.shape[1:3]))
-  variables, report = convert(state, variables)
+  variables, report = convert(_through_files(state, tmp_path), variables)
   assert all('representation' in name for name in report.ignored)
 
   # A network this deep compiles longer than it runs once: ask for no optimisation.

@@ -146,5 +146,5 @@ def test_torch_checkpoints_are_read_by_item(tmp_path):
 
 def test_torch_files_without_torch_name_the_remedy(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(ImportError, match='install torch, or save the weights as .safetensors'):
+  with pytest.raises(ValueError, match='install torch, or save the weights as .safetensors'):
     load_state_dict(tmp_path / 'weights.pt')

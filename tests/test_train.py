@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -14,6 +13,7 @@ import launch
 from configs import shapes as shapes_config
 from gta_jax import inference, run, stepping, train
 from gta_jax.data import sources
+from tests.torch_names import torch_state
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -189,25 +189,18 @@ def test_bad_configs_are_refused_before_work_starts(overrides, message):
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   """Only the backbone is taken; the decoder stays as it was drawn."""
   made = run.make_run(tiny_config())
-  drawn = made.initial_state().student['params']
-  backbone = flatten_dict({'backbone': drawn['backbone']})
-  statistics = flatten_dict({'backbone': made.initial_state().student['batch_stats']['backbone']})
-  names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
-           'var': 'running_var'}
-  state = {}
-  for (_, *modules, leaf), value in {**backbone, **statistics}.items():
-    array = np.asarray(value) + 1
-    array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-    name = '.'.join(modules).replace('_', '.')
-    state[f'{name}.{names[leaf]}'] = np.ascontiguousarray(array)
+  start = made.initial_state().student
+  backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
+  state = torch_state(backbone, prefixes={'backbone': ''})
   path = tmp_path / 'weights.safetensors'
   save_file(state, path)
   loaded = run.make_run(tiny_config(**{'model.weights': str(path)})).initial_state()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b + 1), loaded.student['params']['backbone'],
-    drawn['backbone'])
-  jax.tree.map(
-    np.testing.assert_array_equal, loaded.student['params']['decoder'], drawn['decoder'])
+  np.testing.assert_array_equal(
+    loaded.student['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
+  jax.tree.map(np.testing.assert_array_equal, loaded.student['params']['decoder'],
+               start['params']['decoder'])
+  assert made.network.mean == (0.485, 0.456, 0.406)
+  assert run.make_network(tiny_config(**{'model.mean': (0.5, 0.5, 0.5)}), 7).mean == (0.5,) * 3
   with pytest.raises(ValueError, match='nowhere.safetensors does not exist'):
     run.make_run(tiny_config(**{'model.weights': 'nowhere.safetensors'}))
 

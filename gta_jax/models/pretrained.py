@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from gta_jax.network import Variables
 
@@ -57,17 +58,22 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
     path: the file; all but .safetensors need torch installed.
     item: which state dict of a file that holds several, e.g. 'teacher_state'.
   Returns: name -> float32 array, axes in torch's order.
-  Raises: ValueError for another kind of file or an item that is unknown or needed; ImportError
-    where torch is needed and absent.
+  Raises: ValueError for another kind of file, one that cannot be read, an item that is unknown or
+    needed, and where torch is needed and absent.
   """
   path = Path(path)
-  if path.suffix == '.safetensors':
-    from safetensors.numpy import load_file  # noqa: PLC0415
-    content = load_file(path)
-  elif path.suffix in ('.pth', '.pt'):
-    content = _load_torch(path)
-  else:
+  readers = {'.safetensors': safetensors.numpy.load_file, '.pth': _load_torch, '.pt': _load_torch}
+  if path.suffix not in readers:
     raise ValueError(f'{path} is no .safetensors, .pth or .pt file; convert it to one of these.')
+  try:
+    content = readers[path.suffix](path)
+  except ImportError as error:
+    raise ValueError(
+      f'{path} is a torch file and torch is not installed; install torch, or save the weights as '
+      '.safetensors where it is.') from error
+  except Exception as error:  # each kind of file has errors of its own for a damaged one
+    cause = (str(error).strip() or repr(error)).splitlines()[0]
+    raise ValueError(f'{path} cannot be read: {cause} Get the file again.') from error
   items = {name: value for name, value in content.items() if isinstance(value, dict)}
   if bool(items) != (item is not None) or (items and item not in items):
     held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', 'item=None')
@@ -77,11 +83,7 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
-  try:
-    import torch  # noqa: PLC0415  (an optional dependency, for these files only)
-  except ImportError as error:
-    raise ImportError(f'{path} is a torch file and torch is not installed; install torch, or save '
-                      'the weights as .safetensors where it is.') from error
+  import torch  # noqa: PLC0415  (an optional dependency, for these files only)
   # Published checkpoints keep their best score as a NumPy number, which torch refuses by default.
   scalar = np.float64(0).__reduce__()[0]
   numbers = [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, type(np.dtype('float64')),

@@ -1,0 +1,95 @@
+"""Weights by name: which network they fit, where they come from, and whether they arrived whole."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from gta_jax.network import Network
+
+_FILE = 'model.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """ImageNet weights of a repository of the Hugging Face hub.
+
+  Attributes:
+    depth: of the ResNet.
+    stem: of the ResNet.
+    sha256: of the file; None where only the hub's own word for it is known.
+    mean: RGB in [0,1] that the weights were trained with.
+    std: RGB in [0,1] of the same.
+  """
+
+  depth: int
+  stem: str
+  sha256: str | None = None
+  mean: tuple[float, float, float] = Network.mean
+  std: tuple[float, float, float] = Network.std
+
+
+KNOWN = {
+  # The published code's topology.
+  'timm/resnet50s.gluon_in1k': Known(50, 'deep'),
+  'timm/resnet101s.gluon_in1k': Known(
+    101, 'deep', '71b3a168cb34fe67abf5e19d1f80f7f893675d7ef7006b6561f2e536cb07b924'),
+  # torchvision's first weights, IMAGENET1K_V1.
+  'timm/resnet50.tv_in1k': Known(
+    50, 'torchvision', '5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888'),
+  'timm/resnet101.tv_in1k': Known(101, 'torchvision'),
+}
+
+
+def statistics(name: str) -> dict[str, tuple[float, float, float]]:
+  """mean and std that the named weights expect; ImageNet's for files and for random weights."""
+  source = KNOWN.get(name, Network)
+  return {'mean': source.mean, 'std': source.std}
+
+
+def fetch(name: str, *, depth: int, stem: str, width: float) -> Path:
+  """The file of `name`: a path, or a key of KNOWN, downloaded unless the hub's cache has it.
+
+  Args:
+    name: what model.weights says, not empty.
+    depth: of the network that they are for.
+    stem: of the same.
+    width: of the same.
+  Raises: ValueError, before a download, for no file and an unknown name or weights of another
+    network; after it, for a file that cannot be had or is not the right one.
+  """
+  if name not in KNOWN:
+    if not Path(name).is_file():
+      raise ValueError(
+        f'model.weights={name} does not exist; give a .safetensors or .pth file, one of '
+        f'{", ".join(KNOWN)}, or nothing for random weights.')
+    return Path(name)
+  known = KNOWN[name]
+  if (known.depth, known.stem, 1) != (depth, stem, width):
+    raise ValueError(
+      f'model.weights={name} are of depth={known.depth}, stem={known.stem} and width=1, but the '
+      f'config has model.depth={depth}, model.stem={stem} and model.width={width}; change these, '
+      'or the weights.')
+  path = _download(name)
+  # Pinned by content, not by revision: a cache that timm has filled serves as well. The cache names
+  # large files by the sha256 that the hub states for them.
+  blob = path.resolve().name
+  expected = known.sha256 or (blob if len(blob) == hashlib.sha256().digest_size * 2 else None)
+  with path.open('rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if expected not in (None, found):
+    raise ValueError(
+      f'{path.resolve()}, the file of model.weights={name}, is damaged or was replaced: its sha256 '
+      f'is {found}, not {expected}. Delete it and start again.')
+  return path
+
+
+def _download(name: str) -> Path:
+  import huggingface_hub  # noqa: PLC0415  (seconds, for those who download only)
+  try:
+    return Path(huggingface_hub.hf_hub_download(name, _FILE))
+  # The library's own errors and those of its HTTP client have no base in common.
+  except Exception as error:
+    cause = (str(error).strip() or repr(error)).splitlines()[0]
+    raise ValueError(
+      f'model.weights={name} could not be fetched: {cause} Download {_FILE} of that repository by '
+      'hand and give its path as model.weights, or nothing for random weights.') from error
