@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gta_jax.data.sources import Dataset
-from gta_jax.evaluate import Prediction, predict
+from gta_jax.evaluate import predict
 from gta_jax.network import Network, Variables
+from gta_jax.prediction import Prediction
 
 _IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
 _UNCERTAIN_COLOUR = (214, 39, 40)

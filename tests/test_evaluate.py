@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data.sources import DataError
-from gta_jax.evaluate import evaluate, predict, whole_image_logits
+from gta_jax.evaluate import evaluate, predict
 from gta_jax.network import Logits, Network
 from gta_jax.resizing import resize_bilinear
 from tests import tiny
@@ -26,7 +26,7 @@ def variables():
 @jax.jit
 def expected_labels(variables, image):
   """Of one image alone, without padding."""
-  low = whole_image_logits(NETWORK, variables, image[None])
+  low = tiny.low_logits(NETWORK, variables, image[None])
   return resize_bilinear(low, image.shape[:2]).argmax(-1)[0]
 
 
@@ -83,7 +83,7 @@ def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale
   for id, prediction in found.items():
     image = data.reader.image(id)
     small = cv2.resize(image, scaled[id][::-1], interpolation=cv2.INTER_LINEAR)
-    logits = resize_bilinear(whole_image_logits(linear, weights, small[None]), image.shape[:2])[0]
+    logits = resize_bilinear(tiny.low_logits(linear, weights, small[None]), image.shape[:2])[0]
     assert prediction['it'].labels.shape == image.shape[:2]
     assert (prediction['it'].labels == np.asarray(logits.argmax(-1))).mean() > 0.995
     probability = jax.nn.softmax(logits).max(-1)

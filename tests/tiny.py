@@ -69,6 +69,11 @@ def conv_network(classes: int = CLASSES, width: int = 4) -> Network:
   return Network(init, apply)
 
 
+def low_logits(network: Network, variables, images):
+  """Logits [B,h,w,K] of uint8 images [B,H,W,3] at the network's own resolution."""
+  return network.apply(variables, network.normalize(images), train=False)[0].main
+
+
 def _conv(x, kernel, stride):
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

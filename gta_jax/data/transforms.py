@@ -1,4 +1,4 @@
-"""Geometry of training crops and evaluation images, on NumPy arrays."""
+"""Geometry of training crops, on NumPy arrays."""
 
 import dataclasses
 
@@ -80,11 +80,3 @@ class RandomCrop:
       return 0, length, scaled
     extent = max(1, round(length * self.size / scaled))
     return int(position * (length - extent + 1)), extent, self.size
-
-
-def scale_image(image: np.ndarray, factor: float) -> np.ndarray:
-  """uint8 [H,W,3] resized by a factor, with the same kernel as training crops."""
-  if factor == 1:
-    return image
-  height, width = (max(1, round(length * factor)) for length in image.shape[:2])
-  return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
