@@ -1,0 +1,68 @@
+"""Losses that are infinite or NaN: stop, or skip the step and count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gta_jax.lessons import Batch, Metrics
+from gta_jax.network import Array
+from gta_jax.state import TrainState
+from gta_jax.step import Step
+
+ACTIONS = ('stop', 'skip')
+SKIPPED_IN_A_ROW = 20  # A run that skips more than these will not recover.
+
+
+class NotFiniteError(RuntimeError):
+  """A loss became infinite or NaN, or too many steps in a row were skipped."""
+
+
+def skip_not_finite(step: Step) -> Step:
+  """A step that changes nothing where its losses or the state after it are not finite.
+
+  Whole numbers go on, the step and the optimisers' counts with it, so that the order of the data
+  and the rates stay those of the step's number.
+
+  Returns: the step; its metrics have skipped_steps, 0 or 1.
+  """
+
+  def guarded(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
+    after, metrics = step(state, labelled, unlabelled)
+    losses = [value for name, value in metrics.items() if name.endswith('_loss')]
+    floats = [leaf for leaf in jax.tree.leaves(after) if _is_float(leaf)]
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in losses + floats]).all()
+
+    def choose(new: Array, old: Array) -> Array:
+      return jnp.where(finite, new, old) if _is_float(new) else new
+
+    skipped = {'skipped_steps': 1.0 - finite}
+    return jax.tree.map(choose, after, state), metrics | skipped
+
+  return guarded
+
+
+def _is_float(leaf: Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def losses_not_finite(metrics: Metrics) -> list[str]:
+  """The names of the losses of one step that are infinite or NaN."""
+  return [k for k, v in metrics.items() if k.endswith('_loss') and not np.isfinite(v)]
+
+
+class SkipCount:
+  """Counts skipped steps, and gives up after SKIPPED_IN_A_ROW of them."""
+
+  def __init__(self) -> None:
+    self._in_a_row = self.total = 0
+
+  def observe(self, step: int, metrics: Metrics) -> bool:
+    """Whether the step was skipped; NotFiniteError after too many in a row."""
+    skipped = bool(metrics.get('skipped_steps', 0))
+    self._in_a_row = self._in_a_row + 1 if skipped else 0
+    self.total += skipped
+    if self._in_a_row > SKIPPED_IN_A_ROW:
+      raise NotFiniteError(
+        f'{self._in_a_row} steps in a row, the last one step {step}, were not finite and skipped. '
+        'Lower optim.rate, or look at the data.')
+    return skipped

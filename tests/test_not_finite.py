@@ -1,0 +1,53 @@
+"""Steps that are skipped because something is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gta_jax.methods import make_method
+from gta_jax.not_finite import SKIPPED_IN_A_ROW, NotFiniteError, SkipCount, skip_not_finite
+from gta_jax.state import init_state, make_optimizers
+from gta_jax.step import make_warmup_step
+from tests.tiny import SIZE, linear_network, make_batches
+
+
+def test_a_step_that_is_not_finite_changes_only_numbers_that_count():
+  network, method = linear_network(), make_method('gta')
+  optimizers = make_optimizers(method, rate=0.1, total_steps=10)
+  variables = network.init(jax.random.key(0), SIZE)
+  state = init_state(jax.random.key(1), variables, method, optimizers)
+  plain = make_warmup_step(network, method, optimizers)
+  step = jax.jit(skip_not_finite(plain))
+  labelled, _ = make_batches()
+  after, metrics = step(state, labelled, {})
+  expected, _ = jax.jit(plain)(state, labelled, {})
+  assert metrics['skipped_steps'] == 0
+  for a, b in zip(*map(jax.tree.leaves, (after, expected)), strict=True):
+    np.testing.assert_allclose(*map(_plain, (a, b)), rtol=1e-6)
+
+  broken = state.replace(student=jax.tree.map(lambda x: x * np.nan, state.student))
+  after, metrics = step(broken, labelled, {})
+  assert metrics['skipped_steps'] == 1 and after.step == 1
+  for a, b in zip(*map(jax.tree.leaves, (after, broken)), strict=True):
+    if jnp.issubdtype(a.dtype, jnp.floating):
+      np.testing.assert_array_equal(a, b)
+  counts = [x for x in jax.tree.leaves(after.student_opt) if jnp.issubdtype(x.dtype, jnp.integer)]
+  assert counts and all(count == 1 for count in counts)
+
+
+def _plain(leaf):
+  is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  return jax.random.key_data(leaf) if is_key else leaf
+
+
+def test_too_many_skipped_in_a_row_end_the_run():
+  count = SkipCount()
+  for step in range(SKIPPED_IN_A_ROW):
+    assert count.observe(step, {'skipped_steps': 1.0})
+  assert not count.observe(99, {'skipped_steps': 0.0})
+  for step in range(SKIPPED_IN_A_ROW):
+    count.observe(step, {'skipped_steps': 1.0})
+  assert count.total == 2 * SKIPPED_IN_A_ROW
+  with pytest.raises(NotFiniteError, match='21 steps in a row, the last one step 120'):
+    count.observe(120, {'skipped_steps': 1.0})
