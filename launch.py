@@ -1,5 +1,6 @@
 """Trains, evaluates and predicts: python launch.py --config configs/shapes.py --workdir runs/a"""
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> int:
   """Runs the command line.
 
   Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
-    process of data.workers.
+    process of data.workers, 75 (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same
+    command goes on.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   try:
@@ -34,7 +36,8 @@ def main(argv: list[str]) -> int:
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     return _refuse(error)
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
-  from gta_jax.stepping import NotFiniteError  # noqa: PLC0415
+  from gta_jax.not_finite import NotFiniteError  # noqa: PLC0415
+  from gta_jax.signals import Interrupted  # noqa: PLC0415
 
   try:
     {'train': _train, 'evaluate': _evaluate, 'predict': _predict}[_MODE.value](config)
@@ -44,6 +47,9 @@ def main(argv: list[str]) -> int:
     return _refuse(error, status=3)
   except WorkerError as error:
     return _refuse(error, status=4)
+  except Interrupted as error:
+    print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
+    return os.EX_TEMPFAIL
   return 0
 
 

@@ -106,7 +106,9 @@ def base(
   c.train.labelled_batch = 8  # images of all devices together
   c.train.unlabelled_batch = 8
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
-  c.train.evaluate_epochs = 1  # epochs between two evaluations; each is followed by a checkpoint
+  c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
+  c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
+  c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch = 8  # images

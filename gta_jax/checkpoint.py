@@ -1,86 +1,221 @@
-"""Checkpoints of a run: the newest, and the one whose teacher scored best."""
+"""Checkpoints of a run: the two newest, and the one whose teacher scored best."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from gta_jax.network import Variables
 from gta_jax.state import TrainState
+from gta_jax.writers import note, replace_text
 
-_METRIC = 'teacher_miou'
+_OURS = re.compile(r'(\d+)(\..*)?')  # STEP, STEP.json, and what a killed save leaves of them
 
 
 class Checkpoints:
-  """The folder of a run's checkpoints, one sub-folder a step.
+  """The folder of a run's checkpoints: for each step STEP/, Orbax's, and a record, STEP.json.
 
-  The teacher is an item of its own, so that inference reads nothing else. The streams need no
-  item: their position is the step.
+  The record is written last and removed first: a checkpoint without one is not whole. It holds the
+  SHA-256 of every file and of itself, so that damage is found before anything is restored. The
+  teacher is an item of its own, so that inference reads nothing else. The streams need no item:
+  their position is the step.
   """
 
   def __init__(self, folder: Path):
-    keep = checkpoint_managers.AnyPreservationPolicy([
-      checkpoint_managers.LatestN(1),
-      checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1),
-    ])
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=keep, best_fn=lambda metrics: metrics[_METRIC])
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    """Opens a folder, made if missing; checkpoints in it that are not whole are named."""
+    self.folder = folder.absolute()
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      # Directories first: a disk that is full then fails the save at once, not by a timeout.
+      async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
+    self._thread: threading.Thread | None = None
+    self._records: dict[int, dict[str, Any]] = {}
+    for path in sorted(self.folder.iterdir()):
+      if path.name.isdigit():
+        try:
+          self._records[int(path.name)] = _read_record(path)
+        except (OSError, ValueError) as error:
+          note(f'{path} is not whole and not used: {error}')
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._manager.close()
+    self.wait()
+    self._checkpointer.close()
 
   @property
   def last_step(self) -> int | None:
-    """The step of the newest checkpoint; None before the first."""
-    return self._manager.latest_step()
+    """The step of the newest whole checkpoint; None before the first."""
+    return max(self._records, default=None)
 
   @property
   def best_step(self) -> int | None:
-    """The step of the checkpoint with the best teacher; None before the first."""
-    return self._manager.best_step()
+    """The step of the checkpoint with the best teacher, the newer of equals; None before the first
+    that was scored."""
+    scored = [step for step, record in self._records.items() if record['scores']]
+    # Undefined (null) where every validation pixel is void.
+    return max(
+      scored, default=None,
+      key=lambda step: (self._records[step]['scores']['teacher']['miou'] or 0.0, step))
 
-  def save(self, step: int, state: TrainState, scores: Mapping[str, Any]) -> None:
-    """Saves in the background.
+  def scores(self, step: int) -> dict[str, Any] | None:
+    """The scores added to a step; None if there are none."""
+    return self._records[step]['scores']
+
+  def unlogged(self, step: int) -> list:
+    """What save was given."""
+    return self._records[step]['unlogged']
+
+  def save(self, step: int, state: TrainState, *, unlogged: Sequence = ()) -> None:
+    """Saves in the background; does nothing where the step is saved already.
+
+    A save that fails, on a full disk say, is noted, and the run goes on with its older checkpoints.
 
     Args:
       step: steps done.
       state: may be donated to the next step right after.
-      scores: what evaluation found; plain JSON, with scores['teacher']['miou'].
+      unlogged: JSON to keep with it, the metrics that no line of the log holds yet.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state.replace(teacher=None)),
-        teacher=ocp.args.StandardSave(state.teacher),
-        scores=ocp.args.JsonSave(dict(scores)),
-      ),
-      # Undefined (null) where every validation pixel is void.
-      metrics={_METRIC: scores['teacher']['miou'] or 0.0},
-    )
+    self.wait()
+    if step in self._records:
+      return
+    record = {'step': step, 'scores': None, 'unlogged': list(unlogged)}
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state.replace(teacher=None)),
+      teacher=ocp.args.StandardSave(state.teacher))
+    try:
+      self._record_path(step).unlink(missing_ok=True)
+      self._checkpointer.save(self.folder / str(step), args=items, force=True)
+    except Exception as error:  # Storage fails in many ways; none may end the run.
+      self._failed(step, error)
+      return
+    # Not a daemon, so that a save under way outlives an exception of the main thread.
+    self._thread = threading.Thread(target=self._finish, args=(record,))
+    self._thread.start()
+
+  def wait(self) -> None:
+    """Waits for the save under way."""
+    if self._thread:
+      self._thread.join()
+      self._thread = None
+
+  def add_scores(self, step: int, scores: Mapping[str, Any]) -> None:
+    """Adds to a saved step what evaluation found, and removes what is no longer kept.
+
+    Args:
+      step: given to save before; nothing happens if that failed.
+      scores: plain JSON, with scores['teacher']['miou'].
+    """
+    self.wait()
+    if step not in self._records:
+      return
+    record = {**self._records[step], 'scores': dict(scores)}
+    try:
+      self._commit(record)
+    except OSError as error:
+      note(f'the scores of step {step} could not be kept: {error}')
 
   def restore(self, step: int, like: TrainState) -> TrainState:
     """The state of a step, with the shapes, dtypes and placement of `like`."""
     abstract = ocp.args.StandardRestore(_abstract(like.replace(teacher=None)))
     teacher = ocp.args.StandardRestore(_abstract(like.teacher))
-    found = self._manager.restore(step, args=ocp.args.Composite(state=abstract, teacher=teacher))
+    found = self._restore(step, state=abstract, teacher=teacher)
     return found.state.replace(teacher=found.teacher)
 
   def restore_teacher(self, step: int, like: Variables) -> Variables:
     """The teacher of a step alone."""
-    teacher = ocp.args.StandardRestore(_abstract(like))
-    return self._manager.restore(step, args=ocp.args.Composite(teacher=teacher)).teacher
+    return self._restore(step, teacher=ocp.args.StandardRestore(_abstract(like))).teacher
 
-  def scores(self, step: int) -> dict[str, Any]:
-    """The scores saved with a step."""
-    args = ocp.args.Composite(scores=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args).scores
+  def _restore(self, step: int, **items: ocp.args.StandardRestore) -> ocp.args.Composite:
+    self.wait()
+    return self._checkpointer.restore(
+      self.folder / str(step), args=ocp.args.Composite(**items))
+
+  def _record_path(self, step: int) -> Path:
+    return self.folder / f'{step}.json'
+
+  def _finish(self, record: dict[str, Any]) -> None:
+    """In a thread: waits for Orbax, then makes the checkpoint whole."""
+    step = record['step']
+    try:
+      self._checkpointer.wait_until_finished()
+      files = _digests(self.folder / str(step)) if jax.process_index() == 0 else {}
+      self._commit({**record, 'files': files})
+    except Exception as error:  # As in save.
+      self._failed(step, error)
+
+  def _commit(self, record: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+      _write_record(self._record_path(record['step']), record)
+    self._records[record['step']] = record
+    self._prune()
+
+  def _failed(self, step: int, error: Exception) -> None:
+    reason = str(error).strip().partition('\n')[0][:200]
+    note(f'step {step} could not be saved ({type(error).__name__}: {reason}); the run goes '
+               f'on, its newest checkpoint is that of step {self.last_step}')
+    self._prune()
+
+  def _prune(self) -> None:
+    """Removes all but the two newest whole checkpoints and the best one."""
+    kept = {*sorted(self._records)[-2:], self.best_step}
+    self._records = {step: record for step, record in self._records.items() if step in kept}
+    if jax.process_index():
+      return
+    strangers = [
+      path for path in self.folder.iterdir()
+      if (found := _OURS.fullmatch(path.name)) and (
+        int(found[1]) not in kept or path.name not in (found[1], f'{found[1]}.json'))]
+    # Records go first: nothing half removed may be taken for whole.
+    for path in sorted(strangers, key=lambda path: path.suffix != '.json'):
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink(missing_ok=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+  """The SHA-256 of every file below a folder, by its path in it."""
+  digests = {}
+  for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+    with path.open('rb') as file:
+      digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return digests
+
+
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+  """One line of JSON, and one with its SHA-256."""
+  line = json.dumps(record)
+  replace_text(path, f'{line}\n{_digest_line(line)}')
+
+
+def _digest_line(line: str) -> str:
+  return hashlib.sha256(line.encode()).hexdigest() + '\n'
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+  """The record of a checkpoint that is as it was written; else ValueError with what is not."""
+  path = folder.with_name(f'{folder.name}.json')
+  if not path.exists():
+    raise ValueError(f'{path.name} is missing; its save was cut off')
+  line, _, digest = path.read_text(encoding='utf-8', errors='replace').partition('\n')
+  if digest != _digest_line(line):
+    raise ValueError(f'{path.name} has changed')
+  record = json.loads(line)
+  saved, found = record['files'], _digests(folder)
+  bad = [name for name in sorted(saved | found) if saved.get(name) != found.get(name)]
+  if bad:
+    raise ValueError(f'{", ".join(bad)} changed or disappeared since')
+  return record
 
 
 def _abstract(tree: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gta_jax import sharding
+from gta_jax import not_finite, sharding
 from gta_jax.data import pipeline, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.losses import SupervisedLoss
@@ -69,6 +69,14 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     raise ValueError(
       f'data.crop={config.data.crop}, train.epochs={train.epochs} and train.evaluate_epochs='
       f'{train.evaluate_epochs} must all be positive.')
+  if train.checkpoint_steps < 0 or train.log_steps < 1:
+    raise ValueError(
+      f'train.checkpoint_steps={train.checkpoint_steps} must not be negative and train.log_steps='
+      f'{train.log_steps} must be positive; 0 saves at evaluations only.')
+  if train.non_finite not in not_finite.ACTIONS:
+    raise ValueError(
+      f'train.non_finite={train.non_finite!r} is unknown; use one of: '
+      f'{", ".join(not_finite.ACTIONS)}.')
   group = method.threshold_images or train.unlabelled_batch
   if train.unlabelled_batch % group:
     raise ValueError(

@@ -1,24 +1,21 @@
 """Training steps between two stops of the host loop: streams, log, losses that are not finite."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gta_jax import sharding
-from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.pipeline import training_stream
 from gta_jax.data.skipping import Skipped
 from gta_jax.diagnostics import CollapseWatch, distances
+from gta_jax.not_finite import NotFiniteError, SkipCount, losses_not_finite, skip_not_finite
 from gta_jax.run import Run
+from gta_jax.signals import Signals
 from gta_jax.state import TrainState
 from gta_jax.step import Step, make_train_step, make_warmup_step
 from gta_jax.writers import MetricWriter, Progress
-
-
-class NotFiniteError(RuntimeError):
-  """A loss became infinite or NaN."""
 
 
 class Steps:
@@ -26,19 +23,38 @@ class Steps:
 
   def __init__(
     self, run: Run, mesh: jax.sharding.Mesh, first_step: int, writer: MetricWriter,
-    progress: Progress, checkpoints: Checkpoints, skipped: Skipped,
+    progress: Progress, skipped: Skipped, unlogged: Sequence = (),
   ):
-    self._run, self._mesh, self._writer = run, mesh, writer
-    self._progress, self._checkpoints, self._skipped = progress, checkpoints, skipped
+    """Begins after `first_step` steps; `unlogged` is what Steps.unlogged gave there."""
+    self._run, self._mesh = run, mesh
+    self._writer, self._progress, self._skipped = writer, progress, skipped
     self._warmup, self._semi = _compiled_steps(run, mesh)
     self._labelled = _stream(run, 'labelled', first_step, skipped)
     self._unlabelled: Iterator | None = None
+    # Steps whose losses have been looked at, then those that may still be under way.
+    self._checked = [
+      (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
     self._watch = CollapseWatch(run.dataset.classes)
+    self._skips = SkipCount()
 
-  def run(self, state: TrainState, stop: int) -> TrainState:
-    """Steps until `stop` steps are done; all their losses have then been looked at."""
+  def __enter__(self) -> 'Steps':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for stream in (self._labelled, self._unlabelled):
+      if hasattr(stream, 'close'):
+        stream.close()
+
+  def run(self, state: TrainState, stop: int, signals: Signals) -> TrainState:
+    """Steps until `stop` steps are done, or until a signal asks to leave.
+
+    Several processes ask each other about signals at each line of the log only.
+    """
+    alone, log_steps = jax.process_count() == 1, self._run.config.train.log_steps
     for step in range(int(state.step), stop):
+      if (alone or step % log_steps == 0) and signals.agreed():
+        break
       labelled, unlabelled = next(self._labelled), {}
       compiled = self._warmup
       if step >= self._run.warmup_steps:
@@ -51,32 +67,34 @@ class Steps:
       state, metrics = compiled(state, *batches)
       self._waiting.append((step + 1, metrics))
       self._progress.advance()
-      if (step + 1) % self._run.config.train.log_steps == 0:
-        self._log(state)
-    self._log(state)
+      if (step + 1) % log_steps == 0:
+        self.log(state)
     return state
 
-  def close(self) -> None:
-    for stream in (self._labelled, self._unlabelled):
-      if hasattr(stream, 'close'):
-        stream.close()
+  def unlogged(self) -> list:
+    """The metrics of the steps since the last line of the log, as JSON; NotFiniteError as log."""
+    self._check()
+    return [
+      (step, {k: np.asarray(v).tolist() for k, v in metrics.items()})
+      for step, metrics in self._checked]
 
-  def _log(self, state: TrainState) -> None:
-    """Waits for the steps since the last log, checks their losses and writes their means."""
-    if not self._waiting:
+  def log(self, state: TrainState) -> None:
+    """Waits for the steps since the last line of the log and writes one with their means.
+
+    Raises:
+      NotFiniteError: a loss is not finite, with the step; or too many steps were skipped.
+    """
+    self._check()
+    if not self._checked:
       return
-    steps, metrics = zip(*jax.device_get(self._waiting), strict=True)
-    self._waiting = []
-    for step, of_step in zip(steps, metrics, strict=True):
-      bad = [k for k, v in of_step.items() if k.endswith('_loss') and not np.isfinite(v)]
-      if bad:
-        last = self._checkpoints.last_step
-        raise NotFiniteError(
-          f'{", ".join(bad)} is not finite at step {step}; the last good checkpoint is '
-          f'{f"that of step {last}" if last else "none"}. Lower optim.rate, or look at the data.')
-    phase = [m for m in metrics if m.keys() == metrics[-1].keys()]
+    steps, metrics = zip(*self._checked, strict=True)
+    self._checked = []
+    taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
+    phase = [m for m in taken if m.keys() == taken[-1].keys()]
     means = {k: np.mean([m[k] for m in phase], axis=0) for k in phase[-1]}
     means['skipped_images'] = len(self._skipped.reasons)
+    if 'skipped_steps' in means:
+      means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
     if 'kept_share_by_class' in means:
       means |= jax.device_get(distances(state))
       for warning in self._watch.observe(means['kept_share_by_class']):
@@ -85,12 +103,29 @@ class Steps:
     shown = [k for k in means if k.endswith('_loss') or k == 'student_rate']
     self._progress.show({k: means[k] for k in shown})
 
+  def _check(self) -> None:
+    """Waits for the steps under way and looks at their losses."""
+    found, self._waiting = jax.device_get(self._waiting), []
+    for step, metrics in found:
+      bad = losses_not_finite(metrics)
+      if self._skips.observe(step, metrics):
+        self._progress.note(
+          f'step {step} was not finite ({", ".join(bad) or "its gradient"}) and skipped, '
+          f'{self._skips.total} so far')
+      elif bad:
+        raise NotFiniteError(
+          f'{", ".join(bad)} is not finite at step {step}. Lower optim.rate, look at the data, or '
+          'set train.non_finite=skip.')
+    self._checked += found
+
 
 def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:
   warmup = make_warmup_step(run.network, run.method, run.optimizers, loss=run.loss)
   semi = make_train_step(
     run.network, run.method, run.optimizers, loss=run.loss, warmup_steps=run.warmup_steps,
     handover_steps=run.handover_steps)
+  if run.config.train.non_finite == 'skip':
+    warmup, semi = skip_not_finite(warmup), skip_not_finite(semi)
   return sharding.compile_step(warmup, mesh), sharding.compile_step(semi, mesh)
 
 

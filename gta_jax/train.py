@@ -15,19 +15,22 @@ from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.skipping import Skipped
 from gta_jax.evaluate import Evaluation, evaluate
 from gta_jax.metrics import Scores
+from gta_jax.not_finite import NotFiniteError
 from gta_jax.run import Run, ids_sha256, to_json
+from gta_jax.signals import Signals
 from gta_jax.state import TrainState
 from gta_jax.stepping import Steps
 from gta_jax.visualize import write_picture
-from gta_jax.writers import MetricWriter, Progress, final_table
+from gta_jax.writers import MetricWriter, Progress, final_table, note, replace_text
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 _FREE_FIELDS = ('data.dir', 'data.threads', 'data.workers', 'data.prefetch', 'data.cache',
-                'data.skip_limit', 'train.log_steps', 'evaluate.batch', 'evaluate.pictures')
+                'data.skip_limit', 'train.log_steps', 'train.checkpoint_steps', 'evaluate.batch',
+                'evaluate.pictures')
 
 
 def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
-  """Trains from the newest checkpoint in `workdir`, or from the start, to the end.
+  """Trains from the newest whole checkpoint in `workdir`, or from the start, to the end.
 
   Args:
     run: everything that has been checked.
@@ -40,42 +43,68 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     DataError: more files became unreadable than data.skip_limit allows, or a validation file.
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
+    Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
+    OSError: the last checkpoint could not be saved; the same call tries again.
   """
-  mesh = sharding.make_mesh()
   state = run.initial_state()  # first, as it refuses weights that do not fit
   _write_config(run, workdir, allow_config_change=allow_config_change)
   started = time.monotonic()
-  with Checkpoints(workdir / 'checkpoints') as checkpoints:
-    if checkpoints.last_step is not None:
-      state = checkpoints.restore(checkpoints.last_step, state)
-    first_step = int(state.step)
-    with (
-      MetricWriter(workdir, start_step=first_step) as writer,
-      Progress(
-        run.total_steps, start_step=first_step,
-        images_per_step=run.config.train.labelled_batch + run.config.train.unlabelled_batch,
-      ) as progress,
-    ):
-      if run.dataset.note:
-        progress.note(run.dataset.note)
-      if first_step:
-        progress.note(f'goes on from step {first_step}')
-      skipped = Skipped(run.config.data.skip_limit, note=progress.note, path=(
-        workdir / 'skipped.json' if jax.process_index() == 0 else None))
-      steps = Steps(run, mesh, first_step, writer, progress, checkpoints, skipped)
-      for stop in _evaluation_steps(run, first_step):
-        state = steps.run(state, stop)
-        _evaluate_and_save(run, state, stop, writer, progress, checkpoints)
-      steps.close()
+  skipped = Skipped(run.config.data.skip_limit, note=note, path=(
+    workdir / 'skipped.json' if jax.process_index() == 0 else None))
+  with Signals() as signals, Checkpoints(workdir / 'checkpoints') as checkpoints:
+    first_step = checkpoints.last_step or 0
+    if first_step:
+      state = checkpoints.restore(first_step, state)
+    try:
+      state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped)
+    except NotFiniteError as error:
+      last = checkpoints.last_step
+      raise NotFiniteError(
+        f'{error} The last good checkpoint is {f"that of step {last}" if last else "none"}.'
+      ) from None
     results = _results(run, checkpoints, first_step, time.monotonic() - started)
     results |= {'skipped': skipped.reasons} if skipped.reasons else {}
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-  write_picture(
-    workdir / 'picture.png', run.network, state.networks, run.dataset,
-    count=run.config.evaluate.pictures, batch_size=run.config.evaluate.batch,
-    image_scale=run.config.data.image_scale)
+    replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
+    write_picture(
+      workdir / 'picture.png', run.network, state.networks, run.dataset,
+      count=run.config.evaluate.pictures, batch_size=run.config.evaluate.batch,
+      image_scale=run.config.data.image_scale)
   print(final_table(results))
   return results
+
+
+def _train_to_the_end(
+  run: Run, workdir: Path, state: TrainState, checkpoints: Checkpoints, signals: Signals,
+  skipped: Skipped,
+) -> TrainState:
+  """Steps, saves and evaluates from where `state`, the newest checkpoint, stands."""
+  first_step = checkpoints.last_step or 0
+  evaluated = bool(first_step and checkpoints.scores(first_step))
+  batches = run.config.train.labelled_batch + run.config.train.unlabelled_batch
+  with (
+    MetricWriter(workdir, start_step=first_step, evaluated=evaluated) as writer,
+    Progress(run.total_steps, start_step=first_step, images_per_step=batches) as progress,
+    Steps(run, sharding.make_mesh(), first_step, writer, progress, skipped,
+          checkpoints.unlogged(first_step) if first_step else ()) as steps,
+  ):
+    if run.dataset.note:
+      progress.note(run.dataset.note)
+    if first_step:
+      progress.note(f'goes on from step {first_step}')
+    evaluations = _evaluation_steps(run)
+    for stop in sorted(evaluations | _saving_steps(run)):
+      if stop < first_step or (stop == first_step and evaluated):
+        continue
+      with signals.deferred():
+        state = steps.run(state, stop, signals)
+        step = int(state.step)
+        if step in evaluations:
+          steps.log(state)
+        checkpoints.save(step, state, unlogged=steps.unlogged())
+        signals.raise_if_agreed()
+      if step in evaluations:
+        _evaluate(run, state, step, writer, progress, checkpoints)
+  return state
 
 
 def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
@@ -94,10 +123,10 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
         f'{path} started this run with another config:\n' + '\n'.join(changed) +
         '\nUse another --workdir, the old values, or --allow_config_change.')
   workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
+  replace_text(path, text)
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
-  (workdir / 'dataset.json').write_text(json.dumps(dataset, indent=2) + '\n')
+  replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -108,17 +137,23 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _evaluation_steps(run: Run, first_step: int) -> list[int]:
-  """The steps after which networks are scored and saved; the last step is always one."""
+def _evaluation_steps(run: Run) -> set[int]:
+  """The steps after which networks are scored; the last step is always one."""
   every = max(1, round(run.config.train.evaluate_epochs * run.epoch_steps))
-  stops = [*range(every, run.total_steps, every), run.total_steps]
-  return [stop for stop in stops if stop > first_step]
+  return {*range(every, run.total_steps, every), run.total_steps}
 
 
-def _evaluate_and_save(
+def _saving_steps(run: Run) -> set[int]:
+  """The steps after which the state is saved besides."""
+  every = run.config.train.checkpoint_steps
+  return set(range(every, run.total_steps, every)) if every else set()
+
+
+def _evaluate(
   run: Run, state: TrainState, step: int, writer: MetricWriter, progress: Progress,
   checkpoints: Checkpoints,
 ) -> None:
+  """Scores the networks while the state is being saved; a signal cuts it short."""
   progress.note_phase('evaluates')
   found = evaluate(
     run.network, state.networks, run.dataset, batch_size=run.config.evaluate.batch,
@@ -127,7 +162,7 @@ def _evaluate_and_save(
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
   progress.note('  '.join(
     [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
-  checkpoints.save(step, state, scores)
+  checkpoints.add_scores(step, scores)
 
 
 def _scores_by_network(found: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -148,6 +183,11 @@ def _results(
   run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the teacher's mIoU on the validation images."""
+  if checkpoints.last_step != run.total_steps:
+    raise OSError(
+      f'step {run.total_steps}, the last one, could not be saved in {checkpoints.folder}; make '
+      'room and give the same command again: it goes on from the newest checkpoint.')
+
   def record(step: int) -> dict[str, Any]:
     return {'step': step, **checkpoints.scores(step)}
 

@@ -12,6 +12,20 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 
+def replace_text(path: Path, text: str) -> None:
+  """Writes a file so that at any moment either the old or the new one is there, whole."""
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)
+
+
+def note(text: str, stream: TextIO | None = None) -> None:
+  """Prints a line of its own, to stderr by default, without breaking the bar if there is one."""
+  stream = stream or sys.stderr
+  tqdm.write(text, file=stream)
+  stream.flush()
+
+
 class MetricWriter:
   """Appends scalars to `metrics.jsonl` and to TensorBoard events in one directory.
 
@@ -19,18 +33,20 @@ class MetricWriter:
   TensorBoard, hidden), since those steps are about to be taken again.
   """
 
-  def __init__(self, directory: Path, *, start_step: int = 0, tensorboard: bool = True):
+  def __init__(self, directory: Path, *, start_step: int = 0, evaluated: bool = True,
+               tensorboard: bool = True):
     """Opens or continues the files.
 
     Args:
       directory: made if missing.
       start_step: the last step that counts, that of the checkpoint restored; 0 for a new run.
+      evaluated: whether that checkpoint holds scores; if not, the step's evaluation goes too.
       tensorboard: whether to write events; needs tensorboardX.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / 'metrics.jsonl'
-    _truncate(path, start_step)
+    _truncate(path, start_step, evaluated=evaluated)
     self._file = path.open('a', encoding='utf-8')
     self._events = None
     if tensorboard:
@@ -66,20 +82,21 @@ class MetricWriter:
     self.close()
 
 
-def _truncate(path: Path, last_step: int) -> None:
+def _truncate(path: Path, last_step: int, *, evaluated: bool) -> None:
   """Keeps the lines up to last_step; a half-written one, of a run that was killed, goes too."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+
+  def counts(line: str) -> bool:
     try:
-      if json.loads(line)['step'] <= last_step:
-        kept.append(line + '\n')
+      scalars = json.loads(line)
+      of_validation = any(name.startswith('val/') for name in scalars)
+      return scalars['step'] < last_step + (evaluated or not of_validation)
     except (json.JSONDecodeError, KeyError, TypeError):
-      continue
-  partial = path.with_suffix('.partial')
-  partial.write_text(''.join(kept), encoding='utf-8')
-  os.replace(partial, path)
+      return False
+
+  lines = path.read_text(encoding='utf-8').splitlines()
+  replace_text(path, ''.join(line + '\n' for line in lines if counts(line)))
 
 
 class Progress:
@@ -131,8 +148,7 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Prints a line of its own, without breaking the bar."""
-    self._bar.write(text, file=self._stream)
-    self._stream.flush()
+    note(text, self._stream)
 
   def note_phase(self, text: str) -> None:
     """Says in the bar what happens until the next step; its time does not count for images/s."""

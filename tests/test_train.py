@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ import launch
 from configs import shapes as shapes_config
 from gta_jax import inference, run, stepping, train
 from gta_jax.data import sources
+from gta_jax.not_finite import NotFiniteError
+from gta_jax.signals import Interrupted
 from tests.torch_names import torch_state
 
 
@@ -91,28 +95,39 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(finished, tmp_path
   assert other['last'] != results['last']
 
 
-@pytest.mark.parametrize('stop', [4, 8])
-def test_a_run_goes_on_as_if_it_had_never_stopped(finished, tmp_path, monkeypatch, stop):
-  """Stopped at the hand-over (4) and in the second phase (8)."""
+def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_path, monkeypatch):
+  """In the warm-up between two lines of the log (3), at the hand-over where networks are to be
+  scored (4), while they are scored (8), and in the middle of an epoch of the second phase (9)."""
   workdir, results = finished
-  save = train.Checkpoints.save
+  config = tiny_config(**{'train.checkpoint_steps': 5})
 
-  def save_and_die(self, step, *args):
-    save(self, step, *args)
-    if step == stop:
-      raise KeyboardInterrupt
+  def interrupted(patched, name, at, number):
+    original, calls = getattr(patched, name), []
 
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(train.Checkpoints, 'save', save_and_die)
-    train.train(run.make_run(tiny_config()), tmp_path)
-  resumed = train.train(run.make_run(tiny_config()), tmp_path)
-  assert resumed['seconds_from_step'] == stop
+    def send(*args, **kwargs):
+      calls.append(1)
+      if len(calls) == at:
+        os.kill(os.getpid(), number)
+      return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=number.name):
+      patch.setattr(patched, name, send)
+      train.train(run.make_run(config), tmp_path)
+    with train.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+      return checkpoints.last_step
+
+  advance, score = (stepping.Progress, 'advance'), (train, 'evaluate')
+  assert interrupted(*advance, 3, signal.SIGTERM) == 3
+  assert interrupted(*advance, 1, signal.SIGINT) == 4
+  assert interrupted(*score, 2, signal.SIGTERM) == 8
+  assert interrupted(*advance, 1, signal.SIGTERM) == 9
+  resumed = train.train(run.make_run(config), tmp_path)
+  assert resumed['seconds_from_step'] == 9
   assert {k: resumed[k] for k in ('last', 'best')} == {k: results[k] for k in ('last', 'best')}
   states = [final_state(w, tiny_config()) for w in (workdir, tmp_path)]
   for a, b in zip(*(jax.tree.leaves(s.replace(key=None)) for s in states), strict=True):
     np.testing.assert_array_equal(a, b)
-  history = [[{k: v for k, v in m.items()} for m in lines(w)] for w in (workdir, tmp_path)]
-  assert history[0] == history[1]
+  assert lines(workdir) == lines(tmp_path)
 
 
 def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
@@ -123,9 +138,9 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
 
 def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path):
   config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
-  with pytest.raises(stepping.NotFiniteError, match=r'not finite at step \d+; the last good.*none'):
+  with pytest.raises(NotFiniteError, match=r'not finite at step \d+.*last good checkpoint is none'):
     train.train(run.make_run(config), tmp_path)
-  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+  assert not list((tmp_path / 'checkpoints').iterdir())
 
 
 class Faulty(sources.CachedReader):
@@ -174,6 +189,8 @@ def test_prediction_of_a_folder(finished, tmp_path):
 @pytest.mark.parametrize('overrides, message', [
   ({'train.labelled_batch': 0}, 'train.labelled_batch=0 does not split over'),
   ({'train.epochs': 0}, 'must all be positive'),
+  ({'train.checkpoint_steps': -1}, 'checkpoint_steps=-1 must not be negative'),
+  ({'train.non_finite': 'ignore'}, "'ignore' is unknown; use one of: stop, skip"),
   ({'method.threshold_images': 3}, 'threshold_images=3 does not divide'),
   ({'data.source': 'coco'}, "'coco' is unknown; use one of: folder, shapes"),
   ({'data.source': 'folder'}, '--config.data.dir'),

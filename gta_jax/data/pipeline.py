@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -241,9 +242,14 @@ def _naming_dead_workers() -> Iterator[None]:
 
 
 def _end_with_parent(*_: int) -> None:
-  """Makes a worker end with the run; Grain's wait for ever where the run is killed."""
+  """Makes a worker end with the run; Grain's wait for ever where the run is killed.
+
+  And not before it: a signal to the whole group, as Ctrl-C, is left to the run, which saves first.
+  """
   def wait() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
 
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=wait, daemon=True).start()
