@@ -1,67 +1,71 @@
 """Times one training step of several methods under a config, in alternation.
 
     python benchmarks/step_time.py --config configs/shapes.py
+    python benchmarks/step_time.py --config configs/voc.py:183 --out step_time.json   # on a GPU
 
-Prints milliseconds a step (median), the ratio to the supervised step pair by pair, and what the
-compiled program counts: floating-point operations and peak memory.
+Prints for each step: milliseconds (median), the ratio to the first step pair by pair, images a
+second, operations that the program asks for, the share of the machine's peak that they make up
+(the peak is a large matrix product in the config's dtype, measured in the same run), memory of
+the compiled program, and seconds to compile with an empty and with a filled persistent cache.
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
-import sys
+import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from cases import STEPS, Case, make_case, read_config
 
-from gta_jax import run, sharding  # noqa: E402
-from gta_jax.step import make_train_step  # noqa: E402
+import gta_jax  # noqa: F401  Sets flags before jax starts.
 
-import jax  # noqa: E402  isort: skip
-import numpy as np  # noqa: E402  isort: skip
-
-# name -> (method, recipe)
-STEPS = {
-  'supervised': ('sup_only', 'paper'),
-  'cutmix': ('cutmix', 'paper'),
-  'gta': ('gta', 'paper'),
-  'released': ('gta', 'released'),
-}
+import jax  # isort: skip
+import jax.numpy as jnp  # isort: skip
 
 
-def make_case(config_file: str, method: str, recipe: str, overrides: dict) -> tuple:
-  """The compiled step of a method, its first state and two random batches."""
-  path, _, arg = config_file.partition(':')
-  spec = importlib.util.spec_from_file_location('config', ROOT / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(f'{arg},method={method},recipe={recipe}'.strip(','))
-  config.data.source, config.data.split = 'shapes', '8'  # only its classes are used
-  config.data.update({'unlabelled': 64, 'validation': 1, 'size': 64})
-  config.update_from_flattened_dict(overrides)
-  if config.train.unlabelled_batch % (config.method.threshold_images or 1):
-    config.method.threshold_images = 0
-  made = run.make_run(config)
-  mesh = sharding.make_mesh()
-  step = sharding.compile_step(
-    make_train_step(made.network, made.method, made.optimizers, loss=made.loss), mesh)
-  rng = np.random.default_rng(0)
-  side, train = config.data.crop, config.train
-  labelled, unlabelled = (
-    {'image': rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)}
-    for batch in (train.labelled_batch, train.unlabelled_batch))
-  labelled['label'] = rng.integers(0, 7, labelled['image'].shape[:3], dtype=np.uint8)
-  unlabelled['valid'] = np.ones(unlabelled['image'].shape[:3], bool)
-  if not made.method.uses_unlabelled:
-    unlabelled = {}
-  batches = [sharding.global_batch(b, mesh) for b in (labelled, unlabelled)]
-  state = made.initial_state()
-  started = time.perf_counter()
-  compiled = step.lower(state, *batches).compile()
-  return compiled, state, batches, time.perf_counter() - started
+def matmul_peak(dtype: str, *, side: int, repeats: int = 5) -> float:
+  """Operations a second of the fastest of some products of two square matrices."""
+  a = jnp.ones((side, side), dtype)
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(a, a))
+  seconds = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    jax.block_until_ready(product(a, a))
+    seconds.append(time.perf_counter() - started)
+  return 2 * side**3 / min(seconds)
+
+
+def compile_case(case: Case) -> dict[str, float]:
+  """Compiles the case's step twice, as a first and as a second process would."""
+  seconds = {}
+  for name in ('cold', 'warm'):
+    jax.clear_caches()
+    started = time.perf_counter()
+    lowered = case.step.lower(case.state, *case.batches)
+    compiled = lowered.compile()
+    seconds[name] = time.perf_counter() - started
+  memory = compiled.memory_analysis()
+  case.step = compiled
+  return {
+    'compile_cold_s': seconds['cold'], 'compile_warm_s': seconds['warm'],
+    'gflop': lowered.cost_analysis()['flops'] / 1e9,
+    'temporary_mb': memory.temp_size_in_bytes / 1e6,
+    'resident_mb': memory.argument_size_in_bytes / 1e6,
+  }
+
+
+def time_cases(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
+  """Milliseconds of each step, taken in turn, after two rounds that are thrown away."""
+  times: dict[str, list[float]] = {name: [] for name in cases}
+  for repeat in range(repeats + 2):
+    for name, case in cases.items():
+      started = time.perf_counter()
+      case.run()
+      if repeat >= 2:
+        times[name].append(1000 * (time.perf_counter() - started))
+  return times
 
 
 def main() -> None:
@@ -74,34 +78,39 @@ def main() -> None:
   parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=JSON',
                       help='config fields, as in data.crop=513 model.dtype=\'"bfloat16"\'')
   flags = parser.parse_args()
-  overrides = {k: json.loads(v) for k, _, v in (item.partition('=') for item in flags.set)}
-  cases = {name: make_case(flags.config, *STEPS[name], overrides) for name in flags.steps}
-  states = {name: case[1] for name, case in cases.items()}
-  times: dict[str, list[float]] = {name: [] for name in cases}
-  for repeat in range(flags.repeats + 2):
-    for name, (compiled, _, batches, _) in cases.items():
-      started = time.perf_counter()
-      states[name], metrics = compiled(states[name], *batches)
-      jax.block_until_ready((states[name], metrics))
-      if repeat >= 2:
-        times[name].append(1000 * (time.perf_counter() - started))
-  rows = []
-  for name, (compiled, _, _, compile_seconds) in cases.items():
-    first = times[flags.steps[0]]
-    ratio = statistics.median(a / b for a, b in zip(times[name], first, strict=True))
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    rows.append({
-      'step': name, 'ms': statistics.median(times[name]), 'ratio': ratio,
-      'gflop': cost.get('flops', float('nan')) / 1e9,
-      'temporary_mb': memory.temp_size_in_bytes / 1e6, 'compile_s': compile_seconds})
   device = jax.devices()[0]
-  print(f'{device.device_kind} x {jax.device_count()}, jax {jax.__version__}, {flags.config}')
-  print('| step | ms | × first | GFLOP | temporary MB | compile s |\n|---|---|---|---|---|---|')
-  for row in rows:
-    print('| {step} | {ms:.1f} | {ratio:.2f} | {gflop:.2f} | {temporary_mb:.0f} | {compile_s:.1f} |'
-          .format(**row))
+  configs = {name: read_config(flags.config, name, flags.set) for name in flags.steps}
+  dtype = configs[flags.steps[0]].model.dtype
+  peak = matmul_peak(dtype, side=2048 if device.platform == 'cpu' else 8192)
+  with tempfile.TemporaryDirectory() as cache:
+    jax.config.update('jax_compilation_cache_dir', cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    cases = {name: make_case(config) for name, config in configs.items()}
+    rows = {name: compile_case(case) for name, case in cases.items()}
+  times = time_cases(cases, flags.repeats)
+  first = times[flags.steps[0]]
+  for name, row in rows.items():
+    ms = statistics.median(times[name])
+    train = configs[name].train
+    images = train.labelled_batch + (train.unlabelled_batch if name != 'supervised' else 0)
+    row |= {
+      'ms': ms,
+      'ratio': statistics.median(a / b for a, b in zip(times[name], first, strict=True)),
+      'images_per_s': 1000 * images / ms,
+      'peak_percent': 100 * row['gflop'] * 1e9 / (ms / 1000) / peak,
+    }
+  print(f'{device.device_kind} x {jax.device_count()}, jax {jax.__version__}, {flags.config} '
+        f'{" ".join(flags.set)}, peak {peak / 1e9:.0f} GFLOP/s in {dtype}')
+  print('| step | ms | × first | images/s | GFLOP | % of peak | temporary MB | state, batch MB | '
+        'compile s, cold | warm |\n|' + '---|' * 10)
+  for name, row in rows.items():
+    print('| {name} | {ms:.1f} | {ratio:.2f} | {images_per_s:.1f} | {gflop:.2f} | '
+          '{peak_percent:.0f} | {temporary_mb:.0f} | {resident_mb:.0f} | {compile_cold_s:.1f} | '
+          '{compile_warm_s:.1f} |'.format(name=name, **row))
   if flags.out:
-    flags.out.write_text(json.dumps({'device': device.device_kind, 'rows': rows}, indent=2) + '\n')
+    report = {'device': device.device_kind, 'devices': jax.device_count(), 'jax': jax.__version__,
+              'config': flags.config, 'set': flags.set, 'peak_gflops': peak / 1e9, 'steps': rows}
+    flags.out.write_text(json.dumps(report, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,231 +1,158 @@
-"""The same training steps in PyTorch: a yardstick for agreement and for speed.
+"""Times our steps and the same steps in PyTorch side by side and prints ratios.
 
-    python benchmarks/torch_twin.py --depth 10 --width 0.25 --crop 65 --batch 2
+    python benchmarks/torch_twin.py --config configs/shapes.py --repeats 20
+    python benchmarks/torch_twin.py --config configs/voc.py:183 --repeats 10 --out twin.json  # GPU
 
-prints the median milliseconds of each step. Written from the paper and from the list of its
-release's differences, without a look at the JAX side. A step changes the state in place and
-returns its losses.
+Each framework has a process of its own, so that neither's threads nor memory pools are in the
+other's way; they take steps in turn, on the same batch sizes, crop and network, on all visible
+cores or on one GPU. Three kinds of contestant:
 
-Batches: labelled {'image': uint8 [B,H,W,3], 'label': uint8 [B,H,W], 255 = ignore};
-unlabelled {'image': uint8 [B,H,W,3], 'valid': bool [B,H,W], may be absent}. Boxes of CutMix:
-integers [B,4] of (top, left, bottom, right), half open, or None where nothing is mixed.
+    jax            our step in the config's dtype
+    torch          as people run it: eager, NCHW, float32 (TF32 on a GPU)
+    torch tuned    channels last, the config's dtype by autocast, torch.compile
+
+`released` is the published algorithm (two teacher passes, joint batches), `gta` the paper's. A
+ratio compares the contestant with `jax gta` turn by turn: median, and the middle half.
+Needs torch beside the package; a contestant that does not fit into memory is left out.
 """
 
 import argparse
+import json
+import multiprocessing
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch_method import (
-  IGNORE,
-  Batch,
-  Options,
-  State,
-  alias,
-  average,
-  confidence_weights,
-  cutmix,
-  descend,
-  follow_statistics,
-  forward,
-  keep_confident,
-  labelled_loss,
-  make_state,
-  normalize,
-  poly_rate,
-  pseudo_labels,
-  weighted_loss,
-)
-from torch_networks import DeepLab
+from cases import STEPS, make_case, num_classes, random_batches, read_config
+
+REFERENCE = ('jax', 'gta')
+TORCH_STEPS = {'gta': 'paper'}  # the twin's name where it differs
+TUNED = ('supervised', 'gta')
 
 
-def supervised_step(state: State, labelled: Batch, options: Options) -> dict[str, Tensor]:
-  """Trains the student alone on labelled images."""
-  loss = _train_on_labels(state.student, state.student_opt, labelled, state.step, options)
-  state.step += 1
-  return {'labelled': loss}
+def make_jax_run(config_file: str, name: str, overrides: list[str]) -> Callable[[], None]:
+  """Our compiled step, timed to the end of the device's work."""
+  return make_case(read_config(config_file, name, overrides)).run
 
 
-def _train_on_labels(network, optimizer, labelled, step, options) -> Tensor:
-  x = normalize(labelled['image'], network, options)
-  loss = labelled_loss(forward(network, x, options), labelled['label'], options)
-  descend(optimizer, loss, poly_rate(step, options))
-  return loss.detach()
+def make_torch_run(
+  config_file: str, name: str, overrides: list[str], *, tuned: bool
+) -> Callable[[], None]:
+  """The twin's step past the release's hand-over."""
+  import torch  # noqa: PLC0415
+  from torch_method import Options, make_state  # noqa: PLC0415
+  from torch_networks import DeepLab  # noqa: PLC0415
+  from torch_steps import STEPS as TWINS  # noqa: PLC0415
 
-
-def paper_warmup_step(state: State, labelled: Batch, options: Options) -> dict[str, Tensor]:
-  """Trains all three on labelled images, each with its own momentum."""
-  for name in ('teacher', 'assistant'):
-    _train_on_labels(getattr(state, name), getattr(state, f'{name}_opt'), labelled, state.step,
-                     options)
-  return supervised_step(state, labelled, options)
-
-
-@torch.no_grad()
-def _observe(network: nn.Module, x: Tensor, options: Options) -> Tensor:
-  return forward(network, x, options)[0]
-
-
-def released_warmup_step(state: State, labelled: Batch, options: Options) -> dict[str, Tensor]:
-  """Trains the student; of the other two, only BatchNorm's running statistics move."""
-  x = normalize(labelled['image'], state.student, options)
-  for network in (state.teacher, state.assistant):
-    _observe(network, x, options)
-  return supervised_step(state, labelled, options)
-
-
-def mean_teacher_step(state: State, labelled: Batch, unlabelled: Batch, options: Options, *,
-                      boxes: Tensor | None = None, joint: bool = False) -> dict[str, Tensor]:
-  """Eq. 1-5: the student learns from labels and pseudo-labels at once.
-
-  joint: one pass over both kinds of images together instead of one each (BatchNorm differs).
-  """
-  x_l = normalize(labelled['image'], state.student, options)
-  x_u = normalize(unlabelled['image'], state.student, options)
-  label, confidence, valid = pseudo_labels(state, x_u, unlabelled, options)
-  kept = cutmix(keep_confident(confidence, valid, options.drop_fraction), boxes)
-  label, x_u = cutmix(label, boxes), cutmix(x_u, boxes)
-  if joint:
-    logits, auxiliary = forward(state.student, torch.cat([x_l, x_u]), options)
-    count = len(x_l)
-    logits_u = logits[count:]
-    logits_l = logits[:count], None if auxiliary is None else auxiliary[:count]
-  else:
-    logits_l = forward(state.student, x_l, options)
-    logits_u, _ = forward(state.student, x_u, options)
-  loss_l = labelled_loss(logits_l, labelled['label'], options)
-  loss_u = weighted_loss(logits_u, label, torch.ones_like(confidence), kept)
-  descend(state.student_opt, loss_l + loss_u, poly_rate(state.step, options))
-  average(state.teacher, state.student, options.ema_decay)
-  follow_statistics(state.teacher, state.student, options)
-  state.step += 1
-  return {'labelled': loss_l.detach(), 'unlabelled': loss_u.detach()}
-
-
-def paper_step(state: State, labelled: Batch, unlabelled: Batch, options: Options, *,
-               boxes: Tensor | None = None) -> dict[str, Tensor]:
-  """Algorithm 1. With boxes, Eq. 2 comes before the mixing and Eq. 6 after it."""
-  rate = poly_rate(state.step, options)
-  x = normalize(unlabelled['image'], state.assistant, options)
-  label, confidence, valid = pseudo_labels(state, x, unlabelled, options)
-  kept = cutmix(keep_confident(confidence, valid, options.drop_fraction), boxes)
-  weight = confidence_weights(cutmix(confidence, boxes), kept, options.smoothing)
-  logits, _ = forward(state.assistant, cutmix(x, boxes), options)
-  loss_u = weighted_loss(logits, cutmix(label, boxes), weight, kept)
-  descend(state.assistant_opt, loss_u, rate)
-  average(state.student, state.assistant, options.ema_decay, options.transmitted)
-  loss_l = _train_on_labels(state.student, state.student_opt, labelled, state.step, options)
-  average(state.teacher, state.student, options.ema_decay)
-  follow_statistics(state.teacher, state.student, options)
-  state.step += 1
-  return {'labelled': loss_l, 'unlabelled': loss_u.detach()}
-
-
-def released_loss(logits: Tensor, label: Tensor, confidence: Tensor, options: Options) -> Tensor:
-  """The release's Eq. 2, 6 and 7: its own threshold for each group, a normaliser over all pixels.
-
-  Dropped pixels count in the normaliser as (0 + tau), hence kept weights average below one.
-  label: int64 [B,H,W], 255 where there is none.
-  """
-  usable = label != IGNORE
-  groups = zip(confidence.chunk(options.device_groups), usable.chunk(options.device_groups),
-               strict=True)
-  kept = torch.cat([part & (group > torch.quantile(group[part], options.drop_fraction))
-                    for group, part in groups])
-  weight = confidence * kept + options.smoothing
-  return weighted_loss(logits, label, weight / weight.sum() * kept.sum(), kept)
-
-
-def released_step(state: State, labelled: Batch, unlabelled: Batch, options: Options, *,
-                  boxes: Tensor | None = None) -> dict[str, Tensor]:
-  """Algorithm 1 as in the published code, whose student and assistant share one classifier."""
-  since_warmup = state.step - options.warmup_steps
-  decay = min(1 - 1 / (since_warmup + 1), 0.999)
-  if since_warmup < options.epoch_steps:
-    alias(state.teacher, state.student)
-    alias(state.assistant, state.student)
-  x_l = normalize(labelled['image'], state.student, options)
-  x_u = normalize(unlabelled['image'], state.student, options)
-  label, _, valid = pseudo_labels(state, x_u, unlabelled, options)
-  label = cutmix(label.masked_fill(~valid, IGNORE), boxes)
-  x = torch.cat([x_l, cutmix(x_u, boxes)])
-  count = len(x_l)
-
-  logits, _ = forward(state.assistant, x, options)
-  confidence = _observe(state.teacher, x, options)[count:].softmax(1).max(1).values
-  loss_u = released_loss(logits[count:], label, confidence, options)
-  descend(state.assistant_opt, loss_u, options.rate)
-  average(state.student, state.assistant, decay, ('backbone', 'decoder', 'auxiliary'), rebind=True)
-
-  logits, auxiliary = forward(state.student, x, options)
-  auxiliary = None if auxiliary is None else auxiliary[:count]
-  loss_l = labelled_loss((logits[:count], auxiliary), labelled['label'], options)
-  descend(state.student_opt, loss_l, poly_rate(state.step, options))
-  average(state.teacher, state.student, decay, rebind=True)
-  state.step += 1
-  return {'labelled': loss_l.detach(), 'unlabelled': loss_u.detach()}
-
-
-STEPS = {
-  'supervised': lambda state, labelled, _, options: supervised_step(state, labelled, options),
-  'mean_teacher': mean_teacher_step, 'paper': paper_step, 'released': released_step,
-}
-
-
-def milliseconds(run: Callable[[], object], device: str) -> float:
-  """Wall time of one call, the device's work included."""
-  if device == 'cuda':
-    torch.cuda.synchronize()
-  start = time.perf_counter()
-  run()
-  if device == 'cuda':
-    torch.cuda.synchronize()
-  return 1000 * (time.perf_counter() - start)
-
-
-def make_runs(flags: argparse.Namespace) -> dict[str, Callable[[], object]]:
-  """A call for each step, on random images, in its second phase."""
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+  torch.backends.cudnn.benchmark = True
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(0)
-  shape = (flags.batch, flags.crop, flags.crop)
-  labelled = {'image': torch.randint(256, (*shape, 3), dtype=torch.uint8, device=flags.device),
-              'label': torch.randint(21, shape, dtype=torch.uint8, device=flags.device)}
-  unlabelled = {'image': labelled['image'].flip(1)}
-  options = Options(total_steps=10**6, autocast=torch.bfloat16 if flags.bfloat16 else None,
-                    channels_last=flags.channels_last)
-  runs = {}
-  for name in flags.steps:
-    state = make_state(
-      lambda: DeepLab(num_classes=21, depth=flags.depth, width=flags.width), options,
-      device=flags.device, compiled=flags.compile, fused=flags.device == 'cuda')
-    state.step = options.epoch_steps  # Past the release's hand-over.
-    runs[name] = lambda step=STEPS[name], state=state: step(state, labelled, unlabelled, options)
-  return runs
+  config = read_config(config_file, name, overrides)
+  half = tuned and config.model.dtype == 'bfloat16'
+  options = Options(total_steps=10_000, channels_last=tuned,
+                    autocast=torch.bfloat16 if half else None)
+  shape = {k: v for k, v in config.model.items() if k in (
+    'depth', 'stem', 'output_stride', 'multi_grid', 'width', 'aspp_rates', 'dropout', 'auxiliary')}
+  shape['multi_grid'] = shape['multi_grid'] or None
+  state = make_state(lambda: DeepLab(num_classes=num_classes(config), **shape), options,
+                     device=device, compiled=tuned, fused=device == 'cuda')
+  state.step = options.epoch_steps
+  labelled, unlabelled = (
+    {k: torch.as_tensor(v, device=device) for k, v in batch.items()}
+    for batch in random_batches(config))
+  step = TWINS[TORCH_STEPS.get(name, name)]
+
+  def run() -> None:
+    step(state, labelled, unlabelled, options)
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
+  return run
+
+
+def serve(connection, config_file: str, overrides: list[str]) -> None:
+  """A worker process: makes contestants as they are named and answers with milliseconds a step."""
+  made: dict[tuple, Callable] = {}
+  while (request := connection.recv()) is not None:
+    contestant, steps = request
+    framework, name = contestant
+    try:
+      if contestant not in made:
+        made[contestant] = (
+          make_jax_run(config_file, name, overrides) if framework == 'jax' else
+          make_torch_run(config_file, name, overrides, tuned=framework == 'torch tuned'))
+      started = time.perf_counter()
+      for _ in range(steps):
+        made[contestant]()
+      connection.send(1000 * (time.perf_counter() - started) / steps)
+    except Exception as error:  # Out of memory, a compiler that is missing: told.
+      made[contestant] = None
+      connection.send(f'{type(error).__name__}: {str(error).splitlines()[0][:150]}')
+
+
+def contest(contestants: list[tuple], flags: argparse.Namespace) -> tuple[dict, dict]:
+  """Milliseconds by contestant, in turn, and what kept others from running."""
+  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # Two frameworks share a GPU's memory.
+  context = multiprocessing.get_context('spawn')
+  pipes = {}
+  for process in {framework.split()[0] for framework, _ in contestants}:
+    pipes[process], far = context.Pipe()
+    context.Process(target=serve, args=(far, flags.config, flags.set), daemon=True).start()
+
+  def ask(contestant: tuple, steps: int) -> float | str:
+    pipe = pipes[contestant[0].split()[0]]
+    pipe.send((contestant, steps))
+    return pipe.recv()
+
+  failures, times = {}, {}
+  for contestant in contestants:  # Compilation, allocation, choice of algorithms.
+    answer = ask(contestant, 3)
+    if isinstance(answer, str):
+      failures[contestant] = answer
+    else:
+      times[contestant] = []
+    print(f'{" ".join(contestant)}: {answer if isinstance(answer, str) else "ready"}',
+          file=sys.stderr)
+  for _ in range(flags.repeats):
+    for contestant, of_one in times.items():
+      of_one.append(ask(contestant, flags.steps_per_turn))
+  for pipe in pipes.values():
+    pipe.send(None)
+  return times, failures
 
 
 def main() -> None:
-  """Times the steps in alternation."""
+  """Lets them run and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--depth', type=int, default=10)
-  parser.add_argument('--width', type=float, default=0.25)
-  parser.add_argument('--crop', type=int, default=65, help='pixels')
-  parser.add_argument('--batch', type=int, default=2, help='images of each kind')
-  parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--steps', nargs='+', default=list(STEPS), choices=list(STEPS))
-  parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-  for name in ('bfloat16', 'channels-last', 'compile'):
-    parser.add_argument(f'--{name}', action='store_true')
+  parser.add_argument('--config', default='configs/shapes.py')
+  parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=JSON')
+  parser.add_argument('--repeats', type=int, default=20, help='turns')
+  parser.add_argument('--steps-per-turn', type=int, default=1)
+  parser.add_argument('--out', type=Path, help='JSON file')
   flags = parser.parse_args()
-  runs = make_runs(flags)
-  for run in runs.values():  # Warm-up: compilation, allocation, algorithms.
-    run(), run()
-  times = {name: [] for name in runs}
-  for _ in range(flags.repeats):
-    for name, run in runs.items():
-      times[name].append(milliseconds(run, flags.device))
-  for name, values in times.items():
-    print(f'{name:14s}{statistics.median(values):10.1f} ms a step')
+  contestants = [(framework, name) for framework in ('jax', 'torch') for name in STEPS]
+  contestants += [('torch tuned', name) for name in TUNED]
+  times, failures = contest(contestants, flags)
+  rows = {}
+  for (framework, name), of_one in times.items():
+    ratios = [a / b for a, b in zip(of_one, times[REFERENCE], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    rows[f'{framework}, {name}'] = {
+      'ms': statistics.median(of_one), 'ratio': middle, 'low': low, 'high': high}
+  print(f'{flags.config} {" ".join(flags.set)}, {len(os.sched_getaffinity(0))} cores')
+  print('| contestant | ms a step | × jax, gta | middle half |\n|---|---|---|---|')
+  for name, row in rows.items():
+    print('| {name} | {ms:.0f} | {ratio:.2f} | {low:.2f} – {high:.2f} |'.format(name=name, **row))
+  for (framework, name), reason in failures.items():
+    print(f'| {framework}, {name} | {reason} | | |')
+  if flags.out:
+    flags.out.write_text(json.dumps({'config': flags.config, 'set': flags.set, 'rows': rows},
+                                    indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -16,10 +16,11 @@ REFERENCE = ROOT.parent / 'shared' / 'reference'
 # The twin's modules are scripts that import one another by their bare names.
 sys.path.append(str(ROOT / 'benchmarks'))
 networks = importlib.import_module('torch_networks')
-twin = importlib.import_module('torch_twin')
+parts = importlib.import_module('torch_method')
+twin = importlib.import_module('torch_steps')
 
 WEIGHT_DECAY, EMA_DECAY, EPOCH, TOTAL = 0.01, 0.8, 2, 7
-OPTIONS = twin.Options(
+OPTIONS = parts.Options(
   total_steps=TOTAL, rate=0.05, weight_decay=WEIGHT_DECAY, warmup_steps=EPOCH, epoch_steps=EPOCH,
   ema_decay=EMA_DECAY, mean=(0.0,) * 3, std=(1.0,) * 3)
 HYPER = {'decoder_multiplier': 10.0, 'momentum': 0.9, 'weight_decay': WEIGHT_DECAY}
@@ -119,7 +120,7 @@ def test_paper_step_is_algorithm_1():
   expected = oracle.run(
     params, labelled, unlabelled, lr_schedule=lambda t: 0.05 * (1 - t / TOTAL) ** 0.9,
     weight_decay=WEIGHT_DECAY, ema_decay=EMA_DECAY, warmup_steps=EPOCH, mixing=boxes_of)
-  state = twin.make_state(lambda: Linear(params), OPTIONS, dtype=torch.float64)
+  state = parts.make_state(lambda: Linear(params), OPTIONS, dtype=torch.float64)
   for step, after in enumerate(expected):
     if step < EPOCH:
       losses = twin.paper_warmup_step(state, tensors(labelled[step]), OPTIONS)
@@ -148,7 +149,7 @@ def released_gradient(teacher, assistant, batch, boxes):
 
 def test_released_step_shares_the_classifier():
   params, labelled, unlabelled = oracle.make_problem(1, steps=TOTAL)
-  state = twin.make_state(lambda: Linear(params), OPTIONS, dtype=torch.float64)
+  state = parts.make_state(lambda: Linear(params), OPTIONS, dtype=torch.float64)
   student = teacher = assistant = params
   zeros = {k: {n: 0 * v for n, v in layer.items()} for k, layer in params.items()}
   buffer_s, buffer_a = zeros, zeros

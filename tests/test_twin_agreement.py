@@ -26,7 +26,8 @@ torch = pytest.importorskip('torch')
 # The twin's modules are scripts that import one another by their bare names.
 sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
 networks = importlib.import_module('torch_networks')
-twin = importlib.import_module('torch_twin')
+parts = importlib.import_module('torch_method')
+twin = importlib.import_module('torch_steps')
 
 STEPS, WARMUP, HANDOVER = 5, 2, 2
 NAMES = ('teacher', 'student', 'assistant')
@@ -81,10 +82,10 @@ def run_ours(recipe, variables, key, batches):
 
 def run_twin(recipe, start, template, key, batches):
   """The same of the twin."""
-  options = twin.Options(
+  options = parts.Options(
     total_steps=STEPS, rate=RATE, weight_decay=DECAY, warmup_steps=WARMUP, epoch_steps=HANDOVER,
     mean=MEAN, std=STD)
-  state, after = twin.make_state(lambda: copy.deepcopy(start), options, dtype=torch.float64), []
+  state, after = parts.make_state(lambda: copy.deepcopy(start), options, dtype=torch.float64), []
   for step, batch in enumerate(batches):
     labelled, unlabelled = ({k: torch.tensor(v) for k, v in part.items()} for part in batch)
     if step < WARMUP:

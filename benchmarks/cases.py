@@ -1,0 +1,107 @@
+"""Steps of a config on random batches, for the benchmarks of speed."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_collections
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+# name -> (method, recipe)
+STEPS = {
+  'supervised': ('sup_only', 'paper'),
+  'mean_teacher': ('mean_teacher', 'paper'),
+  'gta': ('gta', 'paper'),
+  'released': ('gta', 'released'),
+}
+CLASSES = {'voc': 21, 'cityscapes': 19}
+
+
+@dataclasses.dataclass
+class Case:
+  """A jitted step with its first state and one batch of each kind, on the devices already.
+
+  `run` takes a step and waits for the device; the state moves on.
+  """
+
+  step: Callable
+  state: object
+  batches: list
+
+  def run(self) -> None:
+    import jax  # noqa: PLC0415
+
+    self.state, metrics = self.step(self.state, *self.batches)
+    jax.block_until_ready((self.state, metrics))
+
+
+def read_config(
+  config_file: str, name: str, overrides: Sequence[str]
+) -> ml_collections.ConfigDict:
+  """The config of `FILE.py:ARGUMENT` with the method and recipe of a step's name.
+
+  Args:
+    overrides: FIELD=JSON each, as in data.crop=513 or model.dtype="bfloat16".
+  """
+  path, _, argument = config_file.partition(':')
+  spec = importlib.util.spec_from_file_location('config', ROOT / path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  method, recipe = STEPS[name]
+  config = module.get_config(f'{argument},method={method},recipe={recipe}'.strip(','))
+  pairs = (item.partition('=') for item in overrides)
+  config.update_from_flattened_dict({field: json.loads(value) for field, _, value in pairs})
+  if config.train.unlabelled_batch % (config.method.threshold_images or 1):
+    config.method.threshold_images = 0
+  return config
+
+
+def num_classes(config: ml_collections.ConfigDict) -> int:
+  """K of the config's data set, which the benchmarks do not need; 7 where it is not known."""
+  return CLASSES.get(config.data.source, 7)
+
+
+def random_batches(config: ml_collections.ConfigDict) -> tuple[dict, dict]:
+  """Labelled and unlabelled NumPy batches of the config's sizes, without padding."""
+  import numpy as np  # noqa: PLC0415
+
+  rng = np.random.default_rng(0)
+  side, train = config.data.crop, config.train
+  labelled, unlabelled = (
+    {'image': rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)}
+    for batch in (train.labelled_batch, train.unlabelled_batch))
+  shape = labelled['image'].shape[:3]
+  labelled['label'] = rng.integers(0, num_classes(config), shape, dtype=np.uint8)
+  unlabelled['valid'] = np.ones(unlabelled['image'].shape[:3], bool)
+  return labelled, unlabelled
+
+
+def make_case(config: ml_collections.ConfigDict) -> Case:
+  """The config's semi-supervised step (supervised where the method is), past any hand-over."""
+  from gta_jax import run, sharding  # noqa: PLC0415  Before jax: it sets flags.
+  from gta_jax.losses import SupervisedLoss  # noqa: PLC0415
+  from gta_jax.state import init_state, make_optimizers  # noqa: PLC0415
+  from gta_jax.step import make_train_step  # noqa: PLC0415
+
+  import jax  # noqa: PLC0415  isort: skip
+
+  method, optim = run.make_method_of(config), config.optim
+  network = run.make_network(config, num_classes(config))
+  optimizers = make_optimizers(
+    method, rate=optim.rate, total_steps=10_000, power=optim.power, momentum=optim.momentum,
+    decoder_multiplier=optim.decoder_multiplier, weight_decay=optim.weight_decay)
+  loss = SupervisedLoss(**config.loss)
+  mesh = sharding.make_mesh()
+  key = jax.random.key(0)
+  variables = jax.jit(network.init, static_argnums=1)(key, (config.data.crop,) * 2)
+  state = sharding.replicate(init_state(key, variables, method, optimizers), mesh)
+  labelled, unlabelled = random_batches(config)
+  if not method.uses_unlabelled:
+    unlabelled = {}
+  step = sharding.compile_step(make_train_step(network, method, optimizers, loss=loss), mesh)
+  return Case(step, state, [sharding.global_batch(b, mesh) for b in (labelled, unlabelled)])
