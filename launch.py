@@ -35,10 +35,12 @@ def main(argv: list[str]) -> int:
     config = _read_config()
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     return _refuse(error)
+  from gta_jax import runtime  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.not_finite import NotFiniteError  # noqa: PLC0415
   from gta_jax.signals import Interrupted  # noqa: PLC0415
 
+  runtime.keep_compiled_programs()
   try:
     {'train': _train, 'evaluate': _evaluate, 'predict': _predict}[_MODE.value](config)
   except (OSError, ValueError) as error:

@@ -20,15 +20,6 @@ from gta_jax.signals import Interrupted
 from tests.torch_names import torch_state
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """The runs of this file share their programs through the persistent cache."""
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  yield
-  jax.config.update('jax_compilation_cache_dir', None)
-
-
 def tiny_config(arg='4', **overrides):
   config = shapes_config.get_config(arg)
   config.update_from_flattened_dict({
