@@ -52,6 +52,10 @@ def main(argv: list[str]) -> int:
   except Interrupted as error:
     print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
     return os.EX_TEMPFAIL
+  except Exception:
+    print('error: this should not have happened, please report it with what follows. The run goes '
+          'on from its last checkpoint when it is started again.', file=sys.stderr)
+    raise
   return 0
 
 
@@ -60,6 +64,8 @@ def _refuse(error: Exception, *, status: int = 2) -> int:
   if 'Traceback (most recent call last)' in message:
     # An error inside a config file comes wrapped with its traceback; its last line says it all.
     message = message.strip().rsplit('\n', 1)[-1].partition(': ')[2]
+  if isinstance(error, OSError) and error.filename:
+    message = f'{error.filename} cannot be used ({error.strerror}); correct the path or its rights.'
   print(f'error: {message}', file=sys.stderr)
   return status
 

@@ -11,6 +11,7 @@ from gta_jax import run as runs
 from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data import sources
+from gta_jax.data.files import IGNORE
 from gta_jax.evaluate import evaluate
 from gta_jax.network import Network, Variables
 from gta_jax.predict import predict_folder
@@ -107,5 +108,17 @@ def predict_images(
 
 def _read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
   """The config of a run, and the classes and colours of its data set."""
-  config = runs.from_json(workdir / 'config.json')
-  return config, json.loads((workdir / 'dataset.json').read_text())
+  config, path = runs.from_json(workdir / 'config.json'), workdir / 'dataset.json'
+  described = runs.read_json(path)
+  classes, palette = described.get('classes'), described.get('palette')
+  whole = (
+    isinstance(classes, list) and 0 < len(classes) <= IGNORE
+    and all(isinstance(name, str) for name in classes)
+    and isinstance(palette, list) and len(palette) == len(classes)
+    and all(isinstance(rgb, list) and len(rgb) == 3 for rgb in palette)
+    and all(value in range(256) for rgb in palette for value in rgb))
+  if not whole:
+    raise ValueError(
+      f'{path} is damaged: it holds no list of classes with a colour each; restore it, or train '
+      'anew.')
+  return config, described

@@ -11,6 +11,7 @@ from typing import Any
 
 LABELLED, PSEUDO = 'labelled', 'pseudo'
 FEATURES = ('backbone', 'decoder')
+_KEYS = (*FEATURES, 'classifier', 'auxiliary')
 
 
 def _choice(default: str, *known: str) -> Any:
@@ -70,10 +71,13 @@ class Method:
     for field in dataclasses.fields(self):
       _check(field, getattr(self, field.name))
     for name in ('student_learns', 'assistant_learns'):
-      if unknown := set(getattr(self, name)) - {LABELLED, PSEUDO}:
-        raise ValueError(f'{name} holds {sorted(unknown)}; use {LABELLED} and {PSEUDO}.')
+      if unknown := [data for data in getattr(self, name) if data not in (LABELLED, PSEUDO)]:
+        raise ValueError(f'{name} holds {unknown}; use {LABELLED} and {PSEUDO}.')
     if not self.student_learns:
       raise ValueError('student_learns is empty; a student learns from labelled, pseudo or both.')
+    for name in ('transmitted', 'shared'):
+      if unknown := [key for key in getattr(self, name) if key not in _KEYS]:
+        raise ValueError(f'{name} holds {unknown}; use some of: {", ".join(_KEYS)}.')
     if overlap := set(self.transmitted) & set(self.shared):
       raise ValueError(f'{sorted(overlap)} is both transmitted and shared; choose one of them.')
 
@@ -88,9 +92,15 @@ class Method:
 
 def _check(field: dataclasses.Field, value: Any) -> None:
   known, most = field.metadata.get('known'), field.metadata.get('most')
+  kind = type(field.default)
+  # Numbers may be whole where they need not; a bool is an int to Python, but not here.
+  allowed = (int, float) if kind is float else kind
+  if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
+    raise ValueError(f'{field.name}={value!r} is not possible; use a {kind.__name__}, as in '
+                     f'{field.default!r}.')
   if known and value not in known:
     raise ValueError(f'{field.name}={value!r} is unknown; use one of: {", ".join(known)}.')
-  if most is not None and not 0 <= value <= most:
+  if most is not None and not (0 <= value <= most and value < math.inf):
     raise ValueError(f'{field.name}={value} is out of range; use 0 to {most}.')
 
 

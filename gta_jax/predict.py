@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gta_jax.data.files import DataError, decode_image
+from gta_jax.data.files import DataError, damaged, decode_image, image_size, read_bytes
 from gta_jax.evaluate import predict
 from gta_jax.network import Network, Variables
 from gta_jax.visualize import legend, overlay, write_image, write_mask
@@ -29,28 +29,22 @@ class ImageReader:
 
   def size(self, id: str) -> tuple[int, int]:
     """(H,W) from the header. Raises DataError for a file that is no image."""
-    try:
-      with Image.open(self.paths[id]) as image:
-        return image.size[::-1]
-    except Exception as error:  # Pillow raises almost anything on damaged bytes.
-      raise self._damaged(id) from error
+    return image_size(self.paths[id], self.paths[id])
 
   def image(self, id: str) -> np.ndarray:
     """uint8 [H,W,3] RGB. Raises DataError for a file that is damaged or deeper than 8 bits."""
     path = self.paths[id]
     if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
-      return decode_image(path.read_bytes(), str(path))
+      return decode_image(read_bytes(path), str(path))
+    image_size(path, path)
     try:
       with Image.open(path) as image:
         mode, pixels = image.mode, np.asarray(image.convert('RGB'))
-    except Exception as error:
-      raise self._damaged(id) from error
+    except Exception as error:  # Pillow raises almost anything on damaged bytes.
+      raise damaged(path) from error
     if mode not in _MODES:
       raise DataError(f'{path} has pixels of kind {mode}; convert it to 8 bits a channel.')
     return pixels
-
-  def _damaged(self, id: str) -> DataError:
-    return DataError(f'{self.paths[id]} cannot be decoded; copy or export it again, or remove it.')
 
 
 def find_images(folder: Path) -> dict[str, Path]:

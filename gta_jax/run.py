@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from gta_jax import not_finite, sharding
+from gta_jax import ranges, sharding
 from gta_jax.data import pipeline, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.losses import SupervisedLoss
@@ -61,27 +63,17 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
+  ranges.check(config)
   method = make_method_of(config)
   train = config.train
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
-  if config.data.crop < 1 or train.epochs <= 0 or train.evaluate_epochs <= 0:
-    raise ValueError(
-      f'data.crop={config.data.crop}, train.epochs={train.epochs} and train.evaluate_epochs='
-      f'{train.evaluate_epochs} must all be positive.')
-  if train.checkpoint_steps < 0 or train.log_steps < 1:
-    raise ValueError(
-      f'train.checkpoint_steps={train.checkpoint_steps} must not be negative and train.log_steps='
-      f'{train.log_steps} must be positive; 0 saves at evaluations only.')
-  if train.non_finite not in not_finite.ACTIONS:
-    raise ValueError(
-      f'train.non_finite={train.non_finite!r} is unknown; use one of: '
-      f'{", ".join(not_finite.ACTIONS)}.')
   group = method.threshold_images or train.unlabelled_batch
   if train.unlabelled_batch % group:
     raise ValueError(
       f'method.threshold_images={group} does not divide train.unlabelled_batch='
       f'{train.unlabelled_batch}; use a divisor, or 0 for the whole batch.')
+  _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss = SupervisedLoss(**config.loss)
   dataset = make_dataset(config)
   if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
@@ -125,6 +117,8 @@ def _load_weights(
 def make_method_of(config: ml_collections.ConfigDict) -> Method:
   """The config's method; its name and recipe have already been turned into options."""
   options = {k: v for k, v in config.method.items() if k not in ('name', 'recipe')}
+  known = [field.name for field in dataclasses.fields(Method)]
+  _check_names('method', options, known)
   return Method(**options)
 
 
@@ -132,8 +126,9 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
   """The data set that the config names, not yet checked."""
   data = config.data
   if data.source == 'shapes':
-    if not data.split.isdigit():
-      raise ValueError(f'split {data.split!r} is not a number; use configs/shapes.py:24.')
+    if not (data.split.isdecimal() and len(data.split) <= 6):
+      raise ValueError(
+        f'split {data.split[:100]!r} is not a number below 1,000,000; use configs/shapes.py:24.')
     return shapes.make_shapes(
       labelled=int(data.split), unlabelled=data.unlabelled, validation=data.validation,
       size=data.size)
@@ -154,7 +149,14 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
+  _check_names('model', model, list(inspect.signature(make_deeplab).parameters))
   return make_deeplab(num_classes=num_classes, **model)
+
+
+def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> None:
+  if unknown := sorted(set(fields) - set(known)):
+    raise ValueError(
+      f'{section} has the unknown fields {unknown}; use some of: {", ".join(known)}.')
 
 
 def ids_sha256(ids: tuple[str, ...]) -> str:
@@ -171,11 +173,32 @@ def from_json(path: Path) -> ml_collections.ConfigDict:
   """The config that to_json wrote.
 
   Raises:
-    ValueError: no run lies there.
+    ValueError: no run lies there, or the file is damaged.
+  """
+  try:
+    config = ml_collections.ConfigDict(_tuples(read_json(path)))
+    ranges.check(config)
+    make_method_of(config)
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error} Restore the file, or train anew.') from error
+  return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """What a JSON file of a run holds; its top level is an object.
+
+  Raises:
+    ValueError: no run lies there, or the file is damaged.
   """
   if not path.is_file():
     raise ValueError(f'{path} does not exist; give the --workdir of a run.')
-  return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is damaged ({error}); restore it, or train anew.') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} is damaged: it holds no object; restore it, or train anew.')
+  return found
 
 
 def _tuples(value: Any) -> Any:

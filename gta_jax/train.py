@@ -16,7 +16,7 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.evaluate import Evaluation, evaluate
 from gta_jax.metrics import Scores
 from gta_jax.not_finite import NotFiniteError
-from gta_jax.run import Run, ids_sha256, to_json
+from gta_jax.run import Run, ids_sha256, read_json, to_json
 from gta_jax.signals import Signals
 from gta_jax.state import TrainState
 from gta_jax.stepping import Steps
@@ -112,7 +112,7 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
   path = workdir / 'config.json'
   text = to_json(run.config)
   if path.exists() and not allow_config_change:
-    old, new = (_flatten(json.loads(t)) for t in (path.read_text(), text))
+    old, new = _flatten(read_json(path)), _flatten(json.loads(text))
     changed = [
       f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
       for key in sorted(old.keys() | new.keys())

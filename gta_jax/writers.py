@@ -92,10 +92,10 @@ def _truncate(path: Path, last_step: int, *, evaluated: bool) -> None:
       scalars = json.loads(line)
       of_validation = any(name.startswith('val/') for name in scalars)
       return scalars['step'] < last_step + (evaluated or not of_validation)
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       return False
 
-  lines = path.read_text(encoding='utf-8').splitlines()
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
   replace_text(path, ''.join(line + '\n' for line in lines if counts(line)))
 
 

@@ -87,7 +87,7 @@ def test_a_damaged_image_is_named_and_what_was_written_stays(tmp_path):
 def test_a_file_that_is_no_image_is_refused_before_work(tmp_path):
   write(tmp_path / 'in' / 'a.png')
   (tmp_path / 'in' / 'b.jpg').write_text('no image')
-  with pytest.raises(DataError, match=r'b\.jpg cannot be decoded'):
+  with pytest.raises(DataError, match=r'b\.jpg is damaged and cannot be decoded'):
     run(tmp_path / 'in', tmp_path / 'out')
   assert not list((tmp_path / 'out').glob('*.png'))
 

@@ -148,3 +148,27 @@ def test_torch_files_without_torch_name_the_remedy(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(ValueError, match='install torch, or save the weights as .safetensors'):
     load_state_dict(tmp_path / 'weights.pt')
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_weights_that_are_not_finite_are_refused(tmp_path, dtype):
+  path = tmp_path / 'weights.safetensors'
+  safetensors.numpy.save_file({'a': np.zeros(3, dtype), 'b': np.array([1, np.nan], dtype)}, path)
+  with pytest.raises(ValueError, match='infinite or undefined numbers in b; get the file again'):
+    load_state_dict(path)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+  torch = pytest.importorskip('torch')
+
+  class Evil:
+    def __reduce__(self):
+      return (tmp_path / 'ran').touch, ()
+
+  torch.save({'a': torch.ones(2), 'b': Evil()}, tmp_path / 'evil.pth')
+  with pytest.raises(ValueError, match=r'evil\.pth cannot be read'):
+    load_state_dict(tmp_path / 'evil.pth')
+  assert not (tmp_path / 'ran').exists()
+  torch.save([torch.ones(2)], tmp_path / 'list.pt')
+  with pytest.raises(ValueError, match='holds a list, not a dict of tensors'):
+    load_state_dict(tmp_path / 'list.pt')

@@ -1,4 +1,6 @@
 import pathlib
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -270,3 +272,37 @@ def test_a_cache_keeps_what_fits_and_changes_nothing():
     for id in '123':
       assert (cached.image(id) == int(id)).all()
   assert Counting.reads == 2 + 3  # two of 300 bytes fit; the third is read every time
+
+
+def claims(path, height, width):
+  """A whole small PNG whose header claims another size."""
+  data = bytearray(path.read_bytes())
+  data[16:24] = struct.pack('>II', width, height)
+  data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['images', 'masks'])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(folder, kind):
+  if kind == 'images':
+    (folder / 'images' / 'a.jpg').unlink()
+  path = folder / kind / 'a.png'
+  mask(path, [0])
+  claims(path, 100_000, 100_000)
+  reader = read_folder(folder, labelled='2').reader
+  with pytest.raises(DataError, match=r'a\.png claims 100000 x 100000 pixels, more than 180000000'):
+    (reader.image if kind == 'images' else reader.mask)('a')
+  if kind == 'images':
+    with pytest.raises(DataError, match=r'a\.png claims 100000 x 100000'):
+      reader.size('a')
+
+
+def test_cmyk_and_deep_images_become_rgb_and_animations_their_first_picture(tmp_path):
+  Image.new('RGB', (16, 8), (200, 100, 50)).convert('CMYK').save(tmp_path / 'x.jpg', quality=95)
+  image = files.decode_image((tmp_path / 'x.jpg').read_bytes(), 'x')
+  assert abs(image.astype(int) - (200, 100, 50)).max() < 12
+  cv2.imwrite(str(tmp_path / 'x.png'), np.full((3, 4), 0x6655, np.uint16))
+  assert (files.decode_image((tmp_path / 'x.png').read_bytes(), 'x') == 0x66).all()
+  first, second = (Image.new('RGB', (5, 4), colour) for colour in ((9, 9, 9), (80, 80, 80)))
+  first.save(tmp_path / 'y.png', save_all=True, append_images=[second])
+  assert (files.decode_image((tmp_path / 'y.png').read_bytes(), 'y') == 9).all()

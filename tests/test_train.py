@@ -178,10 +178,10 @@ def test_prediction_of_a_folder(finished, tmp_path):
 
 
 @pytest.mark.parametrize('overrides, message', [
-  ({'train.labelled_batch': 0}, 'train.labelled_batch=0 does not split over'),
-  ({'train.epochs': 0}, 'must all be positive'),
-  ({'train.checkpoint_steps': -1}, 'checkpoint_steps=-1 must not be negative'),
-  ({'train.non_finite': 'ignore'}, "'ignore' is unknown; use one of: stop, skip"),
+  ({'train.labelled_batch': 0}, 'train.labelled_batch=0 is not possible; use a whole number from'),
+  ({'train.epochs': 0}, 'train.epochs=0 is not possible; use a number from'),
+  ({'train.checkpoint_steps': -1}, 'checkpoint_steps=-1 is not possible; use a whole number'),
+  ({'train.non_finite': 'ignore'}, "'ignore' is not possible; use one of: stop, skip"),
   ({'method.threshold_images': 3}, 'threshold_images=3 does not divide'),
   ({'data.source': 'coco'}, "'coco' is unknown; use one of: folder, shapes"),
   ({'data.source': 'folder'}, '--config.data.dir'),

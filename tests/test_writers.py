@@ -118,3 +118,13 @@ def test_final_table():
   assert ['mIoU', '50.0', '75.0'] in table
   assert ['mIoU,', 'best', 'step', '10', '62.5', '50.0'] in table
   assert len({len(line) for line in final_table(results).splitlines()}) == 1
+
+
+def test_damaged_lines_are_dropped(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(
+    b'{"step": 1}\n\xff\xfe\x00\n{"step": ' + b'9' * 5000 + b'}\n' + b'[' * 100_000 +
+    b'\n{"step": "x"}\n[]\n{"step": 2}\n')
+  with MetricWriter(tmp_path, start_step=2, tensorboard=False) as writer:
+    writer.write(3, {})
+  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').open()]
+  assert steps == [1, 2, 3]

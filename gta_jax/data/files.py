@@ -19,6 +19,9 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_END = b'IEND\xaeB`\x82'
 # Cameras may append some bytes after the end of a file, hence not just the last two.
 _TAIL = 4096
+# 180 megapixels, 540 MB as RGB: a small file whose header claims more is no photograph.
+MAX_PIXELS = 180_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns from half of that on, without a remedy.
 
 
 class DataError(ValueError):
@@ -38,10 +41,10 @@ class FileReader:
   masks: Mapping[str, str]
 
   def image(self, id: str) -> np.ndarray:
-    return decode_image(_read_bytes(self.images[id]), self.images[id])
+    return decode_image(read_bytes(self.images[id]), self.images[id])
 
   def mask(self, id: str) -> np.ndarray:
-    return decode_mask(_read_bytes(self.masks[id]), self.masks[id])
+    return decode_mask(read_bytes(self.masks[id]), self.masks[id])
 
   def has_mask(self, id: str) -> bool:
     return id in self.masks
@@ -49,11 +52,7 @@ class FileReader:
   def size(self, id: str) -> tuple[int, int]:
     path = self.images[id]
     _check_whole(*_read_ends(path), path)
-    try:
-      with Image.open(path) as image:
-        size = image.size[::-1]
-    except Exception as error:  # Pillow raises almost anything on damaged bytes.
-      raise _damaged(path) from error
+    size = image_size(path, path)
     if id in self.masks:
       head, tail = _read_ends(self.masks[id])
       mask_size = _mask_size(head, self.masks[id])
@@ -64,38 +63,55 @@ class FileReader:
     return size
 
 
+def image_size(file: str | os.PathLike | io.BytesIO, path: str | os.PathLike) -> tuple[int, int]:
+  """(H,W) of any image from its header alone. Raises DataError above MAX_PIXELS."""
+  try:
+    with Image.open(file) as image:
+      width, height = image.size
+  except Exception as error:  # Pillow raises almost anything on damaged bytes.
+    raise damaged(path) from error
+  if width * height > MAX_PIXELS:
+    raise DataError(f'{path} claims {height} x {width} pixels, more than {MAX_PIXELS}; cut it into '
+                    'tiles, or take it out if that is not its size.')
+  return height, width
+
+
 def decode_image(data: bytes, path: str) -> np.ndarray:
-  """Decodes a JPEG or PNG to uint8 [H,W,3] RGB; grey, palette and alpha images work as well.
+  """Decodes a JPEG or PNG to uint8 [H,W,3] RGB; grey, palette, alpha and CMYK images work as well.
+
+  Of 16 bits the upper eight are kept, of an animation the first picture; transparency is ignored.
 
   EXIF orientation is ignored, since masks do not have it. `path` is for messages only.
   """
   # Some versions of OpenCV fill the missing part of a truncated JPEG with grey and say nothing.
   _check_whole(data[:_TAIL], data[-_TAIL:], path)
+  image_size(io.BytesIO(data), path)
   try:
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:
-    raise _damaged(path) from error
+    raise damaged(path) from error
   if image is None:
-    raise _damaged(path)
+    raise damaged(path)
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def decode_mask(data: bytes, path: str) -> np.ndarray:
   """Decodes an 8-bit grey or palette PNG to uint8 [H,W], palette indices as they are."""
   _mask_size(data[:_TAIL], path)
+  image_size(io.BytesIO(data), path)
   _check_whole(data[:_TAIL], data[-_TAIL:], path)
   try:
     return np.asarray(Image.open(io.BytesIO(data)))
-  except Exception as error:  # Pillow raises almost anything on damaged bytes.
-    raise _damaged(path) from error
+  except Exception as error:  # As above.
+    raise damaged(path) from error
 
 
-def _damaged(path: str) -> DataError:
+def damaged(path: str | os.PathLike) -> DataError:
   return DataError(f'{path} is damaged and cannot be decoded; copy or export it again.')
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:

@@ -79,7 +79,11 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
     held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', 'item=None')
     raise ValueError(f'{path} holds {held}, but item={item!r}; choose {remedy}.')
   state = items[item] if items else content
-  return {name: np.asarray(value, np.float32) for name, value in state.items()}
+  state = {name: np.asarray(value, np.float32) for name, value in state.items()}
+  if wrong := [name for name, value in state.items() if not np.isfinite(value).all()]:
+    raise ValueError(f'{path} holds infinite or undefined numbers in {", ".join(wrong[:5])}; get '
+                     'the file again.')
+  return state
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
@@ -94,6 +98,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
   def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
+  if not isinstance(content, dict):
+    raise TypeError(f'it holds a {type(content).__name__}, not a dict of tensors.')
   if any(map(is_tensor, content.values())):
     return {name: value.float().numpy() for name, value in content.items() if is_tensor(value)}
   return {item: {name: value.float().numpy() for name, value in state.items()}

@@ -1,0 +1,153 @@
+"""What every field of a config may be, in one table; the method's own fields are in methods.py."""
+
+import dataclasses
+import math
+from typing import Any
+
+import ml_collections
+
+# RGB pixels of one batch on the host: 6 GiB; more is a slip of the finger.
+_MOST_PIXELS = 2**31
+_MISSING = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """A kind, the range of a number, and whether the field is a tuple of such or may be None."""
+
+  kind: type
+  low: float = 0
+  high: float = math.inf
+  tuple_of: bool = False
+  or_none: bool = False
+  optional: bool = False  # only some config files have the field
+  known: tuple[str, ...] = ()
+  length: int | None = None
+
+  def allows(self, value: Any) -> bool:
+    if value is None:
+      return self.or_none
+    if self.tuple_of:
+      one = dataclasses.replace(self, tuple_of=False, or_none=False)
+      right_length = isinstance(value, tuple | list) and self.length in (None, len(value))
+      return right_length and all(map(one.allows, value))
+    if self.kind in (bool, str):
+      return isinstance(value, self.kind) and (not self.known or value in self.known)
+    kinds = int if self.kind is int else (int, float)
+    finite = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < math.inf
+    return finite and self.low <= value <= self.high
+
+  def __str__(self) -> str:
+    if self.known:
+      text = f'one of: {", ".join(self.known)}'
+    elif self.kind in (bool, str):
+      text = {bool: 'True or False', str: 'text'}[self.kind]
+    else:
+      text = 'a whole number' if self.kind is int else 'a number'
+      text += f' from {self.low} to {self.high}' if self.high < math.inf else f' >= {self.low}'
+    if self.tuple_of:
+      text = f'{"a tuple" if self.length is None else f"{self.length} values"}, each {text}'
+    return f'{text}, or None' if self.or_none else text
+
+
+def _whole(low: int, high: int, **options: Any) -> _Rule:
+  return _Rule(int, low, high, **options)
+
+
+def _real(low: float, high: float = math.inf, **options: Any) -> _Rule:
+  return _Rule(float, low, high, **options)
+
+
+_TINY, _BELOW_ONE = 1e-6, math.nextafter(1, 0)
+RULES = {
+  'seed': _whole(0, 2**32 - 1),
+  'method.name': _Rule(str),
+  'method.recipe': _Rule(str),
+  'data.source': _Rule(str),
+  'data.dir': _Rule(str),
+  'data.split': _Rule(str),
+  'data.unlabelled': _whole(0, 10**6, optional=True),
+  'data.validation': _whole(1, 10**6, optional=True),
+  'data.size': _whole(32, 4096, optional=True),
+  'data.crop': _whole(1, 16_384),
+  'data.image_scale': _real(0.01, 100),
+  'data.scale': _real(0.01, 100, tuple_of=True, length=2),
+  'data.flip': _Rule(bool),
+  'data.padding_label': _whole(0, 255),
+  'data.label_sampling': _Rule(str, known=('reshuffled', 'once')),
+  'data.threads': _whole(1, 1024),
+  'data.workers': _whole(0, 1024),
+  'data.prefetch': _whole(1, 1024),
+  'data.cache': _real(0, 1e9),
+  'data.skip_limit': _whole(0, 10**9, optional=True),
+  'data.oracle': _Rule(bool),
+  'model.depth': _whole(1, 1000),
+  'model.stem': _Rule(str),
+  'model.output_stride': _whole(1, 64),
+  'model.multi_grid': _whole(1, 64, tuple_of=True),
+  'model.width': _real(0.01, 16),
+  'model.aspp_rates': _whole(1, 1024, tuple_of=True),
+  'model.dropout': _real(0, _BELOW_ONE),
+  'model.auxiliary': _Rule(bool),
+  'model.dtype': _Rule(str),
+  'model.mean': _real(0, 1, tuple_of=True, optional=True),
+  'model.std': _real(0, 10, tuple_of=True, optional=True),
+  'model.weights': _Rule(str),
+  'model.weights_item': _Rule(str),
+  'model.weights_scope': _Rule(str, known=('backbone', 'all')),
+  'loss.ohem_threshold': _real(0, 1, or_none=True),
+  'loss.ohem_min_kept': _whole(0, 2**31 - 1),
+  'loss.auxiliary_weight': _real(0, 1e6),
+  'loss.class_weights': _real(0, 1e6, tuple_of=True),
+  'optim.rate': _real(0),
+  'optim.decoder_multiplier': _real(0, 1e6),
+  'optim.power': _real(0, 100),
+  'optim.momentum': _real(0, _BELOW_ONE),
+  'optim.weight_decay': _real(0, 1),
+  'train.epochs': _real(_TINY, 1e6),
+  'train.labelled_batch': _whole(1, 65_536),
+  'train.unlabelled_batch': _whole(1, 65_536),
+  'train.log_steps': _whole(1, 10**9),
+  'train.checkpoint_steps': _whole(0, 10**9, optional=True),
+  'train.non_finite': _Rule(str, known=('stop', 'skip'), optional=True),
+  'train.evaluate_epochs': _real(_TINY, 1e6),
+  'evaluate.batch': _whole(1, 65_536),
+  'evaluate.pictures': _whole(0, 1000),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config with a field that is missing, of another type or out of its range.
+
+  Raises: ValueError with the field, its value and the rule.
+  """
+  for name, rule in RULES.items():
+    value = _look_up(config, name)
+    if value is _MISSING:
+      if rule.optional:
+        continue
+      raise ValueError(f'{name} is missing in the config; set it to {rule}.')
+    if not rule.allows(value):
+      raise ValueError(f'{name}={_shown(value)} is not possible; use {rule}.')
+  low, high = config.data.scale
+  if low > high:
+    raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest); swap the two.')
+  largest = max(config.train.labelled_batch, config.train.unlabelled_batch)
+  if largest * config.data.crop**2 > _MOST_PIXELS:
+    raise ValueError(
+      f'data.crop={config.data.crop} and a batch of {largest} make more than {_MOST_PIXELS} pixels '
+      'a batch; lower one of them.')
+
+
+def _look_up(config: Any, name: str) -> Any:
+  for part in name.split('.'):
+    # hasattr, not `in`: what ml_collections gives for a file that failed says why when asked.
+    if not isinstance(config, ml_collections.ConfigDict) or not hasattr(config, part):
+      return _MISSING
+    config = config[part]
+  return config
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 100 else f'{text[:100]}...'
