@@ -77,6 +77,8 @@ def _read_config() -> ml_collections.ConfigDict | None:
   missing = [f'--{name}' for name in needed if flags.FLAGS[name].value is None]
   if missing:
     raise ValueError(f'--mode {_MODE.value} needs {" and ".join(missing)}.')
+  if _CONFIG.value is not None:
+    _CONFIG.value.seed  # noqa: B018  A file that failed says why as soon as a field is asked for.
   return _CONFIG.value
 
 

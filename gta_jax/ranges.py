@@ -141,8 +141,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _look_up(config: Any, name: str) -> Any:
   for part in name.split('.'):
-    # hasattr, not `in`: what ml_collections gives for a file that failed says why when asked.
-    if not isinstance(config, ml_collections.ConfigDict) or not hasattr(config, part):
+    if not isinstance(config, ml_collections.ConfigDict) or part not in config:
       return _MISSING
     config = config[part]
   return config
