@@ -35,6 +35,7 @@ class Steps:
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
+    self._line: tuple[list, list, dict] | None = None  # the line that has ended, not yet written
     self._watch = CollapseWatch(run.dataset.classes)
     self._skips = SkipCount()
 
@@ -68,12 +69,13 @@ class Steps:
       self._waiting.append((step + 1, metrics))
       self._progress.advance()
       if (step + 1) % log_steps == 0:
-        self.log(state)
+        self._end_line(state)
     return state
 
   def unlogged(self) -> list:
     """The metrics of the steps since the last line of the log, as JSON; NotFiniteError as log."""
-    self._check()
+    self._write_line()
+    self._checked, self._waiting = self._checked + self._check(self._waiting), []
     return [
       (step, {k: np.asarray(v).tolist() for k, v in metrics.items()})
       for step, metrics in self._checked]
@@ -84,11 +86,27 @@ class Steps:
     Raises:
       NotFiniteError: a loss is not finite, with the step; or too many steps were skipped.
     """
-    self._check()
-    if not self._checked:
+    self._end_line(state)
+    self._write_line()
+
+  def _end_line(self, state: TrainState) -> None:
+    """Ends a line of the log, and writes the one before, whose steps are done by now.
+
+    So the host never waits for the step that it has just given to the device.
+    """
+    self._write_line()
+    if steps := self._checked + self._waiting:
+      moved = distances(state) if 'kept_share_by_class' in steps[-1][1] else {}
+      self._line = self._checked, self._waiting, moved
+      self._checked, self._waiting = [], []
+
+  def _write_line(self) -> None:
+    """Writes the line that was ended last, once; NotFiniteError as log."""
+    if self._line is None:
       return
-    steps, metrics = zip(*self._checked, strict=True)
-    self._checked = []
+    checked, waiting, moved = self._line
+    self._line = None
+    steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
     means = {k: np.mean([m[k] for m in phase], axis=0) for k in phase[-1]}
@@ -96,16 +114,16 @@ class Steps:
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
     if 'kept_share_by_class' in means:
-      means |= jax.device_get(distances(state))
+      means |= jax.device_get(moved)
       for warning in self._watch.observe(means['kept_share_by_class']):
         self._progress.note(warning)
     self._writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
     shown = [k for k in means if k.endswith('_loss') or k == 'student_rate']
     self._progress.show({k: means[k] for k in shown})
 
-  def _check(self) -> None:
-    """Waits for the steps under way and looks at their losses."""
-    found, self._waiting = jax.device_get(self._waiting), []
+  def _check(self, waiting: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
+    """Waits for steps under way and looks at their losses; their metrics on the host."""
+    found = jax.device_get(waiting)
     for step, metrics in found:
       bad = losses_not_finite(metrics)
       if self._skips.observe(step, metrics):
@@ -116,7 +134,7 @@ class Steps:
         raise NotFiniteError(
           f'{", ".join(bad)} is not finite at step {step}. Lower optim.rate, look at the data, or '
           'set train.non_finite=skip.')
-    self._checked += found
+    return found
 
 
 def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:

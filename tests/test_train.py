@@ -216,3 +216,18 @@ def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
 def test_a_workdir_without_a_run_is_refused(tmp_path):
   with pytest.raises(ValueError, match='config.json does not exist'):
     inference.evaluate_run(tmp_path, None)
+
+
+def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
+  tmp_path, monkeypatch
+):
+  taken, written = [], {}
+  advance, write = train.Progress.advance, train.MetricWriter.write
+  monkeypatch.setattr(
+    train.Progress, 'advance', lambda self: taken.append(1) or advance(self))
+  monkeypatch.setattr(
+    train.MetricWriter, 'write',
+    lambda self, step, scalars: written.setdefault(step, len(taken)) and write(self, step, scalars))
+  train.train(run.make_run(tiny_config('4', **{'train.evaluate_epochs': 3})), tmp_path)
+  # All but the last line, which the evaluation waits for.
+  assert written == {2: 4, 4: 6, 6: 8, 8: 10, 10: 12, 12: 12}
