@@ -85,6 +85,7 @@ def make_case(config: ml_collections.ConfigDict) -> Case:
   """The config's semi-supervised step (supervised where the method is), past any hand-over."""
   from gta_jax import run, sharding  # noqa: PLC0415  Before jax: it sets flags.
   from gta_jax.losses import SupervisedLoss  # noqa: PLC0415
+  from gta_jax.microbatches import MicroBatches  # noqa: PLC0415
   from gta_jax.state import init_state, make_optimizers  # noqa: PLC0415
   from gta_jax.step import make_train_step  # noqa: PLC0415
 
@@ -103,5 +104,7 @@ def make_case(config: ml_collections.ConfigDict) -> Case:
   labelled, unlabelled = random_batches(config)
   if not method.uses_unlabelled:
     unlabelled = {}
-  step = sharding.compile_step(make_train_step(network, method, optimizers, loss=loss), mesh)
+  micro = MicroBatches(config.train.per_device_batch, jax.device_count())
+  step = make_train_step(network, method, optimizers, loss=loss, micro=micro)
+  step = sharding.compile_step(step, mesh)
   return Case(step, state, [sharding.global_batch(b, mesh) for b in (labelled, unlabelled)])

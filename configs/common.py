@@ -79,7 +79,7 @@ def base(
   c.model.dropout = 0.1
   c.model.auxiliary = False  # head on stage 3
   c.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
-
+  c.model.remat = False  # compute activations again in the backward pass instead of keeping them
   # Key of gta_jax.models.weights.KNOWN, downloaded; or a .safetensors or .pth file with torch's
   # names; '' is from scratch.
   c.model.weights = ''
@@ -105,6 +105,9 @@ def base(
   c.train.epochs = 80  # passes over the unlabelled images, warm-up included
   c.train.labelled_batch = 8  # images of all devices together
   c.train.unlabelled_batch = 8
+  # Images of one kind in a pass on one device; 0: all of them. Smaller passes take less memory and
+  # are the same step, but for BatchNorm, which sees one pass (gta_jax/learning.py).
+  c.train.per_device_batch = 0
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
   c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none

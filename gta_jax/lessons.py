@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gta_jax.losses import IGNORE, SupervisedLoss, cross_entropy
+from gta_jax.losses import IGNORE, SupervisedLoss, cross_entropy, mean_divisor
 from gta_jax.methods import Method
+from gta_jax.microbatches import WHOLE, MicroBatches, mean, over_micro_batches
 from gta_jax.mixing import mix
-from gta_jax.network import Array, Logits, Network, Variables
+from gta_jax.network import Array, Logits, Network, Params, Variables
 from gta_jax.photometric import augment
 from gta_jax.pseudo_labels import confidence_threshold, confidence_weights, pseudo_labels
 from gta_jax.resizing import resize_bilinear
@@ -23,17 +24,22 @@ class Lesson(NamedTuple):
   """Images and what a network's logits on them cost.
 
   images: [B,H,W,3] normalised float.
-  loss: Logits -> [] float32.
+  targets: tree of [B,...], what the logits are compared with.
+  loss: (Logits, targets) -> [] float32, of all images or of some of them: the losses of a batch's
+    parts add up to the loss of the batch, as it divides by what the whole batch holds.
   """
 
   images: Array
-  loss: Callable[[Logits], Array]
+  targets: Any
+  loss: Callable[[Logits, Any], Array]
 
 
 def labelled_lesson(network: Network, labelled: Batch, loss: SupervisedLoss) -> Lesson:
   """Labelled images and their loss against ground truth (Eq. 10)."""
   labels = labelled['label'].astype(jnp.int32)
-  return Lesson(network.normalize(labelled['image']), lambda logits: loss(logits, labels))
+  return Lesson(
+    network.normalize(labelled['image']), labels,
+    functools.partial(loss, divisor=loss.divisor(labels)))
 
 
 def pseudo_lesson(
@@ -43,6 +49,7 @@ def pseudo_lesson(
   labelled_images: Array,
   unlabelled: Batch,
   key: Array,
+  micro: MicroBatches = WHOLE,
 ) -> tuple[Lesson, Variables, Metrics]:
   """Step 1 of Algorithm 1: unlabelled images, and their loss against what the teacher says.
 
@@ -53,6 +60,7 @@ def pseudo_lesson(
     labelled_images: [B,H,W,3] normalised float, for teacher passes that see both kinds of images.
     unlabelled: {'image' uint8 [B,H,W,3], 'valid' bool [B,H,W]}, perhaps 'label' for metrics.
     key: PRNG key.
+    micro: how the teacher's passes are cut; threshold and weights are those of the whole batch.
   Returns: the lesson (Eq. 1, 2, 6, 7); the teacher, whose running statistics may have moved;
     metrics.
   """
@@ -61,10 +69,14 @@ def pseudo_lesson(
   size = valid.shape[1:3]
   # Padding is blanked, so that whatever stands there has no influence through a receptive field.
   images = jnp.where(valid[..., None], network.normalize(unlabelled['image']), 0.0)
-  logits, _ = network.apply(teacher, images)
-  probabilities = jax.nn.softmax(resize_bilinear(logits.main, size))
-  num_classes = probabilities.shape[-1]
-  labels, confidence = pseudo_labels(probabilities)
+
+  def see(images: Array, key: Array) -> tuple[Array, tuple]:
+    del key
+    return network.apply(teacher, images)[0].main, ()
+
+  logits, _, _ = over_micro_batches(see, images, micro, key=key_dropout)
+  num_classes = logits.shape[-1]
+  labels, confidence = _label(logits, size)
   labels = jnp.where(valid, labels, IGNORE)
   metrics = _oracle_metrics(labels, unlabelled, num_classes) if 'label' in unlabelled else {}
   metrics['confidence'] = jnp.mean(confidence, where=valid)
@@ -79,22 +91,22 @@ def pseudo_lesson(
     blur=method.blur)
 
   if method.confidence_pass == 'mixed' or method.teacher_batch_norm == 'own':
-    seen = jnp.concatenate([labelled_images, images]) if method.batch_norm == 'joint' else images
-    logits, stats = network.apply(teacher, seen, train=True, dropout_key=key_dropout)
+    seen = (labelled_images, images) if method.batch_norm == 'joint' else (images,)
+    logits, stats = _second_pass(network, teacher, seen, key=key_dropout, micro=micro)
     if method.teacher_batch_norm == 'own':
       teacher = {**teacher, 'batch_stats': stats}
     if method.confidence_pass == 'mixed':
-      logits_full = resize_bilinear(logits.main[-images.shape[0]:], size)
-      _, confidence = pseudo_labels(jax.nn.softmax(logits_full))
+      _, confidence = _label(logits, size)
       labels, metrics['threshold'] = _drop(method, labels, confidence)
 
   kept = labels != IGNORE
   weights = _weigh(method, kept, confidence)
+  divisor = mean_divisor(labels)
 
-  def pseudo_loss(logits: Logits) -> Array:
+  def pseudo_loss(logits: Logits, targets: tuple[Array, Array]) -> Array:
     logits_full = resize_bilinear(logits.main, size)
-    unscaled = cross_entropy(logits_full, labels, weights, reduction=method.reduction)
-    return method.unlabelled_weight * unscaled
+    return method.unlabelled_weight * cross_entropy(
+      logits_full, *targets, reduction=method.reduction, divisor=divisor)
 
   pixels = jnp.maximum(jnp.sum(kept), 1)
   metrics |= {
@@ -102,7 +114,24 @@ def pseudo_lesson(
     'mean_weight': jnp.sum(weights) / pixels,
     'kept_share_by_class': _class_counts(labels, num_classes) / pixels,
   }
-  return Lesson(images, pseudo_loss), teacher, metrics
+  return Lesson(images, (labels, weights), pseudo_loss), teacher, metrics
+
+
+def _label(logits_low: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+  """Labels and confidence at the images' size (Eq. 1)."""
+  return pseudo_labels(jax.nn.softmax(resize_bilinear(logits_low, size)))
+
+
+def _second_pass(
+  network: Network, teacher: Variables, seen: tuple[Array, ...], *, key: Array, micro: MicroBatches
+) -> tuple[Array, Params]:
+  """A pass in train mode: logits of the last of `seen`, and the statistics that it leaves."""
+  def see(seen: tuple[Array, ...], key: Array) -> tuple[Array, Params]:
+    logits, stats = network.apply(teacher, jnp.concatenate(seen), train=True, dropout_key=key)
+    return logits.main[-len(seen[-1]):], stats
+
+  logits, stats, count = over_micro_batches(see, seen, micro, key=key)
+  return logits, mean(stats, count)
 
 
 def _by_group(method: Method, function: Callable, *arrays: Array) -> Any:

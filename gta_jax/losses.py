@@ -35,6 +35,7 @@ def cross_entropy(
   *,
   class_weights: Array | None = None,
   reduction: str = 'mean',
+  divisor: Array | None = None,
 ) -> Array:
   """Cross-entropy over the pixels that have a label (Eq. 7 and 10).
 
@@ -52,19 +53,31 @@ def cross_entropy(
     class_weights: [K] float32; the mean is then divided by the sum of the classes' weights, as
       in torch.
     reduction: 'mean' or 'sum'.
+    divisor: what the mean divides by, mean_divisor of a batch that these images are part of; None
+      for their own.
   Returns: [] float32; zero, with zero gradient, if no pixel has a label.
   """
   losses = pixel_cross_entropy(logits, labels)
-  counted = (labels != IGNORE).astype(jnp.float32)
   if class_weights is not None:
-    of_class = class_weights[jnp.where(labels == IGNORE, 0, labels)]
-    losses, counted = losses * of_class, counted * of_class
+    losses = losses * _of_label(class_weights, labels)
   total = jnp.sum(losses if weights is None else losses * weights)
   if reduction == 'sum':
     return total
   if reduction != 'mean':
     raise ValueError(f'reduction={reduction!r} is unknown; use one of: mean, sum.')
-  return total / jnp.maximum(jnp.sum(counted), jnp.finfo(jnp.float32).tiny)
+  return total / (mean_divisor(labels, class_weights) if divisor is None else divisor)
+
+
+def mean_divisor(labels: Array, class_weights: Array | None = None) -> Array:
+  """The number of labelled pixels, or the sum of their classes' weights; never zero."""
+  counted = (labels != IGNORE).astype(jnp.float32)
+  if class_weights is not None:
+    counted = counted * _of_label(class_weights, labels)
+  return jnp.maximum(jnp.sum(counted), jnp.finfo(jnp.float32).tiny)
+
+
+def _of_label(class_weights: Array, labels: Array) -> Array:
+  return class_weights[jnp.where(labels == IGNORE, 0, labels)]
 
 
 def ohem_cross_entropy(
@@ -113,18 +126,28 @@ class SupervisedLoss:
     if self.ohem_threshold is not None and self.class_weights:
       raise ValueError('ohem_threshold and class_weights are both set; choose one of them.')
 
-  def __call__(self, logits: Logits, labels: Array) -> Array:
-    """The loss of low-resolution logits against labels [B,H,W], at the labels' resolution."""
-    loss = self._of_head(logits.main, labels)
+  def __call__(self, logits: Logits, labels: Array, *, divisor: Array | None = None) -> Array:
+    """The loss of low-resolution logits against labels [B,H,W], at the labels' resolution.
+
+    divisor: of a batch that the images are part of, see cross_entropy; OHEM has none.
+    """
+    loss = self._of_head(logits.main, labels, divisor)
     if logits.auxiliary is None:
       return loss
-    return loss + self.auxiliary_weight * self._of_head(logits.auxiliary, labels)
+    return loss + self.auxiliary_weight * self._of_head(logits.auxiliary, labels, divisor)
 
-  def _of_head(self, logits_low: Array, labels: Array) -> Array:
+  def divisor(self, labels: Array) -> Array:
+    """What the mean over a batch with these labels divides by."""
+    return mean_divisor(labels, self._class_weights)
+
+  @property
+  def _class_weights(self) -> Array | None:
+    return jnp.array(self.class_weights, jnp.float32) if self.class_weights else None
+
+  def _of_head(self, logits_low: Array, labels: Array, divisor: Array | None) -> Array:
     logits_full = resize_bilinear(logits_low, labels.shape[1:3])
     if self.ohem_threshold is not None:
       return ohem_cross_entropy(
         logits_full, labels, threshold=self.ohem_threshold, min_kept=self.ohem_min_kept
       )
-    weights = jnp.array(self.class_weights, jnp.float32) if self.class_weights else None
-    return cross_entropy(logits_full, labels, class_weights=weights)
+    return cross_entropy(logits_full, labels, class_weights=self._class_weights, divisor=divisor)

@@ -14,8 +14,10 @@ import ml_collections
 from gta_jax import ranges, sharding
 from gta_jax.data import pipeline, shapes, sources
 from gta_jax.data.sources import Dataset
+from gta_jax.learning import check_accumulation
 from gta_jax.losses import SupervisedLoss
 from gta_jax.methods import Method
+from gta_jax.microbatches import MicroBatches
 from gta_jax.models import pretrained, weights
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.network import Network, Variables
@@ -32,6 +34,7 @@ class Run:
     warmup_steps: of the warm-up.
     handover_steps: see make_train_step.
     weights: file that the networks start from, or None.
+    micro: how batches are cut into passes.
   """
 
   config: ml_collections.ConfigDict
@@ -45,6 +48,7 @@ class Run:
   warmup_steps: int
   handover_steps: int
   weights: Path | None
+  micro: MicroBatches
 
   def initial_state(self) -> TrainState:
     """The state before the first step, on every device."""
@@ -75,6 +79,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
       f'{train.unlabelled_batch}; use a divisor, or 0 for the whole batch.')
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss = SupervisedLoss(**config.loss)
+  micro = _make_micro(config, method, loss)
   dataset = make_dataset(config)
   if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
     raise ValueError(
@@ -100,7 +105,23 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     config=config, dataset=dataset, method=method, network=network, optimizers=optimizers,
     loss=loss, epoch_steps=epoch_steps, total_steps=total_steps,
     warmup_steps=round(method.warmup_epochs * epoch_steps),
-    handover_steps=round(method.handover_epochs * epoch_steps), weights=file)
+    handover_steps=round(method.handover_epochs * epoch_steps), weights=file, micro=micro)
+
+
+def _make_micro(
+  config: ml_collections.ConfigDict, method: Method, loss: SupervisedLoss
+) -> MicroBatches:
+  """train.per_device_batch, checked; what fits whole is not cut."""
+  train = config.train
+  micro = MicroBatches(train.per_device_batch, jax.device_count())
+  counts = [micro.count(batch) for batch in (train.labelled_batch, train.unlabelled_batch)]
+  if method.batch_norm == 'joint' and counts[0] != counts[1]:
+    raise ValueError(
+      f'train.per_device_batch={train.per_device_batch} cuts {train.labelled_batch} labelled and '
+      f'{train.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, which '
+      'method.batch_norm=joint takes together; use batches of one size.')
+  check_accumulation(loss, micro)
+  return micro
 
 
 def _load_weights(

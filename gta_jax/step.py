@@ -3,16 +3,17 @@
 Every choice is read from the Method while tracing; the compiled program holds no branch for it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gta_jax import trees
-from gta_jax.lessons import Batch, Lesson, Metrics, labelled_lesson, pseudo_lesson
+from gta_jax.learning import check_accumulation, learn, move_statistics
+from gta_jax.lessons import Batch, Metrics, labelled_lesson, pseudo_lesson
 from gta_jax.losses import SupervisedLoss
 from gta_jax.methods import LABELLED, PSEUDO, Method
+from gta_jax.microbatches import WHOLE, MicroBatches
 from gta_jax.network import Array, Network, Params, Variables
 from gta_jax.state import Optimizers, TrainState
 from gta_jax.transmission import ema_decay, transmit
@@ -26,6 +27,7 @@ def make_warmup_step(
   optimizers: Optimizers,
   *,
   loss: SupervisedLoss | None = None,
+  micro: MicroBatches = WHOLE,
 ) -> Step:
   """The step of the warm-up: all networks learn from labelled data.
 
@@ -38,15 +40,15 @@ def make_warmup_step(
   Returns: (state, labelled, unlabelled) -> (state, metrics); `unlabelled` is not read.
   """
   loss = loss or SupervisedLoss()
+  check_accumulation(loss, micro)
 
   def step(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
     del unlabelled
     key = jax.random.fold_in(state.key, state.step)
     lessons = {LABELLED: labelled_lesson(network, labelled, loss)}
-    student, student_opt, losses = _learn(
+    student, student_opt, losses = learn(
       network, optimizers.student, state.student, state.student_opt, lessons, (LABELLED,),
-      joint=False, key=key,
-    )
+      joint=False, key=key, micro=micro)
     followers = {'teacher': state.teacher, 'assistant': state.assistant}
     assistant_opt = state.assistant_opt
     if method.warmup == 'all':
@@ -56,8 +58,7 @@ def make_warmup_step(
       images = lessons[LABELLED].images
       for name, old in followers.items():
         if old is not None:
-          _, stats = network.apply(old, images, train=True, dropout_key=key)
-          followers[name] = {**old, 'batch_stats': stats}
+          followers[name] = move_statistics(network, old, images, key=key, micro=micro)
     metrics = {f'student_{name}_loss': value for name, value in losses.items()}
     metrics['student_rate'] = optimizers.student_rate(state.step)
     state = state.replace(
@@ -77,6 +78,7 @@ def make_train_step(
   loss: SupervisedLoss | None = None,
   warmup_steps: int = 0,
   handover_steps: int = 0,
+  micro: MicroBatches = WHOLE,
 ) -> Step:
   """The step of the semi-supervised phase (Algorithm 1).
 
@@ -92,11 +94,13 @@ def make_train_step(
     loss: of labelled images; plain cross-entropy by default.
     warmup_steps: steps before the first call; the EMA's ramp counts from there.
     handover_steps: so many steps begin with the student's parameters copied over the others.
+    micro: how batches are cut into passes; gta_jax.learning says what stays the same.
   Returns: (state, labelled, unlabelled) -> (state, metrics), to be jitted with the state donated.
     labelled: {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]}; unlabelled: {'image', 'valid' bool
     [B,H,W]} and perhaps 'label', which is used for metrics only. Batches of the two may differ.
   """
   loss = loss or SupervisedLoss()
+  check_accumulation(loss, micro)
   if method.warmup == 'student':
     handover_steps = max(handover_steps, 1)
 
@@ -110,11 +114,10 @@ def make_train_step(
     metrics: Metrics = {}
     if method.uses_unlabelled:
       lessons[PSEUDO], teacher, metrics = pseudo_lesson(
-        network, method, teacher, lessons[LABELLED].images, unlabelled, keys[0])
+        network, method, teacher, lessons[LABELLED].images, unlabelled, keys[0], micro)
     elif method.teacher_batch_norm == 'own':
-      _, stats = network.apply(
-        teacher, lessons[LABELLED].images, train=True, dropout_key=keys[0])
-      teacher = {**teacher, 'batch_stats': stats}
+      teacher = move_statistics(
+        network, teacher, lessons[LABELLED].images, key=keys[0], micro=micro)
     joint = method.batch_norm == 'joint'
 
     decays = {
@@ -124,17 +127,17 @@ def make_train_step(
     }
     assistant_opt = state.assistant_opt
     if method.has_assistant:
-      assistant, assistant_opt, losses = _learn(
+      assistant, assistant_opt, losses = learn(
         network, optimizers.assistant, assistant, assistant_opt, lessons,
-        method.assistant_learns, joint=joint, key=keys[1])
+        method.assistant_learns, joint=joint, key=keys[1], micro=micro)
       metrics |= {f'assistant_{name}_loss': value for name, value in losses.items()}
       metrics['assistant_rate'] = optimizers.assistant_rate(state.step)
       teacher, student = _receive(
         method, teacher, student, assistant, decays['transmission_decay'], in_handover)
 
-    student, student_opt, losses = _learn(
+    student, student_opt, losses = learn(
       network, optimizers.student, student, state.student_opt, lessons,
-      method.student_learns, joint=joint, key=keys[2])
+      method.student_learns, joint=joint, key=keys[2], micro=micro)
     metrics |= {f'student_{name}_loss': value for name, value in losses.items()}
     if method.has_assistant:
       assistant = _share(assistant, student, method.shared)
@@ -199,47 +202,3 @@ def _receive(
   student = _share(student, assistant, method.shared)
   params = transmit(student['params'], assistant['params'], decay, keys=method.transmitted)
   return teacher, {**student, 'params': params}
-
-
-def _learn(
-  network: Network,
-  optimizer: optax.GradientTransformation,
-  variables: Variables,
-  opt_state: optax.OptState,
-  lessons: Mapping[str, Lesson],
-  learns: Iterable[str],
-  *,
-  joint: bool,
-  key: Array,
-) -> tuple[Variables, optax.OptState, Metrics]:
-  """One gradient step on the lessons it learns from (Eq. 8 or 11).
-
-  joint: all lessons' images go through as one batch and share their batch statistics, also those
-  that it does not learn from. Otherwise each lesson it learns from is a batch of its own.
-  """
-  learns = tuple(learns)
-
-  def objective(params: Params) -> tuple[Array, tuple[Params, Metrics]]:
-    stats = variables['batch_stats']
-    if joint:
-      images = jnp.concatenate([lesson.images for lesson in lessons.values()])
-      logits, stats = network.apply(
-        {'params': params, 'batch_stats': stats}, images, train=True, dropout_key=key)
-      outputs, start = {}, 0
-      for name, lesson in lessons.items():
-        part = slice(start, start + len(lesson.images))
-        outputs[name] = jax.tree.map(lambda x, part=part: x[part], logits)
-        start = part.stop
-    else:
-      outputs = {}
-      for i, name in enumerate(learns):
-        outputs[name], stats = network.apply(
-          {'params': params, 'batch_stats': stats}, lessons[name].images, train=True,
-          dropout_key=jax.random.fold_in(key, i))
-    losses = {name: lessons[name].loss(outputs[name]) for name in learns}
-    return sum(losses.values()), (stats, losses)
-
-  gradient, (stats, losses) = jax.grad(objective, has_aux=True)(variables['params'])
-  updates, opt_state = optimizer.update(gradient, opt_state, variables['params'])
-  params = optax.apply_updates(variables['params'], updates)
-  return {'params': params, 'batch_stats': stats}, opt_state, losses

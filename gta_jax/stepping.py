@@ -138,10 +138,11 @@ class Steps:
 
 
 def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:
-  warmup = make_warmup_step(run.network, run.method, run.optimizers, loss=run.loss)
+  warmup = make_warmup_step(
+    run.network, run.method, run.optimizers, loss=run.loss, micro=run.micro)
   semi = make_train_step(
     run.network, run.method, run.optimizers, loss=run.loss, warmup_steps=run.warmup_steps,
-    handover_steps=run.handover_steps)
+    handover_steps=run.handover_steps, micro=run.micro)
   if run.config.train.non_finite == 'skip':
     warmup, semi = skip_not_finite(warmup), skip_not_finite(semi)
   return sharding.compile_step(warmup, mesh), sharding.compile_step(semi, mesh)

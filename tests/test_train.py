@@ -188,6 +188,10 @@ def test_prediction_of_a_folder(finished, tmp_path):
   ({'model.depth': 99}, 'depth'),
   ({'loss.class_weights': (1.0,)}, '1 values for 7'),
   ({'method.mixing': 'mixup'}, 'none, cutmix'),
+  ({'train.per_device_batch': 3}, 'per_device_batch=3 on . devices does not divide a batch of 2'),
+  ({'train.per_device_batch': 1, 'loss.ohem_threshold': 0.7}, 'use model.remat=True'),
+  ({'train.per_device_batch': 1, 'train.labelled_batch': 4, 'method.batch_norm': 'joint'},
+   'into 4 and 2 parts'),
 ])
 def test_bad_configs_are_refused_before_work_starts(overrides, message):
   with pytest.raises(ValueError, match=message):

@@ -34,8 +34,13 @@ def linear_network(features: int = 4, classes: int = CLASSES) -> Network:
   return Network(init, apply, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def conv_network(classes: int = CLASSES, width: int = 4) -> Network:
-  """Two 3x3 convolutions at half resolution, batch statistics, dropout: all that can go wrong."""
+def conv_network(
+  classes: int = CLASSES, width: int = 4, *, groups: int = 1, dropout: bool = True
+) -> Network:
+  """Two 3x3 convolutions at half resolution, batch statistics, dropout: all that can go wrong.
+
+  groups: the batch is normalised in so many parts; running statistics follow the parts' mean.
+  """
 
   def init(key, image_size):
     del image_size
@@ -56,13 +61,16 @@ def conv_network(classes: int = CLASSES, width: int = 4) -> Network:
     x = _conv(images, params['backbone']['kernel'], 2)
     mean, var = stats['backbone']['mean'], stats['backbone']['var']
     if train:
-      mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-      moved = {'mean': 0.9 * stats['backbone']['mean'] + 0.1 * mean,
-               'var': 0.9 * stats['backbone']['var'] + 0.1 * var}
+      parts = x.reshape(groups, -1, *x.shape[1:])
+      means, variances = jnp.mean(parts, (1, 2, 3)), jnp.var(parts, (1, 2, 3))
+      moved = {'mean': 0.9 * stats['backbone']['mean'] + 0.1 * means.mean(0),
+               'var': 0.9 * stats['backbone']['var'] + 0.1 * variances.mean(0)}
       stats = {**stats, 'backbone': moved}
+      mean, var = (
+        jnp.repeat(v, len(x) // groups, axis=0)[:, None, None] for v in (means, variances))
     x = jax.nn.relu(params['backbone']['scale'] * (x - mean) * jax.lax.rsqrt(var + 1e-5))
     x = jax.nn.relu(_conv(x, params['decoder']['kernel'], 1))
-    if train and dropout_key is not None:
+    if train and dropout and dropout_key is not None:
       x = x * jax.random.bernoulli(dropout_key, 0.9, (x.shape[0], 1, 1, x.shape[-1])) / 0.9
     return Logits(x @ params['classifier']['kernel'] + params['classifier']['bias']), stats
 

@@ -115,6 +115,17 @@ def _towards(running: Array, new: Array) -> Array:
   return _RUNNING_DECAY * running + (1 - _RUNNING_DECAY) * jax.lax.stop_gradient(new)
 
 
+def call(module: nn.Module, *inputs: Array, train: bool, remat: bool) -> Array:
+  """module(*inputs, train=train); with remat its inner values are computed again for gradients.
+
+  Parameters, their names and all results stay the same; the backward pass costs another forward.
+  """
+  def forward(module: nn.Module, *inputs: Array) -> Array:
+    return module(*inputs, train=train)
+
+  return (nn.remat(forward) if remat else forward)(module, *inputs)
+
+
 def dropout(x: Array, rate: float, *, active: bool) -> Array:
   """Drops whole channels of [B,H,W,C] with the module's 'dropout' key, if active."""
   return nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not active)(x)

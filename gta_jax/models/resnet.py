@@ -7,7 +7,7 @@ and no table.
 import flax.linen as nn
 import jax
 
-from gta_jax.models.layers import BatchNorm, Conv, max_pool
+from gta_jax.models.layers import BatchNorm, Conv, call, max_pool
 
 Array = jax.Array
 
@@ -98,6 +98,7 @@ class ResNet(nn.Module):
     output_stride: one of OUTPUT_STRIDES.
     multi_grid: a factor for each block of the last stage, None for ones.
     width: multiplies all channels.
+    remat: whether gradients compute the inside of each block again instead of keeping it.
   """
 
   depth: int
@@ -105,6 +106,7 @@ class ResNet(nn.Module):
   output_stride: int
   multi_grid: tuple[int, ...] | None
   width: float
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> list[Array]:
@@ -118,7 +120,7 @@ class ResNet(nn.Module):
       features = scaled(32 * 2**number, self.width)
       for index, (stride, dilation) in enumerate(stage):
         block = Block(features, stride, dilation, bottleneck, name=f'layer{number}_{index}')
-        x = block(x, train=train)
+        x = call(block, x, train=train, remat=self.remat)
       stages.append(x)
     return stages
 
