@@ -17,7 +17,10 @@ _MODE = flags.DEFINE_enum(
 _IMAGES = flags.DEFINE_string('images', None, 'predict: folder of images.')
 _OUT = flags.DEFINE_string('out', None, 'predict: folder for masks and overlays.')
 _CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint', 'last', ['last', 'best'], 'evaluate, predict: which teacher.')
+  'checkpoint', 'last', ['last', 'best'], 'evaluate, predict: which one.')
+_PROTOCOLS = flags.DEFINE_list(
+  'protocols', None, 'evaluate: such as whole,crop513_padding0,sliding+flip; by default the '
+  "config's evaluate.protocols.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change', False, 'train: go on although the config has changed.')
 
@@ -92,7 +95,8 @@ def _train(config: ml_collections.ConfigDict) -> None:
 def _evaluate(config: ml_collections.ConfigDict | None) -> None:
   from gta_jax import inference  # noqa: PLC0415
 
-  inference.evaluate_run(Path(_WORKDIR.value), config, which=_CHECKPOINT.value)
+  inference.evaluate_run(
+    Path(_WORKDIR.value), config, which=_CHECKPOINT.value, protocols=_PROTOCOLS.value)
 
 
 def _predict(config: ml_collections.ConfigDict | None) -> None:

@@ -116,4 +116,5 @@ def base(
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch = 8  # images
   c.evaluate.pictures = 4  # validation images in the picture
+  c.evaluate.protocols = ('whole',)  # of --mode evaluate; gta_jax/protocols.py has the names
   return c

@@ -131,11 +131,24 @@ class Checkpoints:
     found = self._restore(step, state=abstract, teacher=teacher)
     return found.state.replace(teacher=found.teacher)
 
-  def restore_teacher(self, step: int, like: Variables) -> Variables:
-    """The teacher of a step alone."""
-    return self._restore(step, teacher=ocp.args.StandardRestore(_abstract(like))).teacher
+  def restore_networks(
+    self, step: int, like: Variables, names: Sequence[str]
+  ) -> dict[str, Variables]:
+    """The named networks of a step; nothing else, as the optimisers, is read.
 
-  def _restore(self, step: int, **items: ocp.args.StandardRestore) -> ocp.args.Composite:
+    Args:
+      like: shapes, dtypes and placement of one of them.
+      names: some of teacher, student and assistant; the last only where the method has one.
+    """
+    rest = {name: _abstract(like) for name in names if name != 'teacher'}
+    items = {'teacher': ocp.args.StandardRestore(_abstract(like))} if 'teacher' in names else {}
+    if rest:
+      items['state'] = ocp.args.PyTreeRestore(
+        rest, restore_args=ocp.checkpoint_utils.construct_restore_args(rest), partial_restore=True)
+    found = self._restore(step, **items)
+    return {name: found.teacher if name == 'teacher' else found.state[name] for name in names}
+
+  def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
     self.wait()
     return self._checkpointer.restore(
       self.folder / str(step), args=ocp.args.Composite(**items))

@@ -1,6 +1,7 @@
-"""Using a finished run: evaluating its teacher, and predicting a folder of images."""
+"""Using a finished run: evaluating its networks, and predicting a folder of images."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,23 +13,27 @@ from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data import sources
 from gta_jax.data.files import IGNORE
-from gta_jax.evaluate import evaluate
+from gta_jax.evaluate import evaluate_protocols
 from gta_jax.network import Network, Variables
 from gta_jax.predict import predict_folder
+from gta_jax.protocols import WHOLE, make_protocols
 from gta_jax.train import plain_scores
+from gta_jax.writers import evaluation_sheet, replace_text
 
 
-def load_teacher(
-  workdir: Path, config: ml_collections.ConfigDict, *, num_classes: int, which: str = 'last'
-) -> tuple[Network, Variables, int]:
-  """The teacher of a run's last or best checkpoint; nothing else is read.
+def load_networks(
+  workdir: Path, config: ml_collections.ConfigDict, *, num_classes: int, which: str = 'last',
+  names: Sequence[str] = ('teacher',),
+) -> tuple[Network, dict[str, Variables], int]:
+  """Networks of a run's last or best checkpoint; nothing else is read.
 
   Args:
     workdir: of the run.
     config: the run's, for the network.
     num_classes: K.
     which: 'last' or 'best'.
-  Returns: the network, its variables, and the step they are from.
+    names: some of teacher, student and assistant; the last only where the method has one.
+  Returns: their common shape, their variables by name, and the step they are from.
   Raises:
     ValueError: no checkpoint is there.
   """
@@ -45,41 +50,52 @@ def load_teacher(
     step = checkpoints.best_step if which == 'best' else checkpoints.last_step
     if step is None:
       raise ValueError(f'{folder} holds no finished checkpoint; go on training first.')
-    return network, checkpoints.restore_teacher(step, like), step
+    return network, checkpoints.restore_networks(step, like, names), step
 
 
 def evaluate_run(
-  workdir: Path, config: ml_collections.ConfigDict | None, *, which: str = 'last'
+  workdir: Path, config: ml_collections.ConfigDict | None, *, which: str = 'last',
+  protocols: Sequence[str] | None = None,
 ) -> dict:
-  """Scores a run's teacher on its validation images and writes evaluation.json.
+  """Scores a run's networks on its validation images; writes evaluation.json and evaluation.md.
 
   Args:
     workdir: of the run.
     config: None for the run's own; another one evaluates on its data set.
     which: 'last' or 'best' checkpoint.
-  Returns: what evaluation.json holds: step, miou, pixel_accuracy and iou by class.
+    protocols: names as protocols.make_protocols reads them; None for evaluate.protocols of the
+      config.
+  Returns: what evaluation.json holds: checkpoint, step, images, and protocols: protocol's name ->
+    network's name -> miou, pixel_accuracy and iou by class.
   Raises:
-    ValueError: no run, or a data set with other classes.
+    ValueError: no run, a data set with other classes, or an unknown protocol.
   """
-  own, described = _read_run(workdir)
+  own, described = read_run(workdir)
   config = config or own
+  # Runs from before this field score whole images.
+  names = protocols or config.evaluate.get('protocols', (WHOLE.name,))
+  chosen = make_protocols(names, crop=own.data.crop)
   dataset = runs.make_dataset(config)
   if list(dataset.classes) != described['classes']:
     raise ValueError(
       f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
       f'{", ".join(dataset.classes)}; evaluate on the same classes in the same order.')
   sources.check(dataset)
-  network, variables, step = load_teacher(
-    workdir, own, num_classes=len(dataset.classes), which=which)
-  found = evaluate(
-    network, {'teacher': variables}, dataset, batch_size=config.evaluate.batch,
+  networks = ('teacher', 'student', 'assistant')
+  network, variables, step = load_networks(
+    workdir, own, num_classes=len(dataset.classes), which=which,
+    names=networks[: 2 + runs.make_method_of(own).has_assistant])
+  found = evaluate_protocols(
+    network, variables, dataset, chosen, batch_size=config.evaluate.batch,
     image_scale=own.data.image_scale, threads=config.data.threads)
-  result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation),
-            **plain_scores(found.scores['teacher'], dataset.classes)}
-  (workdir / 'evaluation.json').write_text(json.dumps(result, indent=2) + '\n')
-  for name, iou in result['iou'].items():
-    print(f'{name:24}{"-" if iou is None else f"{100 * iou:.2f}"}')
-  print(f'{"mIoU":24}{100 * result["miou"]:.2f}   ({which} checkpoint, step {step})')
+  result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation), 'protocols': {
+    name: {network: plain_scores(scores, dataset.classes) for network, scores in of.scores.items()}
+    for name, of in found.items()
+  }}
+  replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')
+  sheet = evaluation_sheet(result)
+  replace_text(workdir / 'evaluation.md', sheet)
+  print(sheet)
   return result
 
 
@@ -96,17 +112,17 @@ def predict_images(
     out: folder for palette masks, and for overlays in out/overlays.
     which: 'last' or 'best' checkpoint.
   """
-  own, described = _read_run(workdir)
+  own, described = read_run(workdir)
   classes = tuple(described['classes'])
-  network, variables, _ = load_teacher(workdir, own, num_classes=len(classes), which=which)
+  network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
-    network, variables, images=images, out=out, classes=classes,
+    network, variables['teacher'], images=images, out=out, classes=classes,
     palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
     batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 
-def _read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
+def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
   """The config of a run, and the classes and colours of its data set."""
   config, path = runs.from_json(workdir / 'config.json'), workdir / 'dataset.json'
   described = runs.read_json(path)

@@ -115,6 +115,7 @@ RULES = {
   'train.evaluate_epochs': _real(_TINY, 1e6),
   'evaluate.batch': _whole(1, 65_536),
   'evaluate.pictures': _whole(0, 1000),
+  'evaluate.protocols': _Rule(str, tuple_of=True, optional=True),
 }
 
 

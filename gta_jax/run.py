@@ -21,6 +21,7 @@ from gta_jax.microbatches import MicroBatches
 from gta_jax.models import pretrained, weights
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.network import Network, Variables
+from gta_jax.protocols import make_protocols
 from gta_jax.state import Optimizers, TrainState, init_state, make_optimizers
 
 
@@ -69,6 +70,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   """
   ranges.check(config)
   method = make_method_of(config)
+  make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train = config.train
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)

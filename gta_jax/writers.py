@@ -191,3 +191,30 @@ def final_table(results: Mapping[str, Any]) -> str:
   ]
   rule = '-' * len(lines[0])
   return '\n'.join([lines[0], rule, *lines[1:-3], rule, *lines[-3:]])
+
+
+def percent(share: float | None) -> str:
+  """A share as percent with two decimals; - where it is undefined."""
+  return '-' if share is None or math.isnan(share) else f'{100 * share:.2f}'
+
+
+def markdown_table(rows: Iterable[Iterable[str]]) -> str:
+  """Rows of cells, the first one being the head; | in a cell is escaped."""
+  head, *rest = ([str(cell).replace('|', r'\|') for cell in row] for row in rows)
+  return ''.join(f'| {" | ".join(row)} |\n' for row in [head, ['---'] * len(head), *rest])
+
+
+def evaluation_sheet(evaluation: Mapping[str, Any]) -> str:
+  """What evaluation.json holds as markdown: mIoU and pixel accuracy, below it IoU by class."""
+  rows = [(network, protocol, scores) for protocol, by_network in evaluation['protocols'].items()
+          for network, scores in by_network.items()]
+  summary = [['network', 'protocol', 'mIoU', 'pixel accuracy']]
+  summary += [[network, protocol, percent(scores['miou']), percent(scores['pixel_accuracy'])]
+              for network, protocol, scores in rows]
+  by_class = [['class', *(f'{network}, {protocol}' for network, protocol, _ in rows)]]
+  by_class += [[name, *(percent(scores['iou'][name]) for _, _, scores in rows)]
+               for name in rows[0][2]['iou']]
+  title = (f'{evaluation["images"]} images, {evaluation["checkpoint"]} checkpoint, step '
+           f'{evaluation["step"]}; all in percent')
+  return (f'# Evaluation\n\n{title}.\n\n{markdown_table(summary)}\n## IoU by class\n\n'
+          f'{markdown_table(by_class)}')

@@ -58,8 +58,13 @@ def test_the_two_newest_and_the_best_are_kept(saved):
     assert checkpoints.unlogged(6) == [[6, {'a': 0.1}]]
     for step in (2, 6):
       assert_restored(checkpoints, step)
-    teacher = checkpoints.restore_teacher(6, state_of(0).teacher)
-    np.testing.assert_array_equal(teacher['batch_stats']['backbone']['mean'], [6, 6, 6])
+  for names_wanted in (('teacher',), ('student', 'teacher')):
+    with Checkpoints(saved) as checkpoints:
+      found = checkpoints.restore_networks(6, state_of(0).teacher, names_wanted)
+    assert tuple(found) == names_wanted
+    for name, mean in {'teacher': 6, 'student': 7}.items():
+      if name in found:
+        np.testing.assert_array_equal(found[name]['batch_stats']['backbone']['mean'], [mean] * 3)
 
 
 def truncate(path):

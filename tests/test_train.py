@@ -157,8 +157,18 @@ def test_supervised_run_has_no_assistant_and_skips_what_it_cannot_read(tmp_path,
 
 def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
   workdir, results = finished
-  again = inference.evaluate_run(workdir, None)
-  assert again['miou'] == pytest.approx(results['last']['teacher']['miou'], abs=1e-9)
+  arguments = ['launch.py', '--mode', 'evaluate', '--workdir', str(workdir)]
+  assert launch.main([*arguments, '--protocols', 'whole,crop_padding0,sliding+flip']) == 0
+  found = json.loads((workdir / 'evaluation.json').read_text())['protocols']
+  assert list(found) == ['whole', 'crop_padding0', 'sliding+flip']
+  for name in ('teacher', 'student', 'assistant'):
+    expected = results['last'][name]
+    assert found['whole'][name]['miou'] == pytest.approx(expected['miou'], abs=1e-9)
+  assert found['sliding+flip']['student'] != found['whole']['student']
+  sheet = (workdir / 'evaluation.md').read_text()
+  accuracy = found['crop_padding0']['student']['pixel_accuracy']
+  assert '| student | crop_padding0 | ' in sheet and f' | {100 * accuracy:.2f} |' in sheet
+  assert sheet.count('\n| ') == 3 * 3 + 2 + 7 + 2
   best = inference.evaluate_run(workdir, None, which='best')
   assert best['step'] == results['best']['step']
 
