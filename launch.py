@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
   try:
     flags.FLAGS(argv)
     config = _read_config()
-  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-    return _refuse(error)
+  except Exception as error:  # A config file is code: it may raise anything.
+    return _refuse(error, what='the flags or the config cannot be used: ')
   from gta_jax import runtime  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.not_finite import NotFiniteError  # noqa: PLC0415
@@ -62,14 +62,14 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _refuse(error: Exception, *, status: int = 2) -> int:
+def _refuse(error: Exception, *, status: int = 2, what: str = '') -> int:
   message = str(error)
   if 'Traceback (most recent call last)' in message:
     # An error inside a config file comes wrapped with its traceback; its last line says it all.
     message = message.strip().rsplit('\n', 1)[-1].partition(': ')[2]
   if isinstance(error, OSError) and error.filename:
     message = f'{error.filename} cannot be used ({error.strerror}); correct the path or its rights.'
-  print(f'error: {message}', file=sys.stderr)
+  print(f'error: {what}{message or type(error).__name__}', file=sys.stderr)
   return status
 
 

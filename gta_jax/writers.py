@@ -92,7 +92,7 @@ def _truncate(path: Path, last_step: int, *, evaluated: bool) -> None:
       scalars = json.loads(line)
       of_validation = any(name.startswith('val/') for name in scalars)
       return scalars['step'] < last_step + (evaluated or not of_validation)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
       return False
 
   lines = path.read_text(encoding='utf-8', errors='replace').splitlines()

@@ -38,6 +38,7 @@ def test_the_part_after_the_colon():
   ((), '--mode train needs --config and --workdir'),
   (('--mode', 'predict', '--workdir', 'w'), 'needs --images and --out'),
   (('--config', 'configs/none.py', '--workdir', 'w'), 'none.py'),
+  (('--config', 'README.md', '--workdir', 'w'), 'the config cannot be used: '),
   (('--config', 'configs/shapes.py:24,method=gtaa', '--workdir', 'w'), 'use one of: gta, sup_only'),
   (('--config', 'configs/shapes.py', '--config.optim.rat=1', '--workdir', 'w'), 'rate'),
   (('--config', 'configs/shapes.py', '--config.optim.rate=fast', '--workdir', 'w'), 'fast'),

@@ -123,8 +123,9 @@ def test_final_table():
 def test_damaged_lines_are_dropped(tmp_path):
   (tmp_path / 'metrics.jsonl').write_bytes(
     b'{"step": 1}\n\xff\xfe\x00\n{"step": ' + b'9' * 5000 + b'}\n' + b'[' * 100_000 +
-    b'\n{"step": "x"}\n[]\n{"step": 2}\n')
+    b'\n{"step": "x"}\n[]\n[1]\n7\n{"step": 2}\n')
   with MetricWriter(tmp_path, start_step=2, tensorboard=False) as writer:
     writer.write(3, {})
-  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').open()]
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  steps = [json.loads(line)['step'] for line in lines]
   assert steps == [1, 2, 3]

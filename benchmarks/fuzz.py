@@ -1,0 +1,109 @@
+"""Feeds generated bad input to everything that reads a user's files or command line.
+
+    python benchmarks/fuzz.py --cases 2000 --seed 0
+
+A case passes if it succeeds, or fails with a documented error that our own code raises: its message
+is then a sentence of ours. Everything else is listed with the number that makes it again:
+`--only NUMBER`. A case is a function of the seed and its number alone.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import fuzz_cases
+from benchmarks.fuzz_cases import ROOT, UndocumentedError
+
+SECONDS = 20  # for a case
+
+# How many of 20 cases; checkpoints take longest.
+KINDS: dict[Callable[[np.random.Generator, Path, Path], str | None], int] = {
+  fuzz_cases.fuzz_images: 5, fuzz_cases.fuzz_masks: 3, fuzz_cases.fuzz_lists: 3,
+  fuzz_cases.fuzz_classes: 1, fuzz_cases.fuzz_overrides: 4, fuzz_cases.fuzz_run_files: 2,
+  fuzz_cases.fuzz_weights: 1, fuzz_cases.fuzz_checkpoints: 1}
+ORDER = [kind for kind, count in KINDS.items() for _ in range(count)]
+
+
+def outcome(kind: Callable, rng: np.random.Generator, base: Path) -> str:
+  """'success' or 'refused'; raises UndocumentedError for everything else."""
+  with tempfile.TemporaryDirectory() as work, time_limit(SECONDS), warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    try:
+      return kind(rng, base, Path(work)) or 'success'
+    except (OSError, ValueError) as error:
+      last = traceback.extract_tb(error.__traceback__)[-1]
+      ours = Path(last.filename).is_relative_to(ROOT) and 'fuzz' not in Path(last.filename).name
+      if ours or (isinstance(error, OSError) and error.filename):  # as launch.py tells them
+        return 'refused'
+      raise UndocumentedError(f'{last.filename}:{last.lineno}') from error
+    except Exception as error:
+      raise UndocumentedError('no documented class') from error
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+  def late(*_: object) -> None:
+    raise UndocumentedError(f'took more than {seconds} s')
+
+  before = signal.signal(signal.SIGALRM, late)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def fuzz(numbers: range, seed: int) -> tuple[Counter, dict[int, Exception]]:
+  """Runs cases; the counts of (kind, outcome), and what failed by number."""
+  counts, failed = Counter(), {}
+  with tempfile.TemporaryDirectory() as base:
+    fuzz_cases.make_base(Path(base))
+    for number in numbers:
+      kind = ORDER[number % len(ORDER)]
+      try:
+        with contextlib.redirect_stderr(io.StringIO()):
+          result = outcome(kind, np.random.default_rng((seed, number)), Path(base))
+      except UndocumentedError as error:
+        result, failed[number] = 'FAILED', error
+      counts[kind.__name__.removeprefix('fuzz_'), result] += 1
+  return counts, failed
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--cases', type=int, default=2000)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--only', type=int, help='one case, with its whole traceback')
+  arguments = parser.parse_args()
+  numbers = range(arguments.cases)
+  if arguments.only is not None:
+    numbers = range(arguments.only, arguments.only + 1)
+  began = time.monotonic()
+  counts, failed = fuzz(numbers, arguments.seed)
+  for number, error in failed.items():
+    print(number, ORDER[number % len(ORDER)].__name__, error, repr(error.__cause__)[:300])
+    if arguments.only is not None:
+      traceback.print_exception(error)
+  for (kind, result), count in sorted(counts.items()):
+    print(f'{kind:12}{result:10}{count:6}')
+  print(f'{counts.total()} cases, {len(failed)} failed, {time.monotonic() - began:.0f} s')
+  return 1 if failed else 0
+
+
+if __name__ == '__main__':
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  sys.exit(main())

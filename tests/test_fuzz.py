@@ -1,0 +1,23 @@
+"""A hundred cases of the fuzz test: every one succeeds or is refused in a sentence of ours."""
+
+from benchmarks import fuzz
+
+
+def test_bad_input_is_refused_in_our_words():
+  counts, failed = fuzz.fuzz(range(100), seed=0)
+  assert not failed
+  assert {kind for kind, _ in counts} == {
+    'images', 'masks', 'lists', 'classes', 'overrides', 'run_files', 'weights', 'checkpoints'}
+  assert {result for _, result in counts} == {'success', 'refused'}
+
+
+def test_an_error_of_a_library_fails_a_case(monkeypatch):
+  def careless(*_):
+    {}['x']
+
+  def foreign(*_):
+    int('x', 10**6)
+
+  monkeypatch.setattr(fuzz, 'ORDER', [careless, foreign])
+  _, failed = fuzz.fuzz(range(2), seed=0)
+  assert 'no documented class' in str(failed[0]) and 'test_fuzz.py' in str(failed[1])
