@@ -1,0 +1,52 @@
+"""What the benchmarks of speed count, on programs whose counts are known."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gta_jax.models.layers import conv
+from gta_jax.resizing import resize_bilinear
+
+# The benchmarks are scripts that import one another by their bare names.
+sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
+profile = importlib.import_module('step_profile')
+dilated = importlib.import_module('dilated_convolutions')
+
+
+def test_operations_and_parts_of_a_program_are_known():
+  def step(x, kernel):
+    with jax.named_scope('backbone'), jax.named_scope('block'):
+      x = conv(x, kernel)
+    return resize_bilinear(x, (10, 5))
+
+  lowered = jax.jit(step).lower(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4)))
+  found = profile.parse(lowered.as_text(dialect='hlo', debug_info=True))
+  operations = {}
+  for instruction in found.values():
+    if count := profile.operations(instruction, found):
+      operations[instruction.part] = operations.get(instruction.part, 0) + count
+  assert operations == {
+    'backbone': 2 * (2 * 5 * 5 * 4) * 9 * 3, 'resizing': 2 * (2 * 10 * 5 * 4) * 5}
+  compiled = profile.parse(lowered.compile().as_text())
+  assert any(i.part == 'resizing' for i in compiled.values())
+
+
+def test_traffic_counts_operands_and_results():
+  lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((2, 3)), jnp.ones((3, 5)))
+  found = profile.parse(lowered.as_text(dialect='hlo', debug_info=True))
+  dot = next(i for i in found.values() if i.opcode == 'dot')
+  assert profile.traffic(dot, found) == 4 * (2 * 3 + 3 * 5 + 2 * 5)
+
+
+@pytest.mark.parametrize('dilation', [1, 3])
+def test_nine_products_are_a_convolution(dilation):
+  rng = np.random.default_rng(0)
+  x, kernel = jnp.array(rng.normal(size=(2, 9, 8, 3))), jnp.array(rng.normal(size=(3, 3, 3, 4)))
+  np.testing.assert_allclose(
+    dilated.products(x, kernel, dilation=dilation), conv(x, kernel, dilation=dilation),
+    rtol=1e-5, atol=1e-5)
