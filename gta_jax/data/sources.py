@@ -52,6 +52,7 @@ class Dataset:
     validation: ids that are evaluated.
     reader: see Reader.
     note: how a subset was drawn, '' if it comes from a list.
+    checked: all files were decoded before, as prepared records are; `check` then reads none.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Dataset:
   validation: tuple[str, ...]
   reader: Reader
   note: str = ''
+  checked: bool = False
 
 
 class CachedReader:
@@ -107,7 +109,8 @@ def _parallel(function: Callable, ids: Iterable[str]) -> list:
 def check(dataset: Dataset) -> None:
   """Refuses a data set that would fail later, before any work starts.
 
-  Looks at the headers and ends of all files, and decodes labelled and validation masks.
+  Looks at the headers and ends of all files, and decodes labelled and validation masks; where the
+  data set says that this has been done, it looks at the lists alone.
 
   Raises: DataError naming the first file or id that breaks a rule, and the remedy.
   """
@@ -126,6 +129,8 @@ def check(dataset: Dataset) -> None:
     if not dataset.reader.has_mask(id):
       raise DataError(f'{id!r} is labelled or validation but has no mask; add masks/{id}.png, or '
                       'take it out of the list.')
+  if dataset.checked:
+    return
   _parallel(dataset.reader.size, with_masks + dataset.unlabelled)
   _parallel(lambda id: _check_mask(dataset, id), with_masks)
 

@@ -1,0 +1,94 @@
+"""TFDS builders that write and read ArrayRecord without tensorflow. Imported only when needed."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from gta_jax.data.files import IGNORE, DataError, decode_image, decode_mask
+from gta_jax.data.records import VERSION, Example, Source
+
+_ENCODED = {name: tfds.decode.SkipDecoding() for name in ('image', 'label')}
+_MAX_PIXELS = 1 << 26
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes the examples of a Source: id, encoded image, encoded mask of class ids."""
+
+  VERSION = tfds.core.Version(VERSION)
+
+  def __init__(self, source: Source, archives: Sequence[Path], store: Path):
+    self._source, self._archives = source, archives
+    super().__init__(data_dir=store, file_format='array_record')
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = tfds.features.FeaturesDict({
+      'id': tfds.features.Text(),
+      'image': tfds.features.Image(shape=(None, None, 3)),
+      'label': tfds.features.Image(shape=(None, None, 1)),
+    })
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    del dl_manager  # Its downloads do not go on where they stopped.
+    return {split: self._generate_examples(examples)
+            for split, examples in self._source.examples(*self._archives).items()}
+
+  def _generate_examples(self, examples: Iterator[Example]) -> Iterator[tuple[str, dict]]:
+    for example in examples:
+      _check(example, len(self._source.classes))
+      yield example.id, {'id': example.id, 'image': io.BytesIO(example.image),
+                         'label': io.BytesIO(example.label)}
+
+
+class VocAug(_Builder, skip_registration=True):
+  """PASCAL VOC 2012 with SBD's masks: splits clean, augmented (the others), validation."""
+
+
+class Cityscapes(_Builder, skip_registration=True):
+  """Cityscapes' fine annotations as 19 train ids: splits train, validation."""
+
+
+def write(source: Source, archives: Sequence[Path], store: Path) -> None:
+  """Writes STORE/NAME/VERSION, under another name until it is whole."""
+  builder = {b.name: b for b in (VocAug, Cityscapes)}[source.name](source, archives, store)
+  builder.download_and_prepare(download_dir=str(store / 'downloads'))
+
+
+def split_names(folder: Path) -> list[str]:
+  """The splits of a written data set."""
+  return sorted(tfds.builder_from_directory(str(folder)).info.splits)
+
+
+def open_split(folder: Path, split: str) -> Any:
+  """Random access to a split's records: {'id', 'image', 'label'}, the bytes as they were given."""
+  builder = tfds.builder_from_directory(str(folder))
+  return builder.as_data_source(split, decoders=_ENCODED)
+
+
+def image_size(image: bytes) -> tuple[int, int]:
+  """(H,W) from the header of an encoded image."""
+  with Image.open(io.BytesIO(image)) as opened:
+    return opened.size[::-1]
+
+
+def _check(example: Example, num_classes: int) -> None:
+  """Decodes an example, so that reading its record later cannot fail."""
+  try:
+    height, width = image_size(example.image)
+  except Exception as error:  # Pillow raises almost anything on damaged bytes.
+    raise DataError(f'{example.id}: the image is damaged; get the archives again.') from error
+  if height * width > _MAX_PIXELS:
+    raise DataError(f'{example.id} has {height}x{width} pixels; it is not from this data set.')
+  image, mask = decode_image(example.image, example.id), decode_mask(example.label, example.id)
+  if image.shape[:2] != mask.shape:
+    raise DataError(f'{example.id}: the image has height and width {image.shape[:2]}, the mask '
+                    f'{mask.shape}; get the archives again.')
+  found = np.bincount(mask.ravel(), minlength=256)
+  if found[num_classes:IGNORE].any():
+    raise DataError(f'The mask of {example.id} holds ids from {num_classes} to {IGNORE - 1}; it is '
+                    'not from this data set.')
