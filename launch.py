@@ -13,7 +13,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. A run started again in its folder goes on.')
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'evaluate', 'predict'], 'What to do; the last two read a workdir.')
+  'mode', 'train', ['train', 'prepare', 'evaluate', 'predict'],
+  'What to do: prepare only downloads and checks the data; the last two read a workdir.')
 _IMAGES = flags.DEFINE_string('images', None, 'predict: folder of images.')
 _OUT = flags.DEFINE_string('out', None, 'predict: folder for masks and overlays.')
 _CHECKPOINT = flags.DEFINE_enum(
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> int:
 
   runtime.keep_compiled_programs()
   try:
-    {'train': _train, 'evaluate': _evaluate, 'predict': _predict}[_MODE.value](config)
+    {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate,
+     'predict': _predict}[_MODE.value](config)
   except (OSError, ValueError) as error:
     return _refuse(error)
   except NotFiniteError as error:
@@ -75,7 +77,7 @@ def _refuse(error: Exception, *, status: int = 2, what: str = '') -> int:
 
 def _read_config() -> ml_collections.ConfigDict | None:
   """The config of --config, or None where a workdir's own is to be used."""
-  needed = {'train': ('config', 'workdir'), 'evaluate': ('workdir',),
+  needed = {'train': ('config', 'workdir'), 'prepare': ('config',), 'evaluate': ('workdir',),
             'predict': ('workdir', 'images', 'out')}[_MODE.value]
   missing = [f'--{name}' for name in needed if flags.FLAGS[name].value is None]
   if missing:
@@ -90,6 +92,16 @@ def _train(config: ml_collections.ConfigDict) -> None:
 
   train.train(
     run.make_run(config), Path(_WORKDIR.value), allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+
+
+def _prepare(config: ml_collections.ConfigDict) -> None:
+  from gta_jax import run  # noqa: PLC0415
+  from gta_jax.data import sources  # noqa: PLC0415
+
+  dataset = run.make_dataset(config)
+  sources.check(dataset)
+  print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
+        f'unlabelled, {len(dataset.validation)} validation images. {dataset.note}'.rstrip())
 
 
 def _evaluate(config: ml_collections.ConfigDict | None) -> None:

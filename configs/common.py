@@ -50,9 +50,13 @@ def base(
     {'name': method, 'recipe': recipe, **dataclasses.asdict(chosen)})
 
   c.data = ml_collections.ConfigDict()
-  c.data.source = ''  # folder | shapes
-  c.data.dir = ''  # the data set's folder
-  c.data.split = ''  # folder: name of splits/NAME, or how many images are labelled
+  c.data.source = ''  # folder | shapes | voc | cityscapes
+  c.data.dir = ''  # the data set's folder; '' for voc, cityscapes: records, made in data.store
+  c.data.store = ''  # folder of downloads and records; '': GTA_JAX_DATA, else ~/gta_jax_data
+  c.data.mirror = ''  # base URL that has the archives and lists; '': where they are published
+  c.data.split = ''  # folder: name of splits/NAME, or how many images are labelled; others: 183
+  c.data.split_source = 'published'  # voc, cityscapes: published | seeded, drawn with the seed
+  c.data.split_lists = ''  # folder of the published lists, with 183/labeled.txt; '': fetched
   c.data.crop = 321  # pixels a side
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
   c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale

@@ -1,7 +1,6 @@
 """From a config to everything that a run is made of; all that can be refused is refused here."""
 
 import dataclasses
-import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ import jax
 import ml_collections
 
 from gta_jax import ranges, sharding
-from gta_jax.data import pipeline, shapes, sources
+from gta_jax.data import pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.learning import check_accumulation
 from gta_jax.losses import SupervisedLoss
@@ -163,7 +162,14 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
         'no split is named; write configs/folder.py:46 for splits/46/labeled.txt, or any number '
         'of labelled images to be drawn.')
     return sources.read_folder(data.dir, labelled=data.split, seed=config.seed)
-  raise ValueError(f'data.source={data.source!r} is unknown; use one of: folder, shapes.')
+  if data.source in published.NAMES:
+    return published.read(
+      data.source, split=data.split, folder=data.dir, store=data.store,
+      split_source=data.split_source, split_lists=data.split_lists, mirror=data.mirror,
+      seed=config.seed)
+  raise ValueError(
+    f'data.source={data.source!r} is unknown; use one of: folder, shapes, '
+    f'{", ".join(published.NAMES)}.')
 
 
 def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
@@ -180,11 +186,6 @@ def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> N
   if unknown := sorted(set(fields) - set(known)):
     raise ValueError(
       f'{section} has the unknown fields {unknown}; use some of: {", ".join(known)}.')
-
-
-def ids_sha256(ids: tuple[str, ...]) -> str:
-  """The fingerprint of a list of ids, independent of its order."""
-  return hashlib.sha256('\n'.join(sorted(ids)).encode()).hexdigest()
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.skipping import Skipped
+from gta_jax.data.splits import ids_sha256
 from gta_jax.evaluate import Evaluation, evaluate
 from gta_jax.metrics import Scores
 from gta_jax.not_finite import NotFiniteError
-from gta_jax.run import Run, ids_sha256, read_json, to_json
+from gta_jax.run import Run, read_json, to_json
 from gta_jax.signals import Signals
 from gta_jax.state import TrainState
 from gta_jax.stepping import Steps
@@ -24,9 +25,10 @@ from gta_jax.visualize import write_picture
 from gta_jax.writers import MetricWriter, Progress, final_table, note, replace_text
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
-_FREE_FIELDS = ('data.dir', 'data.threads', 'data.workers', 'data.prefetch', 'data.cache',
-                'data.skip_limit', 'model.remat', 'train.log_steps', 'train.checkpoint_steps',
-                'evaluate.batch', 'evaluate.pictures', 'evaluate.protocols')
+_FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
+                'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
+                'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
+                'evaluate.protocols')
 
 
 def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:

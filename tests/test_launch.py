@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, folder, shapes
+from configs import cityscapes, common, folder, shapes, voc
 from gta_jax.methods import METHODS, RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
     check=False)
 
 
-@pytest.mark.parametrize('config', [folder, shapes])
+@pytest.mark.parametrize('config', [folder, shapes, voc, cityscapes])
 def test_every_method_and_recipe_can_be_asked_for(config):
   for recipe in RECIPES:
     for method in METHODS:
@@ -44,6 +44,8 @@ def test_the_part_after_the_colon():
   (('--config', 'configs/shapes.py', '--config.optim.rate=fast', '--workdir', 'w'), 'fast'),
   (('--config', 'configs/folder.py:46', '--workdir', 'w'), '--config.data.dir'),
   (('--config', 'configs/folder.py:46', '--config.data.dir=nowhere', '--workdir', 'w'), 'nowhere'),
+  (('--config', 'configs/voc.py', '--config.data.dir=nowhere', '--mode', 'prepare'),
+   'nowhere holds no JPEGImages'),
 ])
 def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
   done = launch(*arguments)
