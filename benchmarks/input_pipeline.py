@@ -2,14 +2,17 @@
 
   python benchmarks/input_pipeline.py --dir DIR --split 46
   taskset -c 0 python benchmarks/input_pipeline.py --threads 1 --workers 0
+  python benchmarks/input_pipeline.py --records --crop 513 --batch 12 --step_ms 400
 
 Without --dir it writes JPEGs of the size of VOC's (500x375) to a temporary folder. `per CPU s` is
 crops for each second of processor time, which a busy machine disturbs less than wall time; it is
-left out with worker processes.
+left out with worker processes. --records reads prepared records instead of files; --step_ms adds
+the share of a step of that length that both streams make the device wait.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -18,13 +21,14 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from gta_jax.data import pipeline, shapes, sources
+from gta_jax.data import pipeline, records, shapes, sources
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,6 +43,8 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument('--threads', type=int, nargs='+', default=[1, 2, 4])
   parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
   parser.add_argument('--memory_batches', type=int, default=1000, help='0 leaves memory out')
+  parser.add_argument('--records', action='store_true', help='prepare records and read those')
+  parser.add_argument('--step_ms', type=float, default=0, help='a step without its input')
   parser.add_argument('--json', type=pathlib.Path, help='where to write the figures as well')
   return parser.parse_args()
 
@@ -56,6 +62,59 @@ def write_voc_sized(root: pathlib.Path, *, count: int = 60) -> None:
     mask.save(root / f'masks/{index:04}.png')
   (root / 'classes.txt').write_text('\n'.join(drawn.classes))
   (root / 'splits/val.txt').write_text('0000\n0001')
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """The examples of a data folder, to be written as records; see records.Source."""
+
+  dataset: sources.Dataset
+
+  name = 'voc_aug'
+  classes = property(lambda self: self.dataset.classes)
+  palette = property(lambda self: self.dataset.palette)
+
+  def archives(self, folder: pathlib.Path, *, mirror: str = '') -> tuple[pathlib.Path, ...]:
+    del folder, mirror
+    return ()
+
+  def examples(self) -> dict[str, Iterator[records.Example]]:
+    reader = self.dataset.reader
+
+    def read(ids: Sequence[str]) -> Iterator[records.Example]:
+      for id in ids:
+        yield records.Example(id, *(pathlib.Path(files[id]).read_bytes()
+                                    for files in (reader.images, reader.masks)))
+
+    return {'augmented': read(self.dataset.labelled + self.dataset.unlabelled),
+            'validation': read(self.dataset.validation)}
+
+
+def as_records(dataset: sources.Dataset, store: pathlib.Path) -> sources.Dataset:
+  """The same data set, read from records."""
+  source, started = FolderSource(dataset), time.perf_counter()
+  _, reader = records.read(source, records.prepare(source, store))
+  print(f'{len(reader.entries)} records written in {time.perf_counter() - started:.1f} s')
+  return dataclasses.replace(dataset, reader=reader, checked=True)
+
+
+def measure_waiting(dataset: sources.Dataset, options: argparse.Namespace, *, threads: int,
+                    workers: int) -> float:
+  """Share of the time in which both next batches are waited for, if a step takes step_ms."""
+  with contextlib.ExitStack() as stack:
+    streams = [stack.enter_context(contextlib.closing(pipeline.training_stream(
+        dataset, stream=stream, batch_size=options.batch, crop_size=options.crop, seed=0,
+        threads=threads, workers=workers))) for stream in pipeline.STREAMS]
+    for stream in streams:
+      next(stream)
+    waited, started = 0.0, time.perf_counter()
+    for _ in range(options.batches):
+      time.sleep(options.step_ms / 1000)
+      asked = time.perf_counter()
+      for stream in streams:
+        next(stream)
+      waited += time.perf_counter() - asked
+    return waited / (time.perf_counter() - started)
 
 
 def measure(dataset: sources.Dataset, options: argparse.Namespace, *, stream: str, threads: int,
@@ -103,9 +162,16 @@ def main() -> None:
     if not options.dir:
       write_voc_sized(pathlib.Path(temporary))
     dataset = sources.read_folder(options.dir or temporary, labelled=options.split)
+    started = time.perf_counter()
+    sources.check(dataset)
+    print(f'{len(list(dataset.reader.images))} files checked in '
+          f'{time.perf_counter() - started:.2f} s')
+    if options.records:
+      dataset = as_records(dataset, pathlib.Path(temporary, 'store'))
     height, width = np.median([dataset.reader.size(id) for id in dataset.labelled], axis=0)
     cores = len(os.sched_getaffinity(0))
-    print(f'{"given folder" if options.dir else "VOC-sized"}, {width:.0f}x{height:.0f} to '
+    print(f'{"given folder" if options.dir else "VOC-sized"}'
+          f'{" as records" if options.records else ""}, {width:.0f}x{height:.0f} to '
           f'{options.crop}, batch {options.batch}, {cores} cores of {platform.machine()}, '
           f'OpenCV {cv2.__version__}\n')
     print('| stream | threads | workers | crops/s | per CPU s |\n|---|---|---|---|---|')
@@ -117,6 +183,11 @@ def main() -> None:
       print(f'| {stream} | {threads} | {workers} | {row["crops_per_s"]:.0f} | {processor} |',
             flush=True)
       rows.append(row)
+    if options.step_ms:
+      for threads, workers in itertools.product(options.threads, options.workers):
+        share = measure_waiting(dataset, options, threads=threads, workers=workers)
+        print(f'{threads} threads, {workers} workers: waits {share:.0%} of the time, steps of '
+              f'{options.step_ms:.0f} ms')
     report = {'cores': cores, 'size': [height, width], 'crop': options.crop,
               'batch': options.batch, 'rows': rows}
     if options.memory_batches:

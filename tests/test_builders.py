@@ -1,11 +1,16 @@
 """From archives on a server to records, batches and a run; interruptions leave no half data set."""
 
+import dataclasses
+import os
 import pickle
 import subprocess
 
 import numpy as np
 import pytest
 
+import launch
+from configs import voc as voc_config
+from gta_jax import inference, run, train
 from gta_jax.data import builders, pipeline, published, records, sources, voc
 from gta_jax.data.downloads import RemoteFile, file_sha256
 from gta_jax.data.files import DataError
@@ -15,7 +20,6 @@ from tests import tiny_archives as tiny
 from tests.loopback import Server
 
 LABELLED = ('2007_000001', '2008_000003')
-CAN_MOUNT = subprocess.run(['true'], check=False).returncode == 0
 
 
 @pytest.fixture(scope='module')
@@ -111,6 +115,9 @@ def test_an_interruption_before_the_index_is_repeated_and_a_lost_shard_is_named(
   shard.write_bytes(shard.read_bytes()[:-1])
   with pytest.raises(DataError, match=r'a shard is missing or has another size; remove the folder'):
     read(tmp_path, server)
+  (folder / 'index.json').write_text('{"entries": {')
+  with pytest.raises(DataError, match=r'index.json is damaged; remove it'):
+    read(tmp_path, server)
 
 
 @pytest.mark.parametrize('example, message', [
@@ -131,3 +138,56 @@ def test_examples_that_could_not_be_read_later_are_not_written(tmp_path, example
   with pytest.raises(DataError, match=message):
     records.prepare(Wrong(), tmp_path)
   assert not list((tmp_path / 'voc_aug').glob('*'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of half a megabyte."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'tmpfs', str(folder)]
+  if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+    pytest.skip('mounting a small disk needs root')
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(voc.Source):
+  """Examples of 100 kB that need no archives."""
+
+  def archives(self, folder, *, mirror=''):
+    return ()
+
+  def examples(self, *archives):
+    def one(index):
+      height = 150 + index
+      pixels = np.random.default_rng(index).integers(0, 256, (height, 200, 3), np.uint8)
+      mask = tiny.grey_png(np.zeros((height, 200), np.uint8))
+      return Example(f'id{index}', tiny.grey_png(pixels), mask)
+
+    return {'clean': map(one, range(8)), 'validation': map(one, range(8, 10))}
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half(small_disk):
+  with pytest.raises(DataError, match=f'{small_disk} cannot be written: make room.*No space left'):
+    records.prepare(Noise(), small_disk)
+  assert not (small_disk / 'voc_aug/1.0.0').exists()
+  subprocess.run(['mount', '-o', 'remount,size=20m', str(small_disk)], check=True)
+  splits, _ = records.read(Noise(), records.prepare(Noise(), small_disk))
+  assert {split: len(ids) for split, ids in splits.items()} == {'clean': 8, 'validation': 2}
+
+
+def test_from_a_download_to_figures(tiny_voc, server, tmp_path, capsys):
+  config = voc_config.get_config('2,method=sup_only')
+  config.update_from_flattened_dict({
+    'data.mirror': server.url, 'data.store': str(tmp_path / 'store'), 'data.crop': 24,
+    'model.weights': '', 'model.depth': 10, 'model.width': 0.125, 'model.multi_grid': (),
+    'train.labelled_batch': 2, 'train.unlabelled_batch': 2, 'train.epochs': 1,
+    'evaluate.pictures': 1})
+  launch._prepare(config)
+  assert 'voc_aug is ready: 2 labelled, 5 unlabelled, 2 validation' in capsys.readouterr().out
+  results = train.train(run.make_run(config), tmp_path / 'run')
+  assert results['last']['step'] == 2 and results['labelled_sha256'] == ids_sha256(LABELLED)
+  evaluation = inference.evaluate_run(tmp_path / 'run', None)
+  assert evaluation['miou'] == results['last']['teacher']['miou']

@@ -76,7 +76,7 @@ def test_a_tree_with_augmented_masks_has_all_training_ids(tmp_path):
     path.write_bytes(tiny.grey_png(tiny.sbd_mask(id)))
   catalogue = voc.read_tree(tmp_path)
   assert catalogue.training == tuple(sorted(tiny.AUGMENTED)) and not catalogue.others
-  assert set(catalogue.carefully) == set(tiny.VOC_TRAIN)
+  assert set(catalogue.clean) == set(tiny.VOC_TRAIN)
   for id in tiny.AUGMENTED:
     expected = (tiny.voc_mask if id in tiny.VOC_TRAIN else tiny.sbd_mask)(id)
     np.testing.assert_array_equal(catalogue.reader.mask(id), expected)

@@ -105,11 +105,15 @@ def _no_room(part: Path, url: str, needed: int = 0) -> DataError:
 
 def _download(url: str, part: Path) -> None:
   """Appends to `part` until it is whole; a connection that breaks off is opened again."""
-  for _ in range(_TRIES):
+  tries = 0
+  while tries < _TRIES:
+    before = part.stat().st_size if part.exists() else 0
     total = _append(url, part)
-    if total is None or part.stat().st_size >= total:
+    size = part.stat().st_size
+    if total is None or size >= total:
       return
-  raise DataError(f'broke off {_TRIES} times, at last after {part.stat().st_size} of {total} bytes')
+    tries = 0 if size - before > _CHUNK else tries + 1
+  raise DataError(f'broke off {_TRIES} times, at last after {size} of {total} bytes')
 
 
 def _append(url: str, part: Path) -> int | None:

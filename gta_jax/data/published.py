@@ -37,7 +37,8 @@ def read(name: str, *, split: str, folder: str = '', store: str = '',
   """
   module = _MODULES[name]
   if not split:
-    raise DataError(f'no split is named; write configs/{name}.py:{min(module.LISTS.labelled)}.')
+    raise DataError(f'no split is named; write configs/{name}.py:SPLIT, one of: '
+                    f'{", ".join(module.LISTS.labelled)}.')
   catalogue = (module.read_tree(folder) if folder
                else _read_records(module.Source(), prepare(name, store=store, mirror=mirror)))
   return choose(catalogue, module.LISTS, split=split, source=split_source, folder=split_lists,

@@ -105,6 +105,8 @@ def prepare(source: Source, store: Path, *, mirror: str = '') -> Path:
   Raises: DataError for an archive that cannot be had or is damaged, or a lack of room.
   """
   folder = store / source.name / VERSION
+  if (folder / _INDEX).exists():  # Perhaps in a store that others may only read.
+    return folder
   with _errors(store), _locked(store):
     if not (folder / 'dataset_info.json').exists():
       archives = source.archives(store / 'downloads', mirror=mirror)
@@ -115,7 +117,6 @@ def prepare(source: Source, store: Path, *, mirror: str = '') -> Path:
       builders.write(source, archives, store)
     if not (folder / _INDEX).exists():
       _write_index(folder)
-  _read_index(folder)
   return folder
 
 
@@ -123,9 +124,9 @@ def prepare(source: Source, store: Path, *, mirror: str = '') -> Path:
 def _errors(store: Path) -> Iterator[None]:
   try:
     yield
-  except OSError as error:
-    raise DataError(f'{store} cannot be written ({error.strerror or error}): make room or make it '
-                    'writable, and try again; or name another folder as data.store.') from error
+  except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as the latter.
+    raise DataError(f'{store} cannot be written: make room or make it writable, and try again, or '
+                    f'name another folder as data.store ({error}).') from error
 
 
 @contextlib.contextmanager
@@ -169,8 +170,12 @@ def _write_index(folder: Path) -> None:
 
 
 def _read_index(folder: Path) -> dict[str, tuple[str, int, int, int]]:
-  index = json.loads((folder / _INDEX).read_text())
-  if _shards(folder) != index['shards']:
+  try:
+    index = json.loads((folder / _INDEX).read_text())
+    entries, shards = index['entries'], index['shards']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(f'{folder / _INDEX} is damaged; remove it and start again.') from error
+  if _shards(folder) != shards:
     raise DataError(f'{folder} is not as it was prepared: a shard is missing or has another size; '
                     'remove the folder and prepare it again.')
-  return {id: tuple(entry) for id, entry in index['entries'].items()}
+  return {id: tuple(entry) for id, entry in entries.items()}

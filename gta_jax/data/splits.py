@@ -40,7 +40,7 @@ class Catalogue:
 
   Attributes:
     training: ids to train on.
-    carefully: those of them with the better masks; draws of up to as many ids are from these.
+    clean: those of them with the better masks; a draw of no more ids than these is from these.
     validation: ids to evaluate on.
     checked: whether all files are known to be whole; see Dataset.
     others: images without masks, which a published list may name as unlabelled.
@@ -50,7 +50,7 @@ class Catalogue:
   classes: tuple[str, ...]
   palette: np.ndarray
   training: tuple[str, ...]
-  carefully: tuple[str, ...]
+  clean: tuple[str, ...]
   validation: tuple[str, ...]
   reader: Reader
   checked: bool
@@ -101,7 +101,7 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
   if source == 'seeded':
     if not split.isdecimal():
       raise DataError(f'split {split!r} is not a number of images to draw; give one.')
-    candidates = (catalogue.carefully if int(split) <= len(catalogue.carefully)
+    candidates = (catalogue.clean if int(split) <= len(catalogue.clean)
                   else catalogue.training)
     labelled, note = draw_covering(candidates, catalogue.reader, count=int(split),
                                    classes=catalogue.classes, seed=seed)

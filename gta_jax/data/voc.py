@@ -149,5 +149,5 @@ def read_tree(root: str | Path) -> Catalogue:
 def _read_list(path: Path) -> tuple[str, ...]:
   try:
     return tuple(path.read_text().split())
-  except OSError as error:
-    raise DataError(f'{path} cannot be read ({error.strerror}); unpack VOC 2012 again.') from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(f'{path} cannot be read as text ({error}); unpack VOC 2012 again.') from error
