@@ -95,9 +95,10 @@ def _train(config: ml_collections.ConfigDict) -> None:
 
 
 def _prepare(config: ml_collections.ConfigDict) -> None:
-  from gta_jax import run  # noqa: PLC0415
+  from gta_jax import ranges, run  # noqa: PLC0415
   from gta_jax.data import sources  # noqa: PLC0415
 
+  ranges.check(config)
   dataset = run.make_dataset(config)
   sources.check(dataset)
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '

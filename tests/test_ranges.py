@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from configs import folder, shapes
+from configs import cityscapes, folder, shapes, voc
 from gta_jax import ranges
 
 
@@ -15,7 +15,7 @@ def config(**changes):
 
 
 def test_the_configs_are_allowed():
-  for module in (folder, shapes):
+  for module in (folder, shapes, voc, cityscapes):
     for recipe in ('paper', 'released', 'scratch'):
       ranges.check(module.get_config(f'46,recipe={recipe}'))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from gta_jax.data.sources import default_palette
 
 VOC_TRAIN = ('2007_000001', '2007_000002', '2008_000003')
-VOC_VALIDATION = ('2007_000033', '2008_000042')
+VOC_VALIDATION = ('2007_000033', '2008_000047')  # of one size: one program evaluates both
 # One id each is VOC training, VOC validation; the others have a mask from SBD alone.
 SBD_TRAIN = ('2007_000002', '2007_000033', '2008_000101', '2008_000102')
 SBD_VALIDATION = ('2008_000103', '2008_000104')
