@@ -51,4 +51,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.labelled_batch = 16  # 2 on each of 8 GPUs
   c.train.unlabelled_batch = 16
   c.evaluate.batch = 2  # of 1024x2048 pixels
+  c.evaluate.protocols = ('sliding', 'whole')
   return c
