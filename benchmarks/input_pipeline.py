@@ -58,7 +58,7 @@ def write_voc_sized(root: pathlib.Path, *, count: int = 60) -> None:
     bgr = cv2.cvtColor(drawn.reader.image(id)[:375], cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(root / f'images/{index:04}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
     mask = Image.fromarray(drawn.reader.mask(id)[:375])
-    mask.putpalette(drawn.palette.tobytes())
+    mask.putpalette(drawn.palette.tobytes().ljust(768, b'\0'))  # all of 256, for 255 as well
     mask.save(root / f'masks/{index:04}.png')
   (root / 'classes.txt').write_text('\n'.join(drawn.classes))
   (root / 'splits/val.txt').write_text('0000\n0001')
