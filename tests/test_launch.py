@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import launch as main_program
 from configs import cityscapes, common, folder, shapes, voc
+from gta_jax.data.pipeline import WorkerError
 from gta_jax.methods import METHODS, RECIPES
+from gta_jax.not_finite import NotFiniteError
+from gta_jax.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +54,14 @@ def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
   assert done.returncode == 2, done.stderr
   assert message in done.stderr and 'Traceback' not in done.stderr
   assert not (ROOT / 'w').exists()
+
+
+@pytest.mark.parametrize('error, status', [
+  (NotFiniteError('step 3'), 3), (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75)])
+def test_exit_statuses_tell_what_ended_a_run(error, status, monkeypatch, capsys):
+  def fail(_):
+    raise error
+
+  monkeypatch.setattr(main_program, '_evaluate', fail)
+  assert main_program.main(['launch.py', '--mode', 'evaluate', '--workdir', 'w']) == status
+  assert str(error) in capsys.readouterr().err
