@@ -4,10 +4,10 @@
     python benchmarks/dilated_convolutions.py --batch 1 --side 33 --channels 64 --dtype float32
 
 For 3x3 kernels of several dilations: milliseconds of the forward pass, of the gradient by the
-input and of that by the kernel (each with the forward pass), in two forms. `xla` is the convolution that the package uses; `products`
-adds up nine shifted matrix products. Every convolution of the package goes through
-gta_jax.models.layers.conv: if `products` wins on a device, that is where it belongs. Also says
-whether a compiled program holds a kernel that was padded to its dilated size.
+input and of that by the kernel (each with the forward pass), in two forms. `xla` is the convolution
+that the package uses; `products` adds up nine shifted matrix products. Every convolution of the
+package goes through gta_jax.models.layers.conv: if `products` wins on a device, that is where it
+belongs. Also says whether a compiled program holds a kernel that was padded to its dilated size.
 """
 
 import argparse
