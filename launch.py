@@ -8,6 +8,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from gta_jax import runtime
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with its choice after a colon: configs/folder.py:46,method=gta.')
 _WORKDIR = flags.DEFINE_string(
@@ -24,6 +26,12 @@ _PROTOCOLS = flags.DEFINE_list(
   "config's evaluate.protocols.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change', False, 'train: go on although the config has changed.')
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Several processes: HOST:PORT of the first one; the next two go with it.')
+_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'Several processes: how many.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Several processes: which, from 0.')
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', None, ['auto'], 'Several processes, as SLURM, Open MPI or Kubernetes tells.')
 
 
 def main(argv: list[str]) -> int:
@@ -39,13 +47,13 @@ def main(argv: list[str]) -> int:
     config = _read_config()
   except Exception as error:  # A config file is code: it may raise anything.
     return _refuse(error, what='the flags or the config cannot be used: ')
-  from gta_jax import runtime  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.not_finite import NotFiniteError  # noqa: PLC0415
   from gta_jax.signals import Interrupted  # noqa: PLC0415
 
-  runtime.keep_compiled_programs()
   try:
+    _join_processes()
+    runtime.keep_compiled_programs()
     {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate,
      'predict': _predict}[_MODE.value](config)
   except (OSError, ValueError) as error:
@@ -85,6 +93,26 @@ def _read_config() -> ml_collections.ConfigDict | None:
   if _CONFIG.value is not None:
     _CONFIG.value.seed  # noqa: B018  A file that failed says why as soon as a field is asked for.
   return _CONFIG.value
+
+
+def _join_processes() -> None:
+  """Connects to the other processes if there are any."""
+  given = {f.name: f.value for f in (_COORDINATOR, _PROCESS_COUNT, _PROCESS_INDEX)}
+  missing = [f'--{name}' for name, value in given.items() if value is None]
+  if len(missing) == len(given) and _DISTRIBUTED.value is None:
+    return
+  if _MODE.value not in ('train', 'evaluate'):
+    raise ValueError(
+      f'--mode {_MODE.value} runs in one process; start it without flags of several.')
+  if _DISTRIBUTED.value and len(missing) < len(given):
+    raise ValueError('--distributed auto finds all by itself; give it or --coordinator, not both.')
+  if _DISTRIBUTED.value:
+    runtime.join_detected_processes()
+    return
+  if missing:
+    raise ValueError(
+      f'--coordinator, --process_count and --process_index go together; add {", ".join(missing)}.')
+  runtime.join_processes(*given.values())
 
 
 def _train(config: ml_collections.ConfigDict) -> None:

@@ -2,19 +2,22 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gta_jax import sharding
 from gta_jax.data.sources import Dataset, Reader
 from gta_jax.metrics import IGNORE, Scores, confusion_matrix
 from gta_jax.network import Array, Network, Variables
 from gta_jax.prediction import Prediction, predict_batch
 from gta_jax.protocols import WHOLE, Protocol
 from gta_jax.validation_batches import Arrays, Batch, make_batches
+
+Place = Callable[[Arrays], Arrays]
 
 
 class Evaluation(NamedTuple):
@@ -40,12 +43,13 @@ def evaluate(
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
-  place: Callable[[Arrays], Arrays] = lambda arrays: arrays,
+  place: Place = lambda arrays: arrays,
+  part: tuple[int, int] = (0, 1),
 ) -> Evaluation:
   """Scores networks of one shape on whole validation images; see evaluate_protocols."""
   return evaluate_protocols(
     network, variables_by_name, dataset, (WHOLE,), batch_size=batch_size, image_scale=image_scale,
-    multiple=multiple, threads=threads, place=place)[WHOLE.name]
+    multiple=multiple, threads=threads, place=place, part=part)[WHOLE.name]
 
 
 def evaluate_protocols(
@@ -58,7 +62,8 @@ def evaluate_protocols(
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
-  place: Callable[[Arrays], Arrays] = lambda arrays: arrays,
+  place: Place = lambda arrays: arrays,
+  part: tuple[int, int] = (0, 1),
 ) -> dict[str, Evaluation]:
   """Scores networks of one shape on validation images, each decoded once for all protocols.
 
@@ -75,6 +80,8 @@ def evaluate_protocols(
       are compiled, and the further predictions are from those without padding (multiple=1).
     threads: images decoded at a time.
     place: puts a batch's arrays (batch first) onto devices, say split over several.
+    part: (i, n): of n processes that all call this, the i-th; each scores every n-th image, all
+      get the scores of the whole.
   Returns: by the protocol's name.
   Raises: ValueError without images, networks or protocols; DataError of the reader.
   """
@@ -82,16 +89,20 @@ def evaluate_protocols(
     raise ValueError(f'There are {len(dataset.validation)} validation images, '
                      f'{len(variables_by_name)} networks to score and {len(protocols)} protocols; '
                      'give at least one of each.')
-  total, waiting = None, None
+  classes = len(dataset.classes)
+  zeros = {name: np.zeros((classes, classes), np.int64) for name in variables_by_name}
+  alike = dict.fromkeys(_pairs(variables_by_name), np.int64(0))
+  total, waiting = {protocol.name: (zeros, alike) for protocol in protocols}, None
   batches = make_batches(
-    network.mean, dataset.reader, dataset.validation, protocols, batch_size=batch_size,
-    image_scale=image_scale, multiple=multiple, threads=threads, masks=True)
+    network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
+    batch_size=batch_size, image_scale=image_scale, multiple=multiple, threads=threads, masks=True)
   for batch in batches:
     placed = batch._replace(arrays=place(batch.arrays))
-    counts = _count_batch(network, variables_by_name, placed, protocols, len(dataset.classes))
+    counts = _count_batch(network, variables_by_name, placed, protocols, classes)
     # One batch behind, so that the next one is decoded while the device works on this one.
     total, waiting = _add(total, waiting), counts
   total = _add(total, waiting)
+  total = sharding.sum_over_processes(total) if part[1] > 1 else total
   return {protocol.name: _evaluation(list(variables_by_name), *total[protocol.name])
           for protocol in protocols}
 
@@ -129,18 +140,21 @@ def _count(labels: dict[str, Array], truth: Array, *, num_classes: int) -> tuple
   """Confusion matrices by name, and the number of valid pixels labelled alike by pair of names."""
   confusion = functools.partial(confusion_matrix, label=truth, num_classes=num_classes)
   alike = {
-    f'{one}_{other}': jnp.sum((labels[one] == labels[other]) & (truth != IGNORE))
-    for one, other in itertools.combinations(sorted(labels), 2)
+    pair: jnp.sum((labels[one] == labels[other]) & (truth != IGNORE))
+    for pair, (one, other) in _pairs(labels).items()
   }
   return {name: confusion(of_one) for name, of_one in labels.items()}, alike
 
 
 def _add(total: Any, counts: Any) -> Any:
   """Adds counts from the device to int64 totals on the host; None is nothing."""
-  if counts is None:
-    return total
-  counts = jax.tree.map(lambda x: np.asarray(x, np.int64), counts)
-  return counts if total is None else jax.tree.map(np.add, total, counts)
+  return total if counts is None else jax.tree.map(
+    lambda sum, count: sum + np.asarray(count, np.int64), total, counts)
+
+
+def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+  """'one_other' -> (one, other), in alphabetical order."""
+  return {'_'.join(pair): pair for pair in itertools.combinations(sorted(names), 2)}
 
 
 def predict(
@@ -153,6 +167,7 @@ def predict(
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
+  place: Place = lambda arrays: arrays,
 ) -> Iterator[tuple[str, dict[str, Prediction]]]:
   """Yields (id, prediction by network) at the images' own sizes, as the batches come.
 
@@ -164,8 +179,9 @@ def predict(
     network.mean, reader, ids, (WHOLE,), batch_size=batch_size, image_scale=image_scale,
     multiple=multiple, threads=threads, masks=False)
   for batch in batches:
+    images = place(batch.arrays).images
     found = {
-      name: predict_batch(network, variables, batch.arrays.images, WHOLE,
+      name: predict_batch(network, variables, images, WHOLE,
                           output_size=batch.output_sizes[WHOLE.crop])
       for name, variables in variables_by_name.items()
     }

@@ -86,12 +86,16 @@ def evaluate_run(
     workdir, own, num_classes=len(dataset.classes), which=which,
     names=networks[: 2 + runs.make_method_of(own).has_assistant])
   found = evaluate_protocols(
-    network, variables, dataset, chosen, batch_size=config.evaluate.batch,
-    image_scale=own.data.image_scale, threads=config.data.threads)
+    network, sharding.local_copy(variables), dataset, chosen,
+    batch_size=sharding.round_up_to_devices(config.evaluate.batch),
+    image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
+    part=(jax.process_index(), jax.process_count()))
   result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation), 'protocols': {
     name: {network: plain_scores(scores, dataset.classes) for network, scores in of.scores.items()}
     for name, of in found.items()
   }}
+  if not sharding.is_first_process():
+    return result
   replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')
   sheet = evaluation_sheet(result)
   replace_text(workdir / 'evaluation.md', sheet)

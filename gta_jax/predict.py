@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gta_jax import sharding
 from gta_jax.data.files import DataError, damaged, decode_image, image_size, read_bytes
 from gta_jax.evaluate import predict
 from gta_jax.network import Network, Variables
@@ -110,8 +111,9 @@ def predict_folder(
   written = []
   for id, prediction in predict(
     network, {'it': variables}, reader, list(reader.paths),
-    batch_size=batch_size, image_scale=image_scale, multiple=multiple,
-  ):  # fmt: skip
+    batch_size=sharding.round_up_to_devices(batch_size), image_scale=image_scale,
+    multiple=multiple, place=sharding.place_locally,
+  ):
     labels = prediction['it'].labels
     if overlays:
       picture = overlay(reader.image(id), labels, palette)

@@ -3,6 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import socket
+import sys
+import time
 from pathlib import Path
 
 # jaxlib 0.10.2 fuses reductions through YNNPACK on the CPU: two to three times slower here, and
@@ -10,6 +13,9 @@ from pathlib import Path
 # jaxlib versions abort on a flag they do not know, so the version must match exactly.
 _YNN_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 _YNN_JAXLIB = '0.10.2'
+
+# How long a process that has finished, or failed, waits for the others before it leaves.
+_SHUTDOWN_SECONDS = 120
 
 
 def set_cpu_flags() -> None:
@@ -38,3 +44,74 @@ def keep_compiled_programs() -> None:
     folder /= platform.node()
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_compilation_cache_max_size', 2 * 10**9)
+
+
+def join_processes(address: str, count: int, index: int, *, seconds: int = 300) -> None:
+  """Makes this process one of several that train together; before anything asks for a device.
+
+  Args:
+    address: HOST:PORT of process 0, which all the others reach.
+    count: of processes.
+    index: of this one, from 0.
+    seconds: to wait for the others.
+  Raises:
+    ValueError: a bad address or index, or nobody answers. jax itself would end the process from
+      C++, with a stack and no word of the address.
+  """
+  host, _, port = address.rpartition(':')
+  if not (host and port.isdigit() and 0 <= index < count):
+    raise ValueError(
+      f'--coordinator {address}, --process_count {count}, --process_index {index}: give the first '
+      "process's HOST:PORT, and indices from 0 to the count less one.")
+  if index:
+    _wait_for(host, int(port), seconds)
+  else:
+    _check_free(int(port))
+    print(f'waits up to {seconds} s at {address} for {count - 1} more processes', file=sys.stderr)
+  import jax  # noqa: PLC0415  Seconds, and after the flags above.
+
+  jax.distributed.initialize(
+    address, count, index, cluster_detection_method='deactivate', initialization_timeout=seconds,
+    shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+
+
+def join_detected_processes() -> None:
+  """The same where SLURM, Open MPI or Kubernetes tells address, count and index.
+
+  Raises:
+    ValueError: none of them has started this process.
+  """
+  import jax  # noqa: PLC0415
+
+  try:
+    jax.distributed.initialize(shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+  except (KeyError, RuntimeError, ValueError) as error:
+    raise ValueError(
+      f'--distributed auto: no SLURM step, Open MPI or Kubernetes job to join ({error}) Start with '
+      'srun, mpirun or an indexed job, or give --coordinator, --process_count and --process_index.'
+    ) from error
+
+
+def _wait_for(host: str, port: int, seconds: float) -> None:
+  """Returns as soon as somebody listens."""
+  until = time.monotonic() + seconds
+  while True:
+    try:
+      with socket.create_connection((host, port), timeout=5):
+        return
+    except OSError as error:
+      if time.monotonic() > until:
+        raise ValueError(
+          f'--coordinator {host}:{port} does not answer after {seconds} s ({error}); start process '
+          '0 there, and let this host reach that port.') from error
+      time.sleep(0.2)
+
+
+def _check_free(port: int) -> None:
+  try:
+    with socket.create_server(('', port)):
+      return
+  except OSError as error:
+    raise ValueError(
+      f'--coordinator: port {port} of this host cannot be used ({error}); choose another.'
+    ) from error

@@ -1,18 +1,28 @@
-"""Devices: one mesh with a `data` axis, batches split over it, the state on every device."""
+"""Devices: one mesh with a `data` axis, batches split over it, the state on every device.
 
-from collections.abc import Callable, Mapping
+In a run of several processes every process enters every program over the mesh, in the same order.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = Any
 
 
-def make_mesh() -> Mesh:
-  """All devices of all processes along one axis, `data`."""
-  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Devices along one axis, `data`: the given ones, or all of all processes.
+
+  Process by process, so that a process's rows of a batch are those that its stream reads.
+  """
+  devices = jax.devices() if devices is None else devices
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,8 +36,27 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-  """Puts a tree on every device."""
-  return jax.device_put(tree, replicated(mesh))
+  """Puts a tree, the same in every process, on every device."""
+  return _regroup(jax.device_put(tree, replicated(make_mesh(mesh.local_devices))), mesh)
+
+
+def local_copy(tree: Tree) -> Tree:
+  """A replicated tree on this process's devices alone, for programs that it enters by itself.
+
+  Nothing is copied: the buffers are the tree's own, and go when it is donated.
+  """
+  return _regroup(tree, make_mesh(jax.local_devices()))
+
+
+def _regroup(tree: Tree, mesh: Mesh) -> Tree:
+  """The copies that this process holds of a replicated tree, as its part of one over `mesh`."""
+  sharding = replicated(mesh)
+
+  def of_leaf(leaf: jax.Array) -> jax.Array:
+    copies = [shard.data for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
+
+  return tree if jax.process_count() == 1 else jax.tree.map(of_leaf, tree)
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -49,8 +78,58 @@ def compile_step(step: Callable, mesh: Mesh) -> Callable:
 
 
 def check_batch(name: str, size: int) -> None:
-  """Raises ValueError where a global batch does not split evenly over the devices."""
+  """Raises ValueError where a global batch does not split evenly over all processes' devices."""
   devices = jax.device_count()
   if size < 1 or size % devices:
     raise ValueError(
       f'{name}={size} does not split over {devices} devices; use a multiple of {devices}.')
+
+
+def is_first_process() -> bool:
+  """Whether this process writes what a run leaves; of several, one does."""
+  return jax.process_index() == 0
+
+
+def check_agreement(**values: Any) -> None:
+  """Raises ValueError in every process where a named value is not the same in all of them.
+
+  Values are compared by what repr() makes of them.
+  """
+  if jax.process_count() == 1:
+    return
+  digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
+  everywhere = multihost_utils.process_allgather(
+    np.frombuffer(b''.join(digests), np.uint8).reshape(len(values), -1))
+  differs = (everywhere != everywhere[:1]).any(-1)  # [processes, values]
+  if differs.any():
+    process = int(differs.any(1).argmax())
+    names = ', '.join(name for name, d in zip(values, differs[process], strict=True) if d)
+    raise ValueError(
+      f'process {process} differs from process 0 in: {names.replace("_", " ")}. Start all '
+      'processes with one command, one version of the code and of the data, and one --workdir on '
+      'storage that they share.')
+
+
+def sum_over_processes(tree: Tree) -> Tree:
+  """Adds int64 arrays [...] of all processes; each gets the sum."""
+  if jax.process_count() == 1:
+    return tree
+  # As bytes: jax would cut int64 to 32 bits, too few for the pixels of a large validation set.
+  def add(x: np.ndarray) -> np.ndarray:
+    gathered = multihost_utils.process_allgather(np.atleast_1d(x).view(np.uint8))
+    return np.ascontiguousarray(gathered).view(np.int64).sum(0).reshape(np.shape(x))
+
+  return jax.tree.map(add, tree)
+
+
+def place_locally(batch: Tree) -> Tree:
+  """Cuts the rows of a batch over this process's devices, which must divide them."""
+  if jax.local_device_count() == 1:
+    return batch
+  return jax.device_put(batch, split(make_mesh(jax.local_devices())))
+
+
+def round_up_to_devices(rows: int) -> int:
+  """The least number of rows, `rows` or more, that this process's devices divide."""
+  devices = jax.local_device_count()
+  return -(-rows // devices) * devices

@@ -22,7 +22,7 @@ from gta_jax.signals import Signals
 from gta_jax.state import TrainState
 from gta_jax.stepping import Steps
 from gta_jax.visualize import write_picture
-from gta_jax.writers import MetricWriter, Progress, final_table, note, replace_text
+from gta_jax.writers import MetricWriter, Progress, Silent, final_table, note, replace_text
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 _FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
@@ -52,9 +52,10 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   _write_config(run, workdir, allow_config_change=allow_config_change)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
-    workdir / 'skipped.json' if jax.process_index() == 0 else None))
+    workdir / 'skipped.json' if sharding.is_first_process() else None))
   with Signals() as signals, Checkpoints(workdir / 'checkpoints') as checkpoints:
     first_step = checkpoints.last_step or 0
+    sharding.check_agreement(newest_checkpoint=first_step)
     if first_step:
       state = checkpoints.restore(first_step, state)
     try:
@@ -66,12 +67,14 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
       ) from None
     results = _results(run, checkpoints, first_step, time.monotonic() - started)
     results |= {'skipped': skipped.reasons} if skipped.reasons else {}
-    replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
-    write_picture(
-      workdir / 'picture.png', run.network, state.networks, run.dataset,
-      count=run.config.evaluate.pictures, batch_size=run.config.evaluate.batch,
-      image_scale=run.config.data.image_scale)
-  print(final_table(results))
+    if sharding.is_first_process():
+      replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
+      write_picture(
+        workdir / 'picture.png', run.network, sharding.local_copy(state.networks), run.dataset,
+        count=run.config.evaluate.pictures, place=sharding.place_locally,
+        batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+        image_scale=run.config.data.image_scale)
+      print(final_table(results))
   return results
 
 
@@ -83,9 +86,12 @@ def _train_to_the_end(
   first_step = checkpoints.last_step or 0
   evaluated = bool(first_step and checkpoints.scores(first_step))
   batches = run.config.train.labelled_batch + run.config.train.unlabelled_batch
+  first = sharding.is_first_process()
   with (
-    MetricWriter(workdir, start_step=first_step, evaluated=evaluated) as writer,
-    Progress(run.total_steps, start_step=first_step, images_per_step=batches) as progress,
+    MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
+    if first else Silent() as writer,
+    Progress(run.total_steps, start_step=first_step, images_per_step=batches)
+    if first else Silent() as progress,
     Steps(run, sharding.make_mesh(), first_step, writer, progress, skipped,
           checkpoints.unlogged(first_step) if first_step else ()) as steps,
   ):
@@ -110,7 +116,8 @@ def _train_to_the_end(
 
 
 def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
-  """Writes config.json and dataset.json, or refuses to go on with another config."""
+  """Writes config.json and dataset.json, or refuses to go on with another config, and processes
+  that would not train one run."""
   path = workdir / 'config.json'
   text = to_json(run.config)
   if path.exists() and not allow_config_change:
@@ -124,6 +131,13 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
       raise ValueError(
         f'{path} started this run with another config:\n' + '\n'.join(changed) +
         '\nUse another --workdir, the old values, or --allow_config_change.')
+  config = _flatten(run.config.to_dict())
+  sharding.check_agreement(
+    config={k: v for k, v in config.items() if k not in _FREE_FIELDS},
+    images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
+    number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
+  if not sharding.is_first_process():
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   replace_text(path, text)
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
@@ -158,8 +172,10 @@ def _evaluate(
   """Scores the networks while the state is being saved; a signal cuts it short."""
   progress.note_phase('evaluates')
   found = evaluate(
-    run.network, state.networks, run.dataset, batch_size=run.config.evaluate.batch,
-    image_scale=run.config.data.image_scale, threads=run.config.data.threads)
+    run.network, sharding.local_copy(state.networks), run.dataset,
+    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+    image_scale=run.config.data.image_scale, threads=run.config.data.threads,
+    place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   scores = _scores_by_network(found, run.dataset.classes)
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
   progress.note('  '.join(

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gta_jax.data.sources import Dataset
-from gta_jax.evaluate import predict
+from gta_jax.evaluate import Place, predict
 from gta_jax.network import Network, Variables
 from gta_jax.prediction import Prediction
 
@@ -154,10 +154,11 @@ def write_picture(
   image_scale: float = 1.0,
   multiple: int = 32,
   drop_share: float = 0.2,
+  place: Place = lambda arrays: arrays,
 ) -> None:
   """Writes the grid of `count` validation images, spread over their list; nothing for count 0.
 
-  With the batch_size, image_scale and multiple of the evaluation nothing new is compiled.
+  With the batch_size, image_scale, multiple and place of the evaluation nothing new is compiled.
   """
   total = len(dataset.validation)
   count = min(count, total)
@@ -165,6 +166,6 @@ def write_picture(
     return
   ids = [dataset.validation[i * total // count] for i in range(count)]
   predictions = dict(predict(network, variables_by_name, dataset.reader, ids, batch_size=batch_size,
-                             image_scale=image_scale, multiple=multiple))
+                             image_scale=image_scale, multiple=multiple, place=place))
   ordered = {image_id: predictions[image_id] for image_id in ids}
   write_image(path, prediction_grid(dataset, ordered, drop_share=drop_share))

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -163,6 +163,19 @@ class Progress:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+class Silent:
+  """In the place of a MetricWriter or a Progress; tells nothing, as all processes but one do."""
+
+  def __getattr__(self, name: str) -> Callable[..., None]:
+    return lambda *args, **kwargs: None
+
+  def __enter__(self) -> 'Silent':
+    return self
+
+  def __exit__(self, *_) -> None:
+    pass
 
 
 def final_table(results: Mapping[str, Any]) -> str:

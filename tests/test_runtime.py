@@ -1,42 +1,40 @@
-"""Process-wide settings."""
+"""Joining several processes: what is refused, in a sentence, before jax could abort."""
 
-import jax
+import socket
+
 import pytest
 
 from gta_jax import runtime
+from tests.test_launch import launch
 
 
-@pytest.fixture
-def cache_folder(monkeypatch, tmp_path):
-  """A home of its own, and jax's setting of the cache as it was before."""
-  before = jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size
-  monkeypatch.setenv('HOME', str(tmp_path))
-  yield tmp_path
-  jax.config.update('jax_compilation_cache_dir', before[0])
-  jax.config.update('jax_compilation_cache_max_size', before[1])
+@pytest.mark.parametrize('address, count, index', [
+  ('host', 2, 1), (':1234', 2, 1), ('host:port', 2, 1), ('host:1234', 2, 2), ('host:1234', 2, -1)])
+def test_a_bad_address_or_index_is_refused(address, count, index):
+  with pytest.raises(ValueError, match="give the first process's HOST:PORT"):
+    runtime.join_processes(address, count, index)
 
 
-def test_programs_are_kept_at_home_in_bounds(cache_folder):
-  jax.config.update('jax_compilation_cache_dir', None)
-  runtime.keep_compiled_programs()
-  assert jax.config.jax_compilation_cache_dir.startswith(str(cache_folder / '.cache/gta_jax/xla/'))
-  assert 0 < jax.config.jax_compilation_cache_max_size < 1e10
+def test_a_coordinator_that_does_not_answer_is_named():
+  with socket.create_server(('localhost', 0)) as server:
+    port = server.getsockname()[1]
+  with pytest.raises(ValueError, match=f'localhost:{port} does not answer after 0.1 s'):
+    runtime.join_processes(f'localhost:{port}', 2, 1, seconds=0.1)
 
 
-def test_a_cache_of_the_users_own_stands(cache_folder):
-  jax.config.update('jax_compilation_cache_dir', 'elsewhere')
-  runtime.keep_compiled_programs()
-  assert jax.config.jax_compilation_cache_dir == 'elsewhere'
+def test_a_port_in_use_is_named():
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(ValueError, match=f'port {port} of this host cannot be used'):
+      runtime.join_processes(f'localhost:{port}', 2, 0)
 
 
-@pytest.mark.parametrize('jaxlib, given, expected', [
-  ('0.10.2', '', '--xla_cpu_experimental_ynn_fusion_type='),
-  ('0.10.2', '--a=1', '--a=1 --xla_cpu_experimental_ynn_fusion_type='),
-  ('0.10.2', '--xla_cpu_experimental_ynn_fusion_type=x', None),
-  ('0.11.2', '--a=1', None),
+@pytest.mark.parametrize('arguments, message', [
+  (('--coordinator', 'a:1', '--process_count', '2'), 'go together; add --process_index'),
+  (('--coordinator', 'a:1', '--distributed', 'auto'), 'give it or --coordinator, not both'),
+  (('--distributed', 'auto'), 'no SLURM step, Open MPI or Kubernetes job'),
 ])
-def test_the_cpu_flag_is_set_where_it_is_known_only(monkeypatch, jaxlib, given, expected):
-  monkeypatch.setenv('XLA_FLAGS', given)
-  monkeypatch.setattr(runtime.importlib.metadata, 'version', lambda _: jaxlib)
-  runtime.set_cpu_flags()
-  assert runtime.os.environ['XLA_FLAGS'] == (given if expected is None else expected)
+def test_half_given_flags_are_refused(arguments, message):
+  done = launch('--mode', 'evaluate', '--workdir', 'w', *arguments)
+  assert done.returncode == 2, done.stderr
+  assert message in done.stderr and 'Traceback' not in done.stderr
