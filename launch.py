@@ -1,4 +1,4 @@
-"""Trains, evaluates and predicts: python launch.py --config configs/shapes.py --workdir runs/a"""
+"""Trains, evaluates, predicts, reports: python launch.py --config configs/shapes.py --workdir a"""
 
 import os
 import sys
@@ -15,10 +15,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. A run started again in its folder goes on.')
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'prepare', 'evaluate', 'predict'],
-  'What to do: prepare only downloads and checks the data; the last two read a workdir.')
+  'mode', 'train', ['train', 'prepare', 'evaluate', 'predict', 'report'],
+  'What to do: prepare only downloads and checks the data; the last three read what runs left.')
 _IMAGES = flags.DEFINE_string('images', None, 'predict: folder of images.')
-_OUT = flags.DEFINE_string('out', None, 'predict: folder for masks and overlays.')
+_OUT = flags.DEFINE_string('out', None, 'predict, report: folder for masks, overlays, pages.')
+_WORKDIRS = flags.DEFINE_list('workdirs', None, 'report: folders of finished runs, A,B,...')
 _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'last', ['last', 'best'], 'evaluate, predict: which one.')
 _PROTOCOLS = flags.DEFINE_list(
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> int:
   try:
     _join_processes()
     runtime.keep_compiled_programs()
-    {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate,
-     'predict': _predict}[_MODE.value](config)
+    modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
+             'report': _report}
+    modes[_MODE.value](config)
   except (OSError, ValueError) as error:
     return _refuse(error)
   except NotFiniteError as error:
@@ -86,7 +88,7 @@ def _refuse(error: Exception, *, status: int = 2, what: str = '') -> int:
 def _read_config() -> ml_collections.ConfigDict | None:
   """The config of --config, or None where a workdir's own is to be used."""
   needed = {'train': ('config', 'workdir'), 'prepare': ('config',), 'evaluate': ('workdir',),
-            'predict': ('workdir', 'images', 'out')}[_MODE.value]
+            'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out')}[_MODE.value]
   missing = [f'--{name}' for name in needed if flags.FLAGS[name].value is None]
   if missing:
     raise ValueError(f'--mode {_MODE.value} needs {" and ".join(missing)}.')
@@ -146,6 +148,13 @@ def _predict(config: ml_collections.ConfigDict | None) -> None:
   inference.predict_images(
     Path(_WORKDIR.value), config, images=Path(_IMAGES.value), out=Path(_OUT.value),
     which=_CHECKPOINT.value)
+
+
+def _report(config: ml_collections.ConfigDict | None) -> None:
+  from gta_jax import report  # noqa: PLC0415
+
+  del config  # Each run brings its own.
+  print(report.write_report([Path(w) for w in _WORKDIRS.value], Path(_OUT.value)))
 
 
 if __name__ == '__main__':
