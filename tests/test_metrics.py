@@ -65,3 +65,16 @@ def test_absent_classes_are_left_out_and_missed_ones_are_not():
 def test_nothing_valid_has_no_score():
   scores = Scores.from_confusion(np.zeros((2, 2), np.int64))
   assert np.isnan([scores.miou, scores.pixel_accuracy, *scores.iou]).all()
+
+
+def test_a_second_library_finds_the_same():
+  library = pytest.importorskip('sklearn.metrics')
+  rng = np.random.default_rng(1)
+  label, prediction = rng.integers(0, 5, (2, 40, 30)).astype(np.uint8)
+  label[rng.random(label.shape) < 0.2] = 255
+  scores = Scores.from_confusion(np.asarray(confusion_matrix(prediction, label, num_classes=5)))
+  pair = label[label != 255], prediction[label != 255]
+  np.testing.assert_array_equal(scores.confusion, library.confusion_matrix(*pair))
+  np.testing.assert_allclose(scores.iou, library.jaccard_score(*pair, average=None))
+  assert scores.miou == pytest.approx(library.jaccard_score(*pair, average='macro'))
+  assert scores.pixel_accuracy == pytest.approx(library.accuracy_score(*pair))
