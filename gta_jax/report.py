@@ -100,21 +100,36 @@ class _MissingError(Exception):
 
 
 def _score_table(found: Iterable[Finished]) -> str:
-  """mIoU over seeds, one row for each task, method and recipe."""
+  """mIoU over seeds, one row for each task, method, recipe and protocol."""
   groups: dict[tuple, list[Finished]] = {}
   for one in found:
     groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
-  rows = [['data', 'split', 'method', 'recipe', 'seeds', *_NETWORKS, "the paper's teacher"]]
+  rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *_NETWORKS,
+           "the paper's teacher"]]
   for ((source, _, split), method, recipe), group in groups.items():
-    scores = [_mean([one.results['last'][network]['miou'] for one in group
-                     if network in one.results['last']]) for network in _NETWORKS]
     seeds = ', '.join(str(one.config.seed) for one in group)
-    rows.append([source, split, method, recipe, seeds, *scores,
-                 str(paper.find(source, split, method) or '-')])
+    drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
+    figure = None if drawn else paper.find(source, split, method)
+    sheets = [_scores(one) for one in group]
+    for protocol in (name for name in sheets[0] if all(name in sheet for sheet in sheets)):
+      scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
+                       if network in sheet[protocol]]) for network in _NETWORKS]
+      rows.append([source, split, method, recipe, seeds, protocol, *scores, str(figure or '-')])
   return (
-    'mIoU in percent of the last step on whole validation images, mean ± sample deviation over '
-    "seeds. The last column is **the paper's own figure**, with ResNet-101 and its own protocol "
-    '(VOC: centre crops of 513 pixels); it was not measured here.\n\n' + markdown_table(rows))
+    'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored '
+    'in training, and the protocols of evaluation.json where all seeds have it. The last column is '
+    "**the paper's own figure**, with ResNet-101 and its own protocol (VOC: centre crops of 513 "
+    'pixels); it was not measured here.\n\n' + markdown_table(rows))
+
+
+def _scores(one: Finished) -> dict[str, dict[str, Any]]:
+  """Protocol -> network -> scores of the last step."""
+  sheet = {'whole': one.results['last']}
+  path = one.workdir / 'evaluation.json'
+  evaluation = runs.read_json(path) if path.is_file() else {}
+  if evaluation.get('step') == one.results['last']['step']:
+    sheet |= evaluation.get('protocols', {})
+  return sheet
 
 
 def _mean(mious: list[float | None]) -> str:

@@ -55,8 +55,8 @@ def test_a_page_with_all_figures(workdirs, tmp_path):
                         '--workdirs', ','.join(map(str, workdirs.values()))])
   assert status == 0
   page = (out / 'report.md').read_text()
-  assert f'| shapes | 4 | gta | scratch | 1, 0 {3 * "| 41.00 ± 1.41 "}| - |' in page
-  assert '| shapes | 4 | sup_only | scratch | 0 | 30.00 | 30.00 | - | - |' in page
+  assert f'| shapes | 4 | gta | scratch | 1, 0 | whole {3 * "| 41.00 ± 1.41 "}| - |' in page
+  assert '| shapes | 4 | sup_only | scratch | 0 | whole | 30.00 | 30.00 | - | - |' in page
   assert 'Left out' not in page
   # The first seed of each method; the pair of one seed; the dropped share of the config.
   assert 'gta: gta, split 4, seed 0.' in page and 'with: gta, split 4, seed 1.' in page
@@ -83,6 +83,23 @@ def test_what_is_missing_is_left_out_by_name(workdirs, tmp_path):
   assert (tmp_path / 'out' / 'curves.png').exists()
   page = report.write_report([workdirs['sup_only0']], tmp_path / 'out').read_text()
   assert 'none of the given runs learns from pseudo-labels' in page
+
+
+def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdirs, tmp_path):
+  one = tmp_path / 'one'
+  shutil.copytree(workdirs['gta0'], one)
+  config = run.from_json(one / 'config.json')
+  config.data.update(source='voc', split='183', dir=str(tmp_path / 'nowhere'))
+  (one / 'config.json').write_text(run.to_json(config))
+  evaluation = {'step': 4, 'protocols': {'crop_padding0': {'teacher': {'miou': 0.5}}}}
+  (one / 'evaluation.json').write_text(json.dumps(evaluation))
+  page = report.write_report([one], tmp_path / 'out').read_text()
+  paper_says = '73.16 ± 0.45 (Table 1)'
+  assert f'| 0 | whole | 40.00 | 40.00 | 40.00 | {paper_says} |' in page
+  assert f'| 0 | crop_padding0 | 50.00 | - | - | {paper_says} |' in page
+  config.data.split_source = 'seeded'
+  (one / 'config.json').write_text(run.to_json(config))
+  assert paper_says not in report.write_report([one], tmp_path / 'out').read_text()
 
 
 def test_runs_that_have_not_finished_are_refused(workdirs, tmp_path):
