@@ -52,6 +52,14 @@ def test_members_are_read_by_name(tmp_path, suffix):
       archive.read('d/c')
 
 
+def test_a_compressed_tar_in_the_place_of_a_zip_is_refused(tmp_path):
+  (tmp_path / 'x.zip').write_bytes(write(tmp_path / 'x.tgz', MEMBERS).read_bytes())
+  with Archive(tmp_path / 'x.zip') as archive:
+    for ask in (archive.names, lambda: archive.read('d/a.txt')):
+      with pytest.raises(DataError, match='x.zip is a compressed tar where a tar or zip'):
+        ask()
+
+
 @pytest.mark.parametrize('suffix', ['.tar', '.tgz', '.zip'])
 def test_paths_out_of_the_folder_write_nothing(tmp_path, suffix):
   names = ['../evil', '/tmp/gta_jax_evil', 'd/../../evil']

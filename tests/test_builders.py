@@ -140,6 +140,25 @@ def test_examples_that_could_not_be_read_later_are_not_written(tmp_path, example
   assert not list((tmp_path / 'voc_aug').glob('*'))
 
 
+@pytest.mark.parametrize('ids, message', [
+  (b'2007_000001\n' * 2, "voc_aug has '2007_000001' twice"),
+  (b'2007_000033', "voc_aug has '2007_000033' twice"),  # It is a validation image.
+  (b'', 'voc_aug has no clean images'),
+  (b'\xff\xfe', 'a list of VOC or SBD is no text'),
+])
+def test_lists_in_archives_that_cannot_be(tiny_voc, server, tmp_path, ids, message):
+  member = 'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt'
+  path = tiny.write_tar(tmp_path / 'x.tar', tiny.voc_members() | {member: ids})
+
+  class Changed(type(tiny_voc)):
+    def archives(self, folder, *, mirror=''):
+      return path, server.folder / 'benchmark.tgz'
+
+  with pytest.raises(DataError, match=message):
+    records.prepare(Changed(training=''), tmp_path)
+  assert not list((tmp_path / 'voc_aug').glob('*'))
+
+
 @pytest.fixture
 def small_disk(tmp_path):
   """A file system of half a megabyte."""

@@ -7,7 +7,8 @@ def test_bad_input_is_refused_in_our_words():
   counts, failed = fuzz.fuzz(range(100), seed=0)
   assert not failed
   assert {kind for kind, _ in counts} == {
-    'images', 'masks', 'lists', 'classes', 'overrides', 'run_files', 'weights', 'checkpoints'}
+    'images', 'masks', 'lists', 'classes', 'overrides', 'run_files', 'weights', 'checkpoints',
+    'archives'}
   assert {result for _, result in counts} == {'success', 'refused'}
 
 

@@ -53,14 +53,20 @@ class Archive:
 
   def names(self) -> Collection[str]:
     """All members of a tar or zip."""
-    return self._infos.keys()
+    return self._listed().keys()
 
   def read(self, name: str) -> bytes:
     """The bytes of one member of a tar or zip."""
     with self._errors():
-      if name not in self._infos:
+      if name not in self._listed():
         raise DataError(f'{self._path} has no member {name}; it is another archive, or incomplete.')
       return self._bytes(self._infos[name])
+
+  def _listed(self) -> dict[str, tarfile.TarInfo | zipfile.ZipInfo]:
+    if self._infos is None:
+      raise DataError(f'{self._path} is a compressed tar where a tar or zip is expected; get the '
+                      'published archive.')
+    return self._infos
 
   def stream(self, names: Collection[str], *, complete: bool = True
              ) -> Iterator[tuple[str, bytes]]:

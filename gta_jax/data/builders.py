@@ -35,14 +35,22 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     del dl_manager  # Its downloads do not go on where they stopped.
-    return {split: self._generate_examples(examples)
+    seen = set()
+    return {split: self._generate_examples(split, examples, seen)
             for split, examples in self._source.examples(*self._archives).items()}
 
-  def _generate_examples(self, examples: Iterator[Example]) -> Iterator[tuple[str, dict]]:
+  def _generate_examples(
+      self, split: str, examples: Iterator[Example], seen: set[str]) -> Iterator[tuple[str, dict]]:
+    before = len(seen)
     for example in examples:
+      if example.id in seen:
+        raise DataError(f'{self._source.name} has {example.id!r} twice; get the archives again.')
+      seen.add(example.id)
       _check(example, len(self._source.classes))
       yield example.id, {'id': example.id, 'image': io.BytesIO(example.image),
                          'label': io.BytesIO(example.label)}
+    if len(seen) == before:
+      raise DataError(f'{self._source.name} has no {split} images; get the archives again.')
 
 
 class VocAug(_Builder, skip_registration=True):

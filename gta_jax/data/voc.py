@@ -82,7 +82,11 @@ _SBD_ROOT = 'benchmark_RELEASE/dataset'
 
 
 def _ids(data: bytes) -> list[str]:
-  return data.decode().split()
+  try:
+    return data.decode().split()
+  except UnicodeDecodeError as error:
+    raise DataError(f'a list of VOC or SBD is no text ({error}); get the archives again.'
+                    ) from error
 
 
 def _read(archive: Archive, name: str) -> bytes:
