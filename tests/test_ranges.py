@@ -1,10 +1,14 @@
 """The table of ranges: every field has a rule, and each kind of wrong value is refused by name."""
 
+import dataclasses
+
 import ml_collections
 import pytest
 
 from configs import cityscapes, folder, shapes, voc
 from gta_jax import ranges
+from gta_jax.methods import Method
+from gta_jax.train import _flatten
 
 
 def config(**changes):
@@ -18,6 +22,15 @@ def test_the_configs_are_allowed():
   for module in (folder, shapes, voc, cityscapes):
     for recipe in ('paper', 'released', 'scratch'):
       ranges.check(module.get_config(f'46,recipe={recipe}'))
+
+
+def test_every_field_has_a_rule():
+  """The method's own fields are checked by Method."""
+  fields = {field for module in (folder, shapes, voc, cityscapes)
+            for field in _flatten(module.get_config('46').to_dict())}
+  method = {f'method.{field.name}' for field in dataclasses.fields(Method)}
+  assert not fields - method - set(ranges.RULES)
+  assert not set(ranges.RULES) - fields  # No rule is left of a field that is gone.
 
 
 @pytest.mark.parametrize('name, value', [
