@@ -81,8 +81,12 @@ def random_batches(config: ml_collections.ConfigDict) -> tuple[dict, dict]:
   return labelled, unlabelled
 
 
-def make_case(config: ml_collections.ConfigDict) -> Case:
-  """The config's semi-supervised step (supervised where the method is), past any hand-over."""
+def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> Case:
+  """The config's semi-supervised step (supervised where the method is), past any hand-over.
+
+  Args:
+    devices: on so many; None for all.
+  """
   from gta_jax import run, sharding  # noqa: PLC0415  Before jax: it sets flags.
   from gta_jax.losses import SupervisedLoss  # noqa: PLC0415
   from gta_jax.microbatches import MicroBatches  # noqa: PLC0415
@@ -97,7 +101,7 @@ def make_case(config: ml_collections.ConfigDict) -> Case:
     method, rate=optim.rate, total_steps=10_000, power=optim.power, momentum=optim.momentum,
     decoder_multiplier=optim.decoder_multiplier, weight_decay=optim.weight_decay)
   loss = SupervisedLoss(**config.loss)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices()[:devices])
   key = jax.random.key(0)
   variables = jax.jit(network.init, static_argnums=1)(key, (config.data.crop,) * 2)
   state = sharding.replicate(init_state(key, variables, method, optimizers), mesh)

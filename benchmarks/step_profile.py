@@ -46,7 +46,7 @@ PARTS = {
   'decoder': r'/decoder/',
   'classifier': r'/classifier/|/auxiliary/',
 }
-_BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2}
+BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2}
 _CONTAINERS = ('while', 'conditional', 'call', 'tuple', 'get-tuple-element', 'parameter',
                'constant', 'bitcast')
 
@@ -122,7 +122,7 @@ def traffic(instruction: Instruction, of_name: dict[str, Instruction]) -> float:
   """Bytes that an instruction reads and writes if nothing stays in a cache."""
   arrays = [*instruction.shapes, *(s for o in instruction.operands if o in of_name
                                    for s in of_name[o].shapes)]
-  return sum(_BYTES.get(kind, 1) * math.prod(shape) for kind, shape in arrays)
+  return sum(BYTES.get(kind, 1) * math.prod(shape) for kind, shape in arrays)
 
 
 def traced_seconds(case: Case, steps: int, known: dict[str, Instruction]) -> dict[str, float]:
