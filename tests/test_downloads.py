@@ -1,6 +1,8 @@
 """Downloads from a server on loopback that breaks off, lies and fills the disk."""
 
+import errno
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,7 +31,24 @@ def test_a_file_is_downloaded_once(server, tmp_path):
   path = fetch(remote(server), tmp_path / 'store')
   assert path.read_bytes() == DATA and fetch(remote(server), tmp_path / 'store') == path
   assert server.requests == [('/a.tar', 0)]
-  assert [p.name for p in path.parent.iterdir()] == ['a.tar']
+  assert sorted(p.name for p in path.parent.iterdir()) == ['.lock', 'a.tar']
+
+
+def test_of_several_at_once_one_downloads(server, tmp_path):
+  # flock excludes threads too, as each opens the lock's file anew.
+  with ThreadPoolExecutor(4) as pool:
+    paths = list(pool.map(lambda _: fetch(remote(server), tmp_path), range(4)))
+  assert paths[0].read_bytes() == DATA and set(paths) == {tmp_path / 'a.tar'}
+  assert len(server.requests) == 1
+
+
+def test_a_folder_that_cannot_be_locked_is_named(server, tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(downloads.fcntl, 'flock', refuse)
+  with pytest.raises(DataError, match=r'cannot be locked .*No locks.*data.store=DIR'):
+    fetch(remote(server), tmp_path)
 
 
 def test_a_broken_connection_is_resumed_where_it_stopped(server, tmp_path):

@@ -1,13 +1,15 @@
 """Downloads that go on where they stopped and are taken only with the right checksum."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import http.client
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -46,7 +48,8 @@ def fetch(file: RemoteFile, folder: Path, *, mirror: str = '') -> Path:
   """Returns the file's path in `folder`; downloads what is missing of it.
 
   A file that lies there already, from an earlier call or put there by hand, is taken if its
-  fingerprint is right. What has arrived of an interrupted download stays as NAME.part.
+  fingerprint is right. What has arrived of an interrupted download stays as NAME.part. Of several
+  processes that ask at once, one downloads and the others wait.
 
   Args:
     mirror: a base URL that stands in for the file's own URLs: MIRROR/NAME.
@@ -55,12 +58,32 @@ def fetch(file: RemoteFile, folder: Path, *, mirror: str = '') -> Path:
   """
   path = folder / file.name
   urls = (f'{mirror.rstrip("/")}/{file.name}',) if mirror else file.urls
-  if path.exists():
+  if not path.exists():
+    with locked(folder):
+      if not path.exists():  # Nobody else has got it meanwhile.
+        return _fetch_missing(file, urls, path)
+  try:
+    _verify(file, path)
+  except DataError as error:
+    raise DataError(f'{path} is not the file of {urls[0]}: {error}; remove it.') from error
+  return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Lets one process at a time into the block; the folder is made if missing."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as file:
     try:
-      _verify(file, path)
-    except DataError as error:
-      raise DataError(f'{path} is not the file of {urls[0]}: {error}; remove it.') from error
-    return path
+      fcntl.flock(file, fcntl.LOCK_EX)  # The system lets go of it when the process ends.
+    except OSError as error:
+      raise DataError(
+        f'{folder} cannot be locked against other processes ({error.strerror}), as on some shared '
+        'file systems; name a folder of a local disk with --config.data.store=DIR.') from error
+    yield
+
+
+def _fetch_missing(file: RemoteFile, urls: tuple[str, ...], path: Path) -> Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
   failures = []
@@ -74,7 +97,8 @@ def fetch(file: RemoteFile, folder: Path, *, mirror: str = '') -> Path:
     except OSError as error:
       if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise _no_room(part, url) from error
-      raise DataError(f'{part} cannot be written ({error}); make {folder} writable.') from error
+      raise DataError(
+        f'{part} cannot be written ({error}); make {part.parent} writable.') from error
     try:
       _verify(file, part)
     except DataError as error:

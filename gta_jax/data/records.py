@@ -6,7 +6,6 @@ and an index beside its shards. Without an index it is not taken for whole.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gta_jax.data.downloads import locked
 from gta_jax.data.files import DataError, decode_image, decode_mask
 
 VERSION = '1.0.0'
@@ -107,7 +107,7 @@ def prepare(source: Source, store: Path, *, mirror: str = '') -> Path:
   folder = store / source.name / VERSION
   if (folder / _INDEX).exists():  # Perhaps in a store that others may only read.
     return folder
-  with _errors(store), _locked(store):
+  with _errors(store), locked(store):
     if not (folder / 'dataset_info.json').exists():
       archives = source.archives(store / 'downloads', mirror=mirror)
       from gta_jax.data import builders  # noqa: PLC0415
@@ -127,14 +127,6 @@ def _errors(store: Path) -> Iterator[None]:
   except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as the latter.
     raise DataError(f'{store} cannot be written: make room or make it writable, and try again, or '
                     f'name another folder as data.store ({error}).') from error
-
-
-@contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
-  store.mkdir(parents=True, exist_ok=True)
-  with (store / '.lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # The system lets go of it when the process ends.
-    yield
 
 
 def read(source: Source, folder: Path) -> tuple[dict[str, tuple[str, ...]], RecordReader]:
