@@ -6,7 +6,7 @@ from pathlib import Path
 from gta_jax.data import cityscapes, records, voc
 from gta_jax.data.files import DataError
 from gta_jax.data.sources import Dataset
-from gta_jax.data.splits import Catalogue, choose
+from gta_jax.data.splits import Catalogue, choose, labelled_list
 
 _MODULES = {'voc': voc, 'cityscapes': cityscapes}
 NAMES = tuple(_MODULES)
@@ -39,10 +39,12 @@ def read(name: str, *, split: str, folder: str = '', store: str = '',
   if not split:
     raise DataError(f'no split is named; write configs/{name}.py:SPLIT, one of: '
                     f'{", ".join(module.LISTS.labelled)}.')
+  wanted = {'split': split, 'source': split_source, 'folder': split_lists,
+            'store': store_folder(store), 'mirror': mirror}
+  labelled_list(module.LISTS, **wanted)  # Before gigabytes: a split that is unknown, or no network.
   catalogue = (module.read_tree(folder) if folder
                else _read_records(module.Source(), prepare(name, store=store, mirror=mirror)))
-  return choose(catalogue, module.LISTS, split=split, source=split_source, folder=split_lists,
-                store=store_folder(store), mirror=mirror, seed=seed)
+  return choose(catalogue, module.LISTS, seed=seed, **wanted)
 
 
 def _read_records(source: records.Source, folder: Path) -> Catalogue:

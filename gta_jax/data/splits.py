@@ -94,25 +94,20 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
     seed: for source='seeded'.
   Raises: DataError that says how to go on where a list cannot be had or does not fit.
   """
-  if source not in SPLIT_SOURCES:
-    raise DataError(f'data.split_source={source!r} is unknown; use one of: '
-                    f'{", ".join(SPLIT_SOURCES)}.')
+  path = labelled_list(lists, split=split, source=source, folder=folder, store=store, mirror=mirror)
   note = ''
-  if source == 'seeded':
-    if not split.isdecimal():
-      raise DataError(f'split {split!r} is not a number of images to draw; give one.')
+  if path is None:
     candidates = (catalogue.clean if int(split) <= len(catalogue.clean)
                   else catalogue.training)
     labelled, note = draw_covering(candidates, catalogue.reader, count=int(split),
                                    classes=catalogue.classes, seed=seed)
     labelled = tuple(sorted(labelled))
   else:
-    path = _list_path(lists, split, 'labeled.txt', folder=folder, store=store, mirror=mirror)
     labelled = read_ids(path)
     if ids_sha256(labelled) != lists.labelled.get(split):
       note = f'{path} is not a published list; scores are not those of the paper\'s split.'
   unlabelled = set(catalogue.training) - set(labelled)
-  if source == 'published' and catalogue.others:
+  if path and catalogue.others:
     unlabelled = read_ids(
       _list_path(lists, split, 'unlabeled.txt', folder=folder, store=store, mirror=mirror))
   dataset = Dataset(catalogue.name, catalogue.classes, catalogue.palette, labelled,
@@ -120,6 +115,23 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
                     checked=catalogue.checked)
   _check_known(catalogue, dataset, split)
   return dataset
+
+
+def labelled_list(lists: Lists, *, split: str, source: str = 'published', folder: str = '',
+                  store: Path, mirror: str = '') -> Path | None:
+  """Where the labelled ids of a split stand, fetched if need be; None where they are to be drawn.
+
+  Args: as those of choose.
+  Raises: DataError for a split that is unknown or cannot be had.
+  """
+  if source not in SPLIT_SOURCES:
+    raise DataError(f'data.split_source={source!r} is unknown; use one of: '
+                    f'{", ".join(SPLIT_SOURCES)}.')
+  if source == 'published':
+    return _list_path(lists, split, 'labeled.txt', folder=folder, store=store, mirror=mirror)
+  if not split.isdecimal():
+    raise DataError(f'split {split!r} is not a number of images to draw; give one.')
+  return None
 
 
 def _list_path(lists: Lists, split: str, file: str, *, folder: str, store: Path,
