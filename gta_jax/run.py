@@ -81,6 +81,10 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss = SupervisedLoss(**config.loss)
   micro = _make_micro(config, method, loss)
+  model = config.model
+  # Before the data, which may have to be downloaded; so many classes only then.
+  make_network(config, num_classes=1)
+  weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
   dataset = make_dataset(config)
   if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
     raise ValueError(
@@ -97,16 +101,12 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     method, rate=config.optim.rate, total_steps=total_steps, power=config.optim.power,
     decoder_multiplier=config.optim.decoder_multiplier, momentum=config.optim.momentum,
     weight_decay=config.optim.weight_decay)
-  model = config.model
-  file = None
-  if model.weights:
-    file = weights.fetch(
-      model.weights, depth=model.depth, stem=model.stem, width=model.width)
   return Run(
     config=config, dataset=dataset, method=method, network=network, optimizers=optimizers,
     loss=loss, epoch_steps=epoch_steps, total_steps=total_steps,
     warmup_steps=round(method.warmup_epochs * epoch_steps),
-    handover_steps=round(method.handover_epochs * epoch_steps), weights=file, micro=micro)
+    handover_steps=round(method.handover_epochs * epoch_steps),
+    weights=weights.fetch(model.weights) if model.weights else None, micro=micro)
 
 
 def _make_micro(

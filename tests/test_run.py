@@ -73,6 +73,20 @@ def test_unknown_fields_of_model_and_loss_are_refused(workdir):
     run.make_run(config)
 
 
+@pytest.mark.parametrize('change, message', [
+  ({'model.depth': 51}, 'depth=51 is unknown'),
+  ({'model.weights': 'none.pth'}, 'model.weights=none.pth does not exist'),
+  ({'model.weights': 'timm/resnet50.tv_in1k'}, 'are of depth=50'),
+])
+def test_what_is_wrong_with_the_network_is_said_before_the_data_are_read(
+    change, message, monkeypatch):
+  monkeypatch.setattr(run, 'make_dataset', None)
+  config = shapes.get_config('4')
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    run.make_run(config)
+
+
 def test_drawn_splits_are_numbers_of_a_sane_size():
   for split in ('²', '٣٣٣٣٣٣٣', '9' * 5000, 'x', '-1'):
     with pytest.raises(ValueError, match='is not a number below'):

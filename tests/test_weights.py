@@ -77,22 +77,22 @@ def hub(state, tmp_path, monkeypatch):
 
 
 def test_weights_are_fetched_once_and_fit(hub, state, monkeypatch):
-  path = weights.fetch(NAME, **NETWORK)
+  path = weights.fetch(NAME)
   variables, expected = state
   _, report = convert(load_state_dict(path), variables, scope='backbone')
   assert set(report.loaded) | set(report.ignored) == set(expected)
   assert all(name == 'fc.weight' or name.endswith('num_batches_tracked') for name in report.ignored)
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-  assert weights.fetch(NAME, **NETWORK) == path
+  assert weights.fetch(NAME) == path
 
 
 def test_what_cannot_be_had_is_said_with_the_remedy(hub, monkeypatch):
   monkeypatch.setitem(weights.KNOWN, 'timm/none', weights.Known(10, 'deep'))
   with pytest.raises(ValueError, match=r'(?s)timm/none could not be fetched: .*404.* by hand'):
-    weights.fetch('timm/none', **NETWORK)
+    weights.fetch('timm/none')
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(ValueError, match='could not be fetched: .* model.weights, or nothing for'):
-    weights.fetch(NAME, **NETWORK)
+    weights.fetch(NAME)
 
 
 @pytest.mark.parametrize('pinned', [True, False])
@@ -102,22 +102,22 @@ def test_other_bytes_are_refused(hub, monkeypatch, pinned):
     monkeypatch.setitem(weights.KNOWN, NAME, weights.Known(10, 'deep'))
   hub.content = hub.content[:-1] + b'!'
   with pytest.raises(ValueError, match='damaged or was replaced: .* Delete it'):
-    weights.fetch(NAME, **NETWORK)
+    weights.fetch(NAME)
 
 
 @pytest.mark.parametrize('other', [{'depth': 50}, {'stem': 'torchvision'}, {'width': 0.5}])
-def test_another_network_is_refused_before_the_download(hub, monkeypatch, other):
-  monkeypatch.setattr(weights, '_download', None)
+def test_another_network_is_refused(hub, other):
   with pytest.raises(ValueError, match=r'are of depth=10, stem=deep and width=1, but the config'):
-    weights.fetch(NAME, **NETWORK | other)
+    weights.check(NAME, **NETWORK | other)
 
 
 def test_files_and_unknown_names(tmp_path):
   path = tmp_path / 'weights.pth'
   path.touch()
-  assert weights.fetch(str(path), **NETWORK) == path
+  weights.check(str(path), **NETWORK)
+  assert weights.fetch(str(path)) == path
   with pytest.raises(ValueError, match=r'does not exist; .*timm/resnet101s\.gluon_in1k'):
-    weights.fetch('timm/resnet18', **NETWORK)
+    weights.check('timm/resnet18', **NETWORK)
 
 
 def test_mean_and_deviation_follow_the_weights(monkeypatch):

@@ -46,34 +46,41 @@ def statistics(name: str) -> dict[str, tuple[float, float, float]]:
   return {'mean': source.mean, 'std': source.std}
 
 
-def fetch(name: str, *, depth: int, stem: str, width: float) -> Path:
-  """The file of `name`: a path, or a key of KNOWN, downloaded unless the hub's cache has it.
+def check(name: str, *, depth: int, stem: str, width: float) -> None:
+  """Refuses weights that do not exist or are of another network, without a download.
 
   Args:
-    name: what model.weights says, not empty.
+    name: a path, or a key of KNOWN; '' for none.
     depth: of the network that they are for.
     stem: of the same.
     width: of the same.
-  Raises: ValueError, before a download, for no file and an unknown name or weights of another
-    network; after it, for a file that cannot be had or is not the right one.
+  Raises: ValueError.
   """
-  if name not in KNOWN:
-    if not Path(name).is_file():
-      raise ValueError(
-        f'model.weights={name} does not exist; give a .safetensors or .pth file, one of '
-        f'{", ".join(KNOWN)}, or nothing for random weights.')
-    return Path(name)
-  known = KNOWN[name]
-  if (known.depth, known.stem, 1) != (depth, stem, width):
+  if name and name not in KNOWN and not Path(name).is_file():
+    raise ValueError(
+      f'model.weights={name} does not exist; give a .safetensors or .pth file, one of '
+      f'{", ".join(KNOWN)}, or nothing for random weights.')
+  known = KNOWN.get(name)
+  if known and (known.depth, known.stem, 1) != (depth, stem, width):
     raise ValueError(
       f'model.weights={name} are of depth={known.depth}, stem={known.stem} and width=1, but the '
       f'config has model.depth={depth}, model.stem={stem} and model.width={width}; change these, '
       'or the weights.')
+
+
+def fetch(name: str) -> Path:
+  """The file of a name that `check` takes; a key of KNOWN is downloaded unless the hub's cache has
+  it.
+
+  Raises: ValueError for a file that cannot be had or is not the right one.
+  """
+  if name not in KNOWN:
+    return Path(name)
   path = _download(name)
   # Pinned by content, not by revision: a cache that timm has filled serves as well. The cache names
   # large files by the sha256 that the hub states for them.
   blob = path.resolve().name
-  expected = known.sha256 or (blob if len(blob) == hashlib.sha256().digest_size * 2 else None)
+  expected = KNOWN[name].sha256 or (blob if len(blob) == hashlib.sha256().digest_size * 2 else None)
   with path.open('rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if expected not in (None, found):
