@@ -86,6 +86,9 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   make_network(config, num_classes=1)
   weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
   dataset = make_dataset(config)
+  if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
+    raise ValueError(
+      f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
   if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
     raise ValueError(
       f'loss.class_weights has {len(loss.class_weights)} values for {len(dataset.classes)} '

@@ -87,6 +87,13 @@ def test_what_is_wrong_with_the_network_is_said_before_the_data_are_read(
     run.make_run(config)
 
 
+def test_a_method_without_its_unlabelled_images_is_refused():
+  config = shapes.get_config('4')
+  config.data.unlabelled = 0
+  with pytest.raises(ValueError, match='no unlabelled images; add some, or .*sup_only'):
+    run.make_run(config)
+
+
 def test_drawn_splits_are_numbers_of_a_sane_size():
   for split in ('²', '٣٣٣٣٣٣٣', '9' * 5000, 'x', '-1'):
     with pytest.raises(ValueError, match='is not a number below'):
