@@ -97,6 +97,9 @@ def _train_to_the_end(
   ):
     if run.dataset.note:
       progress.note(run.dataset.note)
+    if run.method.uses_unlabelled and run.warmup_steps >= run.total_steps:
+      progress.note('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
+                    'raise train.epochs or lower method.warmup_epochs')
     if first_step:
       progress.note(f'goes on from step {first_step}')
     evaluations = _evaluation_steps(run)
@@ -133,7 +136,9 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
         '\nUse another --workdir, the old values, or --allow_config_change.')
   config = _flatten(run.config.to_dict())
   sharding.check_agreement(
-    config={k: v for k, v in config.items() if k not in _FREE_FIELDS},
+    # train.log_steps decides when processes meet, model.remat on the program they enter.
+    config={k: v for k, v in config.items()
+            if k not in _FREE_FIELDS or k.startswith(('model.', 'train.'))},
     images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
     number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
   if not sharding.is_first_process():
@@ -201,10 +206,11 @@ def _results(
   run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the teacher's mIoU on the validation images."""
-  if checkpoints.last_step != run.total_steps:
+  if checkpoints.last_step != run.total_steps or not checkpoints.scores(run.total_steps):
     raise OSError(
-      f'step {run.total_steps}, the last one, could not be saved in {checkpoints.folder}; make '
-      'room and give the same command again: it goes on from the newest checkpoint.')
+      f'step {run.total_steps}, the last one, or its scores could not be saved in '
+      f'{checkpoints.folder}; make room and give the same command again: it goes on from the '
+      'newest checkpoint.')
 
   def record(step: int) -> dict[str, Any]:
     return {'step': step, **checkpoints.scores(step)}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -127,11 +128,28 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
     train.train(run.make_run(tiny_config(**{'optim.rate': 0.5})), workdir)
 
 
-def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path):
+def test_processes_agree_on_what_they_meet_at(tmp_path, monkeypatch):
+  """Between two starts these may change; between two processes they would wait for ever."""
+  found = {}
+  monkeypatch.setattr(train.sharding, 'check_agreement', lambda **values: found.update(values))
+  train._write_config(run.make_run(tiny_config()), tmp_path, allow_config_change=False)
+  config = found['config']
+  assert {'train.log_steps', 'train.checkpoint_steps', 'model.remat', 'seed'} <= config.keys()
+  assert not {'data.store', 'data.threads', 'evaluate.batch'} & config.keys()
+
+
+def test_a_last_step_without_scores_is_named():
+  checkpoints = SimpleNamespace(last_step=12, scores=lambda step: None, folder='full')
+  with pytest.raises(OSError, match='step 12, the last one, or its scores .* in full; make room'):
+    train._results(SimpleNamespace(total_steps=12), checkpoints, 0, 1.0)
+
+
+def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path, capsys):
   config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
   with pytest.raises(NotFiniteError, match=r'not finite at step \d+.*last good checkpoint is none'):
     train.train(run.make_run(config), tmp_path)
   assert not list((tmp_path / 'checkpoints').iterdir())
+  assert 'the warm-up lasts to the end' in capsys.readouterr().err
 
 
 class Faulty(sources.CachedReader):
