@@ -9,7 +9,6 @@ from gta_jax.network import Array
 from gta_jax.state import TrainState
 from gta_jax.step import Step
 
-ACTIONS = ('stop', 'skip')
 SKIPPED_IN_A_ROW = 20  # A run that skips more than these will not recover.
 
 

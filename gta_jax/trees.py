@@ -1,4 +1,4 @@
-"""Choosing top-level keys of a network's parameters, and comparing two trees."""
+"""Choosing top-level keys of a network's parameters."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,9 +30,3 @@ def replace(tree: dict[str, Tree], part: dict[str, Tree]) -> dict[str, Tree]:
 def copy(tree: Tree) -> Tree:
   """The same values in buffers of their own (a donated buffer can be given away only once)."""
   return jax.tree.map(lambda leaf: leaf.copy(), tree)
-
-
-def specs(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
-  """Path -> (shape, dtype) of every leaf."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
