@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,23 +34,26 @@ class Evaluation(NamedTuple):
     result |= {f'{name}_pixel_accuracy': s.pixel_accuracy for name, s in self.scores.items()}
     return result | {f'agreement_{pair}': share for pair, share in self.agreement.items()}
 
+  def plain(self, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The scores as JSON, by network: miou, pixel_accuracy, and iou by class; NaN is null."""
+    def of_network(scores: Scores) -> dict[str, Any]:
+      iou = {name: _plain(value) for name, value in zip(classes, scores.iou, strict=True)}
+      accuracy = _plain(scores.pixel_accuracy)
+      return {'miou': _plain(scores.miou), 'pixel_accuracy': accuracy, 'iou': iou}
+
+    return {name: of_network(scores) for name, scores in self.scores.items()}
+
+
+def _plain(value: float) -> float | None:
+  return None if math.isnan(value) else value
+
 
 def evaluate(
-  network: Network,
-  variables_by_name: Mapping[str, Variables],
-  dataset: Dataset,
-  *,
-  batch_size: int,
-  image_scale: float = 1.0,
-  multiple: int = 32,
-  threads: int = 4,
-  place: Place = lambda arrays: arrays,
-  part: tuple[int, int] = (0, 1),
+  network: Network, variables_by_name: Mapping[str, Variables], dataset: Dataset, **options: Any
 ) -> Evaluation:
-  """Scores networks of one shape on whole validation images; see evaluate_protocols."""
+  """Scores networks of one shape on whole validation images; options as of evaluate_protocols."""
   return evaluate_protocols(
-    network, variables_by_name, dataset, (WHOLE,), batch_size=batch_size, image_scale=image_scale,
-    multiple=multiple, threads=threads, place=place, part=part)[WHOLE.name]
+    network, variables_by_name, dataset, (WHOLE,), **options)[WHOLE.name]
 
 
 def evaluate_protocols(

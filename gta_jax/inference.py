@@ -8,8 +8,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from gta_jax import ranges, sharding
 from gta_jax import run as runs
-from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data import sources
 from gta_jax.data.files import IGNORE
@@ -17,7 +17,6 @@ from gta_jax.evaluate import evaluate_protocols
 from gta_jax.network import Network, Variables
 from gta_jax.predict import predict_folder
 from gta_jax.protocols import WHOLE, make_protocols
-from gta_jax.train import plain_scores
 from gta_jax.writers import evaluation_sheet, replace_text
 
 
@@ -49,7 +48,8 @@ def load_networks(
   with Checkpoints(folder) as checkpoints:
     step = checkpoints.best_step if which == 'best' else checkpoints.last_step
     if step is None:
-      raise ValueError(f'{folder} holds no finished checkpoint; go on training first.')
+      kind = 'scored' if which == 'best' else 'finished'
+      raise ValueError(f'{folder} holds no {kind} checkpoint; go on training first.')
     return network, checkpoints.restore_networks(step, like, names), step
 
 
@@ -71,29 +71,31 @@ def evaluate_run(
     ValueError: no run, a data set with other classes, or an unknown protocol.
   """
   own, described = read_run(workdir)
+  if config is not None:
+    ranges.check(config)
   config = config or own
   # Runs from before this field score whole images.
   names = protocols or config.evaluate.get('protocols', (WHOLE.name,))
   chosen = make_protocols(names, crop=own.data.crop)
+  networks = ('teacher', 'student', 'assistant')
+  network, variables, step = load_networks(
+    workdir, own, num_classes=len(described['classes']), which=which,
+    names=networks[: 2 + runs.make_method_of(own).has_assistant])
   dataset = runs.make_dataset(config)
   if list(dataset.classes) != described['classes']:
     raise ValueError(
       f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
       f'{", ".join(dataset.classes)}; evaluate on the same classes in the same order.')
   sources.check(dataset)
-  networks = ('teacher', 'student', 'assistant')
-  network, variables, step = load_networks(
-    workdir, own, num_classes=len(dataset.classes), which=which,
-    names=networks[: 2 + runs.make_method_of(own).has_assistant])
+  sharding.check_agreement(
+    checkpoint=step, protocols=[one.name for one in chosen], images=dataset.validation)
   found = evaluate_protocols(
     network, sharding.local_copy(variables), dataset, chosen,
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
     image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
     part=(jax.process_index(), jax.process_count()))
-  result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation), 'protocols': {
-    name: {network: plain_scores(scores, dataset.classes) for network, scores in of.scores.items()}
-    for name, of in found.items()
-  }}
+  result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation),
+            'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
   if not sharding.is_first_process():
     return result
   replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')

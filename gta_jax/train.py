@@ -1,7 +1,6 @@
 """The host loop of a run: steps, evaluations, checkpoints, results. No mathematics."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,7 @@ from gta_jax import sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
-from gta_jax.evaluate import Evaluation, evaluate
-from gta_jax.metrics import Scores
+from gta_jax.evaluate import evaluate
 from gta_jax.not_finite import NotFiniteError
 from gta_jax.run import Run, read_json, to_json
 from gta_jax.signals import Signals
@@ -181,25 +179,10 @@ def _evaluate(
     batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
-  scores = _scores_by_network(found, run.dataset.classes)
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
   progress.note('  '.join(
     [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
-  checkpoints.add_scores(step, scores)
-
-
-def _scores_by_network(found: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
-  return {name: plain_scores(scores, classes) for name, scores in found.scores.items()}
-
-
-def plain_scores(scores: Scores, classes: tuple[str, ...]) -> dict[str, Any]:
-  """Scores as JSON; what is undefined, as a class that never occurs, is null."""
-  def plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-  iou = {name: plain(value) for name, value in zip(classes, scores.iou, strict=True)}
-  accuracy = plain(scores.pixel_accuracy)
-  return {'miou': plain(scores.miou), 'pixel_accuracy': accuracy, 'iou': iou}
+  checkpoints.add_scores(step, found.plain(run.dataset.classes))
 
 
 def _results(

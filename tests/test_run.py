@@ -62,6 +62,15 @@ def test_damaged_classes_and_colours_are_refused(workdir, changes):
     inference.evaluate_run(workdir, None)
 
 
+def test_a_run_without_checkpoints_is_refused_before_its_data_are_read(workdir, monkeypatch):
+  monkeypatch.setattr(run, 'make_dataset', None)
+  with pytest.raises(ValueError, match='checkpoints does not exist; train first'):
+    inference.evaluate_run(workdir, None)
+  (workdir / 'checkpoints').mkdir()
+  with pytest.raises(ValueError, match='holds no scored checkpoint'):
+    inference.evaluate_run(workdir, None, which='best')
+
+
 def test_unknown_fields_of_model_and_loss_are_refused(workdir):
   config = shapes.get_config('4')
   config.loss.gain = 1.0
