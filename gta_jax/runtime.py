@@ -59,7 +59,7 @@ def join_processes(address: str, count: int, index: int, *, seconds: int = 300) 
       C++, with a stack and no word of the address.
   """
   host, _, port = address.rpartition(':')
-  if not (host and port.isdigit() and 0 <= index < count):
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16 and 0 <= index < count):
     raise ValueError(
       f'--coordinator {address}, --process_count {count}, --process_index {index}: give the first '
       "process's HOST:PORT, and indices from 0 to the count less one.")

@@ -9,7 +9,8 @@ from tests.test_launch import launch
 
 
 @pytest.mark.parametrize('address, count, index', [
-  ('host', 2, 1), (':1234', 2, 1), ('host:port', 2, 1), ('host:1234', 2, 2), ('host:1234', 2, -1)])
+  ('host', 2, 1), (':1234', 2, 1), ('host:port', 2, 1), ('host:65536', 2, 0),
+  ('host:1234', 2, 2), ('host:1234', 2, -1)])
 def test_a_bad_address_or_index_is_refused(address, count, index):
   with pytest.raises(ValueError, match="give the first process's HOST:PORT"):
     runtime.join_processes(address, count, index)
