@@ -35,7 +35,7 @@ def fast_compilation():
 
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys, fast_compilation):
   network = conv_network(CLASSES)  # compiled in seconds, and the cells cannot tell
-  monkeypatch.setattr(run, 'make_network', lambda config, classes: network)
+  monkeypatch.setattr(run, 'make_network', lambda *_, **__: network)
   monkeypatch.chdir(NOTEBOOK.parent)
   monkeypatch.setattr(sys, 'path', [*sys.path])
   small = {'data.split': '4', 'data.unlabelled': 8, 'data.validation': 4, 'data.crop': 32,
