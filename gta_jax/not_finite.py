@@ -1,4 +1,6 @@
-"""Losses that are infinite or NaN: stop, or skip the step and count."""
+"""Losses and states that are infinite or NaN: stop, or skip the step and count."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ SKIPPED_IN_A_ROW = 20  # A run that skips more than these will not recover.
 
 
 class NotFiniteError(RuntimeError):
-  """A loss became infinite or NaN, or too many steps in a row were skipped."""
+  """A loss or the state became infinite or NaN, or too many steps in a row were skipped."""
 
 
 def skip_not_finite(step: Step) -> Step:
@@ -28,8 +30,7 @@ def skip_not_finite(step: Step) -> Step:
   def guarded(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
     after, metrics = step(state, labelled, unlabelled)
     losses = [value for name, value in metrics.items() if name.endswith('_loss')]
-    floats = [leaf for leaf in jax.tree.leaves(after) if _is_float(leaf)]
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in losses + floats]).all()
+    finite = _all_finite((losses, after))
 
     def choose(new: Array, old: Array) -> Array:
       return jnp.where(finite, new, old) if _is_float(new) else new
@@ -38,6 +39,28 @@ def skip_not_finite(step: Step) -> Step:
     return jax.tree.map(choose, after, state), metrics | skipped
 
   return guarded
+
+
+def check_state(state: TrainState, step: int) -> None:
+  """Refuses a state that is not finite, so that it is not saved as a good one.
+
+  The losses of all its steps may have been: those of the last step are from before its update.
+
+  Raises: NotFiniteError with the step.
+  """
+  if not _jitted_all_finite(state):
+    raise NotFiniteError(
+      f'the state after step {step} is not finite, though its loss was. Lower optim.rate, look at '
+      'the data, or set train.non_finite=skip.')
+
+
+def _all_finite(tree: Any) -> Array:
+  """[] bool, over every leaf of floats."""
+  floats = [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+  return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]).all()
+
+
+_jitted_all_finite = jax.jit(_all_finite)
 
 
 def _is_float(leaf: Array) -> bool:

@@ -14,7 +14,7 @@ from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
 from gta_jax.evaluate import evaluate
-from gta_jax.not_finite import NotFiniteError
+from gta_jax.not_finite import NotFiniteError, check_state
 from gta_jax.run import Run, read_json, to_json
 from gta_jax.signals import Signals
 from gta_jax.state import TrainState
@@ -109,7 +109,9 @@ def _train_to_the_end(
         step = int(state.step)
         if step in evaluations:
           steps.log(state)
-        checkpoints.save(step, state, unlogged=steps.unlogged())
+        unlogged = steps.unlogged()
+        check_state(state, step)
+        checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:
         _evaluate(run, state, step, writer, progress, checkpoints)

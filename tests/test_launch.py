@@ -57,7 +57,8 @@ def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
 
 
 @pytest.mark.parametrize('error, status', [
-  (NotFiniteError('step 3'), 3), (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75)])
+  (OSError('step 12 could not be saved'), 2), (NotFiniteError('step 3'), 3),
+  (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75)])
 def test_exit_statuses_tell_what_ended_a_run(error, status, monkeypatch, capsys):
   def fail(_):
     raise error

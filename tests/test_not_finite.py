@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gta_jax import not_finite
 from gta_jax.methods import make_method
 from gta_jax.not_finite import SKIPPED_IN_A_ROW, NotFiniteError, SkipCount, skip_not_finite
-from gta_jax.state import init_state, make_optimizers
+from gta_jax.state import TrainState, init_state, make_optimizers
 from gta_jax.step import make_warmup_step
 from tests.tiny import SIZE, linear_network, make_batches
 
@@ -34,6 +35,21 @@ def test_a_step_that_is_not_finite_changes_only_numbers_that_count():
       np.testing.assert_array_equal(a, b)
   counts = [x for x in jax.tree.leaves(after.student_opt) if jnp.issubdtype(x.dtype, jnp.integer)]
   assert counts and all(count == 1 for count in counts)
+
+
+def test_a_state_that_is_not_finite_is_named_wherever_it_is():
+  def state_of(**changed):
+    leaves = {name: {'kernel': jnp.ones((3, 2))} for name in ('teacher', 'student', 'assistant')}
+    return TrainState(step=jnp.int32(7), key=jax.random.key(0), student_opt=(jnp.ones(2),),
+                      assistant_opt=(jnp.ones(2),), **leaves).replace(**changed)
+
+  not_finite.check_state(state_of(), 7)
+  not_finite.check_state(state_of(assistant=None, assistant_opt=None), 7)
+  for name in ('teacher', 'student', 'assistant', 'student_opt', 'assistant_opt'):
+    for bad in (np.nan, -np.inf):
+      with pytest.raises(NotFiniteError, match='the state after step 7 is not finite.*optim.rate'):
+        broken = {'kernel': jnp.ones((3, 2)).at[1, 1].set(bad)}
+        not_finite.check_state(state_of(**{name: broken}), 7)
 
 
 def _plain(leaf):

@@ -1,13 +1,16 @@
 """The host loop on drawn shapes: what a run leaves, resume, determinism, and what is refused."""
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
@@ -152,6 +155,24 @@ def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path, capsys):
   assert 'the warm-up lasts to the end' in capsys.readouterr().err
 
 
+def test_a_state_that_overflowed_is_not_saved_though_its_losses_were_finite(
+  finished, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  (workdir / 'checkpoints' / '12.json').unlink()
+  steps = stepping.Steps.run
+
+  def overflow(self, state, *arguments):
+    state = steps(self, state, *arguments)
+    return state.replace(teacher=jax.tree.map(lambda x: x * np.inf, state.teacher))
+
+  monkeypatch.setattr(stepping.Steps, 'run', overflow)
+  with pytest.raises(NotFiniteError, match=r'state after step 12 is not .*last good .* step 8\.'):
+    train.train(run.make_run(tiny_config()), workdir)
+  with train.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    assert checkpoints.last_step == 8
+
+
 class Faulty(sources.CachedReader):
   """One image of the training set is no longer readable."""
 
@@ -203,6 +224,32 @@ def test_prediction_of_a_folder(finished, tmp_path):
   assert status == 0
   with Image.open(tmp_path / 'out' / 'b.png') as mask:
     assert mask.mode == 'P' and mask.size == (61, 33) and np.asarray(mask).max() < 7
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+  finished, tmp_path, capsys, monkeypatch
+):
+  """By evaluation, by prediction, and by the run itself, whose last save then fails."""
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  damaged = workdir / 'checkpoints' / '12'
+  max(damaged.glob('teacher/d/*')).write_bytes(b'damaged')
+  images = tmp_path / 'in'
+  images.mkdir()
+  Image.fromarray(np.zeros((33, 40, 3), np.uint8)).save(images / 'a.png')
+  for mode in (('evaluate', '--protocols', 'whole'),
+               ('predict', '--images', str(images), '--out', str(tmp_path / 'out'))):
+    assert launch.main(['launch.py', '--workdir', str(workdir), '--mode', *mode]) == 0
+    assert f'{damaged} is not whole and not used: teacher/d/' in capsys.readouterr().err
+  assert json.loads((workdir / 'evaluation.json').read_text())['step'] == 8
+  assert (tmp_path / 'out' / 'a.png').exists()
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(ocp.AsyncCheckpointer, 'save', full)
+  with pytest.raises(OSError, match='step 12, the last one, .*could not be saved .* make room'):
+    train.train(run.make_run(tiny_config()), workdir)
+  assert 'step 12 could not be saved' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('overrides, message', [
