@@ -12,6 +12,11 @@ The paper's mIoU of the teacher, centre crops of 513 pixels, mean of seeds 0-2 (
     GTA-Seg   70.02  73.16  75.57  78.37  80.47      77.82  80.47  80.57  81.01
     SupOnly   45.77  54.92  65.88  71.69  72.50
 
+The paper's: ResNet-101 and DeepLabV3+, rate 0.001 (decoder ten times) with power 0.9, weight decay
+0.0001, 4 GPUs, the method's numbers, centre crops. It leaves the rest open, and the configuration
+that its authors released decides: crop, scales, flip, 80 epochs, 3 images of a kind on a GPU,
+momentum, stem, stride, grid, ASPP rates, neither OHEM nor an auxiliary head.
+
 Never run here. Estimated: 9 hours on one A100, 2.3 on four (69,280 steps of 44 TFLOP, counted from
 the shapes of all products, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
 counted); 20 GB on one device (1.2 GB an image, the arrays that the backward pass keeps, for 12
