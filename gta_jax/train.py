@@ -39,7 +39,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     allow_config_change: go on although the config differs from the one that started the run.
   Returns: what results.json holds.
   Raises:
-    ValueError: the config differs from the one that started the run.
+    ValueError: the config differs from the one that started the run, or ends before the newest
+      checkpoint.
     DataError: more files became unreadable than data.skip_limit allows, or a validation file.
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
@@ -134,6 +135,12 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
       raise ValueError(
         f'{path} started this run with another config:\n' + '\n'.join(changed) +
         '\nUse another --workdir, the old values, or --allow_config_change.')
+  trained = max((int(path.stem) for path in (workdir / 'checkpoints').glob('*.json')
+                 if path.stem.isdigit()), default=0)
+  if trained > run.total_steps:
+    raise ValueError(
+      f'{workdir} has been trained for {trained} steps, but train.epochs={run.config.train.epochs} '
+      f'makes {run.total_steps}; raise train.epochs, or use another --workdir.')
   config = _flatten(run.config.to_dict())
   sharding.check_agreement(
     # train.log_steps decides when processes meet, model.remat on the program they enter.

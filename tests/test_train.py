@@ -131,6 +131,15 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
     train.train(run.make_run(tiny_config(**{'optim.rate': 0.5})), workdir)
 
 
+def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
+  workdir, _ = finished
+  before = (workdir / 'config.json').read_bytes()
+  shorter = run.make_run(tiny_config(**{'train.epochs': 2}))
+  with pytest.raises(ValueError, match=r'trained for 12 steps, but train.epochs=2 makes 8; raise'):
+    train._write_config(shorter, workdir, allow_config_change=True)
+  assert (workdir / 'config.json').read_bytes() == before
+
+
 def test_processes_agree_on_what_they_meet_at(tmp_path, monkeypatch):
   """Between two starts these may change; between two processes they would wait for ever."""
   found = {}
