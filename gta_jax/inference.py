@@ -13,6 +13,7 @@ from gta_jax import run as runs
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data import sources
 from gta_jax.data.files import IGNORE
+from gta_jax.data.splits import ids_sha256
 from gta_jax.evaluate import evaluate_protocols
 from gta_jax.network import Network, Variables
 from gta_jax.predict import predict_folder
@@ -65,8 +66,9 @@ def evaluate_run(
     which: 'last' or 'best' checkpoint.
     protocols: names as protocols.make_protocols reads them; None for evaluate.protocols of the
       config.
-  Returns: what evaluation.json holds: checkpoint, step, images, and protocols: protocol's name ->
-    network's name -> miou, pixel_accuracy and iou by class.
+  Returns: what evaluation.json holds: checkpoint, step, dataset (its name), images,
+    validation_sha256 of their ids, and protocols: protocol's name -> network's name -> miou,
+    pixel_accuracy and iou by class.
   Raises:
     ValueError: no run, a data set with other classes, or an unknown protocol.
   """
@@ -94,7 +96,9 @@ def evaluate_run(
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
     image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
     part=(jax.process_index(), jax.process_count()))
-  result = {'checkpoint': which, 'step': step, 'images': len(dataset.validation),
+  result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
+            'images': len(dataset.validation),
+            'validation_sha256': ids_sha256(dataset.validation),
             'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
   if not sharding.is_first_process():
     return result

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Finished:
   """A finished run.
 
   Attributes:
+    dataset: its name; '' in files from before it was kept.
     classes: names, in the order of the ids.
     results: what results.json holds.
     metrics: the lines of metrics.jsonl.
@@ -35,6 +36,7 @@ class Finished:
 
   workdir: Path
   config: ml_collections.ConfigDict
+  dataset: str
   classes: tuple[str, ...]
   results: dict[str, Any]
   metrics: list[dict[str, float | None]]
@@ -60,8 +62,8 @@ def read_finished(workdir: Path) -> Finished:
   if not path.is_file():
     raise ValueError(f'{path} does not exist: the run has not finished; go on training first.')
   lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-  return Finished(workdir, config, tuple(described['classes']), runs.read_json(path),
-                  [json.loads(line) for line in lines])
+  return Finished(workdir, config, described.get('name', ''), tuple(described['classes']),
+                  runs.read_json(path), [json.loads(line) for line in lines])
 
 
 def write_report(workdirs: Sequence[Path], out: Path, *, images: int = 4) -> Path:
@@ -99,7 +101,7 @@ class _MissingError(Exception):
   """Why a figure cannot be drawn, as a sentence."""
 
 
-def _score_table(found: Iterable[Finished]) -> str:
+def _score_table(found: Sequence[Finished]) -> str:
   """mIoU over seeds, one row for each task, method, recipe and protocol."""
   groups: dict[tuple, list[Finished]] = {}
   for one in found:
@@ -119,17 +121,32 @@ def _score_table(found: Iterable[Finished]) -> str:
     'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored '
     'in training, and the protocols of evaluation.json where all seeds have it. The last column is '
     "**the paper's own figure**, with ResNet-101 and its own protocol (VOC: centre crops of 513 "
-    'pixels); it was not measured here.\n\n' + markdown_table(rows))
+    'pixels); it was not measured here.\n\n' + markdown_table(rows) + ''.join(
+      f'\nLeft out: {reason}\n' for one in found if (reason := _foreign(one, _evaluation(one)))))
 
 
 def _scores(one: Finished) -> dict[str, dict[str, Any]]:
   """Protocol -> network -> scores of the last step."""
   sheet = {'whole': one.results['last']}
-  path = one.workdir / 'evaluation.json'
-  evaluation = runs.read_json(path) if path.is_file() else {}
-  if evaluation.get('step') == one.results['last']['step']:
+  evaluation = _evaluation(one)
+  if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
     sheet |= evaluation.get('protocols', {})
   return sheet
+
+
+def _evaluation(one: Finished) -> dict[str, Any]:
+  path = one.workdir / 'evaluation.json'
+  return runs.read_json(path) if path.is_file() else {}
+
+
+def _foreign(one: Finished, evaluation: dict[str, Any]) -> str:
+  """Why an evaluation is not of the run's own validation images, as a sentence; else ''."""
+  own = one.dataset, one.results.get('validation_sha256')
+  if not evaluation or own == (evaluation.get('dataset', ''), evaluation.get('validation_sha256')):
+    return ''
+  return (f'{one.workdir / "evaluation.json"} is of {evaluation.get("images")} images of '
+          f'{evaluation.get("dataset", "an unnamed data set")}, not known to be those that the run '
+          'was validated on; evaluate it with its own config.')
 
 
 def _mean(mious: list[float | None]) -> str:

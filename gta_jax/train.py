@@ -215,6 +215,7 @@ def _results(
     'labelled_sha256': ids_sha256(run.dataset.labelled),
     'unlabelled': len(run.dataset.unlabelled),
     'unlabelled_sha256': ids_sha256(run.dataset.unlabelled),
+    'validation_sha256': ids_sha256(run.dataset.validation),
     'seconds': round(seconds, 1),
     'seconds_from_step': first_step,
     'last': record(checkpoints.last_step),

@@ -25,11 +25,13 @@ def tiny_config(method, seed):
 def write_run(workdir, method, seed, miou, checkpoints):
   workdir.mkdir()
   (workdir / 'config.json').write_text(run.to_json(tiny_config(method, seed)))
-  described = {'classes': list(shapes.CLASSES), 'palette': shapes.PALETTE.tolist()}
+  described = {'name': 'shapes', 'classes': list(shapes.CLASSES),
+               'palette': shapes.PALETTE.tolist()}
   (workdir / 'dataset.json').write_text(json.dumps(described))
   networks = ('teacher', 'student', 'assistant')[: 2 if method == 'sup_only' else 3]
   last = {name: {'miou': miou} for name in networks}
-  (workdir / 'results.json').write_text(json.dumps({'last': {'step': 4, **last}}))
+  (workdir / 'results.json').write_text(json.dumps(
+    {'validation_sha256': 'abc', 'last': {'step': 4, **last}}))
   with MetricWriter(workdir, tensorboard=False) as writer:
     for step in (2, 4):
       writer.write(step, {'train/student_labelled_loss': 1 / step})
@@ -91,12 +93,19 @@ def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdi
   config = run.from_json(one / 'config.json')
   config.data.update(source='voc', split='183', dir=str(tmp_path / 'nowhere'))
   (one / 'config.json').write_text(run.to_json(config))
-  evaluation = {'step': 4, 'protocols': {'crop_padding0': {'teacher': {'miou': 0.5}}}}
+  evaluation = {'step': 4, 'dataset': 'shapes', 'images': 3, 'validation_sha256': 'abc',
+                'protocols': {'crop_padding0': {'teacher': {'miou': 0.5}}}}
   (one / 'evaluation.json').write_text(json.dumps(evaluation))
   page = report.write_report([one], tmp_path / 'out').read_text()
   paper_says = '73.16 ± 0.45 (Table 1)'
   assert f'| 0 | whole | 40.00 | 40.00 | 40.00 | {paper_says} |' in page
   assert f'| 0 | crop_padding0 | 50.00 | - | - | {paper_says} |' in page
+  assert 'Left out: ' + str(one / 'evaluation.json') not in page
+  for foreign in ({'dataset': 'other'}, {'validation_sha256': 'def'}):
+    (one / 'evaluation.json').write_text(json.dumps(evaluation | foreign))
+    page = report.write_report([one], tmp_path / 'out').read_text()
+    assert '| 0 | crop_padding0' not in page
+    assert f'Left out: {one / "evaluation.json"} is of 3 images of' in page
   config.data.split_source = 'seeded'
   (one / 'config.json').write_text(run.to_json(config))
   assert paper_says not in report.write_report([one], tmp_path / 'out').read_text()

@@ -207,7 +207,10 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
   workdir, results = finished
   arguments = ['launch.py', '--mode', 'evaluate', '--workdir', str(workdir)]
   assert launch.main([*arguments, '--protocols', 'whole,crop_padding0,sliding+flip']) == 0
-  found = json.loads((workdir / 'evaluation.json').read_text())['protocols']
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  assert found['dataset'] == json.loads((workdir / 'dataset.json').read_text())['name']
+  assert found['validation_sha256'] == results['validation_sha256']
+  found = found['protocols']
   assert list(found) == ['whole', 'crop_padding0', 'sliding+flip']
   for name in ('teacher', 'student', 'assistant'):
     expected = results['last'][name]
