@@ -16,7 +16,7 @@ from gta_jax.data.files import IGNORE
 from gta_jax.data.splits import ids_sha256
 from gta_jax.evaluate import evaluate_protocols
 from gta_jax.network import Network, Variables
-from gta_jax.predict import predict_folder
+from gta_jax.predict import check_folders, predict_folder
 from gta_jax.protocols import WHOLE, make_protocols
 from gta_jax.writers import evaluation_sheet, replace_text
 
@@ -121,8 +121,11 @@ def predict_images(
     images: folder of images of any size.
     out: folder for palette masks, and for overlays in out/overlays.
     which: 'last' or 'best' checkpoint.
+  Raises:
+    ValueError: no run, or folders that cannot be used, before the checkpoint is read.
   """
   own, described = read_run(workdir)
+  check_folders(images, out)
   classes = tuple(described['classes'])
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(

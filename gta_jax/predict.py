@@ -1,6 +1,7 @@
 """Segments a folder of images of any sizes into masks and overlays."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,25 @@ def find_images(folder: Path) -> dict[str, Path]:
   return found
 
 
+def check_folders(images: Path, out: Path) -> ImageReader:
+  """A reader of the images; nothing is written.
+
+  Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
+    cannot be written.
+  """
+  reader = ImageReader(find_images(images))
+  source, target = images.resolve(), out.resolve()
+  if target.is_relative_to(source) or source == target / 'overlays':
+    raise DataError(
+      f'out={out} would put results among the images of {images}; give a folder outside it.'
+    )
+  there = next(path for path in (target, *target.parents) if path.exists())
+  if not there.is_dir() or not os.access(there, os.W_OK):
+    raise DataError(
+      f'out={out} cannot be written, as {there} is no folder or is read-only; give another one.')
+  return reader
+
+
 def predict_folder(
   network: Network,
   variables: Variables,
@@ -95,16 +115,12 @@ def predict_folder(
     classes: K names, with palette uint8 [K,3].
     batch_size: images a batch; it, image_scale and multiple are as in evaluation.
   Returns: the masks' paths.
-  Raises: DataError before any work for folders that cannot be used and files that are no images;
-    and for a damaged image when it is reached, then the masks written before it stay.
+  Raises: DataError before any work for folders that cannot be used (see check_folders) and files
+    that are no images; and for a damaged image when it is reached, then the masks written before it
+    stay.
   """
   images, out = Path(images), Path(out)
-  reader = ImageReader(find_images(images))
-  source, target = images.resolve(), out.resolve()
-  if target.is_relative_to(source) or source == target / 'overlays':
-    raise DataError(
-      f'out={out} would put results among the images of {images}; give a folder outside it.'
-    )
+  reader = check_folders(images, out)
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
   if overlays:
     write_image(out / 'overlays' / 'legend.png', legend(classes, palette))

@@ -56,10 +56,13 @@ def test_without_overlays_there_are_masks_only(tmp_path):
   (['a.png'], 'in', 'outside'),
   (['a.png'], 'in/out', 'outside'),
   (['a.png'], '', 'outside'),
+  (['a.png'], 'file', 'file is no folder'),
+  (['a.png'], 'file/out', 'file is no folder'),
 ])
 def test_refuses_before_any_work(tmp_path, files, out, message):
   images = tmp_path / ('overlays' if not out else 'in')
   images.mkdir()
+  (tmp_path / 'file').touch()
   for name in files:
     write(images / name)
   before = sorted(tmp_path.rglob('*'))

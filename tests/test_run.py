@@ -71,6 +71,12 @@ def test_a_run_without_checkpoints_is_refused_before_its_data_are_read(workdir, 
     inference.evaluate_run(workdir, None, which='best')
 
 
+def test_folders_of_a_prediction_are_checked_before_its_network_is_read(workdir, monkeypatch):
+  monkeypatch.setattr(inference, 'load_networks', None)
+  with pytest.raises(ValueError, match='nowhere is not a folder'):
+    inference.predict_images(workdir, None, images=workdir / 'nowhere', out=workdir / 'out')
+
+
 def test_unknown_fields_of_model_and_loss_are_refused(workdir):
   config = shapes.get_config('4')
   config.loss.gain = 1.0
