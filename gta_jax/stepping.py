@@ -109,7 +109,7 @@ class Steps:
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
-    means = {k: np.mean([m[k] for m in phase], axis=0) for k in phase[-1]}
+    means = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
     means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
@@ -160,6 +160,13 @@ def _stream(
     label_sampling=data.label_sampling, oracle=data.oracle, seed=run.config.seed,
     start_step=start_step, process_index=jax.process_index(), process_count=processes,
     threads=data.threads, workers=data.workers, prefetch=data.prefetch, skipped=skipped)
+
+
+def _mean(name: str, values: Sequence) -> np.ndarray:
+  """The mean over steps; of oracle_accuracy_by_class over those in which the class occurs."""
+  if name != 'oracle_accuracy_by_class':
+    return np.mean(values, axis=0)
+  return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
 def _scalars(prefix: str, values: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
