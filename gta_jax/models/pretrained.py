@@ -56,7 +56,8 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
 
   Args:
     path: the file; all but .safetensors need torch installed.
-    item: which state dict of a file that holds several, e.g. 'teacher_state'.
+    item: which state dict of a file that holds several, e.g. 'teacher_state'; model.weights_item in
+      messages.
   Returns: name -> float32 array, axes in torch's order.
   Raises: ValueError for another kind of file, one that cannot be read, an item that is unknown or
     needed, and where torch is needed and absent.
@@ -76,8 +77,9 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
     raise ValueError(f'{path} cannot be read: {cause} Get the file again.') from error
   items = {name: value for name, value in content.items() if isinstance(value, dict)}
   if bool(items) != (item is not None) or (items and item not in items):
-    held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', 'item=None')
-    raise ValueError(f'{path} holds {held}, but item={item!r}; choose {remedy}.')
+    held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', "''")
+    raise ValueError(
+      f'{path} holds {held}, but model.weights_item is {item or ""!r}; set it to {remedy}.')
   state = items[item] if items else content
   state = {name: np.asarray(value, np.float32) for name, value in state.items()}
   if wrong := [name for name, value in state.items() if not np.isfinite(value).all()]:
@@ -126,7 +128,7 @@ def convert(
   Raises: ValueError that lists every missing, extra and misshapen name.
   """
   if scope not in SCOPES:
-    raise ValueError(f'scope={scope!r} is unknown; use one of {", ".join(SCOPES)}.')
+    raise ValueError(f'model.weights_scope={scope!r} is unknown; use one of {", ".join(SCOPES)}.')
   state = {name.removeprefix('module.'): value for name, value in state_dict.items()}
   parts = {'backbone'} if scope == 'backbone' else set(variables['params'])
   prefixes = dict(_PREFIXES)
@@ -175,6 +177,6 @@ def _raise_unless_whole(report: Report, scope: str) -> None:
               if (names := getattr(report, fate))]
   if problems:
     raise ValueError(
-      f'The state dict does not fit the network with scope={scope!r}. Build the network of its '
-      "depth, stem and width; load ImageNet weights with scope='backbone', another set of classes "
-      'with allow_other_classes=True.\n' + '\n'.join(problems))
+      f'The weights do not fit the network with model.weights_scope={scope}. Set model.depth, '
+      'model.stem and model.width as the weights were trained with; ImageNet weights need '
+      'model.weights_scope=backbone.\n' + '\n'.join(problems))
