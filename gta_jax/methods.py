@@ -6,12 +6,13 @@ No jax in here, so that config files can read it.
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LABELLED, PSEUDO = 'labelled', 'pseudo'
 FEATURES = ('backbone', 'decoder')
 _KEYS = (*FEATURES, 'classifier', 'auxiliary')
+ALL = 'all'  # the keys that the network has
 
 
 def _choice(default: str, *known: str) -> Any:
@@ -34,7 +35,7 @@ class Method:
   assistant_learns: tuple[str, ...] = (PSEUDO,)
 
   # What passes from the assistant to the student, and from the student to the teacher.
-  transmitted: tuple[str, ...] = FEATURES  # (6) averaged into the student, Eq. 9
+  transmitted: tuple[str, ...] = FEATURES  # (6) averaged into the student, Eq. 9; or ('all',)
   shared: tuple[str, ...] = ()  # (1) keys that student and assistant hold in common
   transmission_decay: float = _number(0.99, most=1)  # (3) alpha of Eq. 9
   teacher_decay: float = _number(0.99, most=1)  # (3) alpha of Eq. 12
@@ -75,11 +76,15 @@ class Method:
         raise ValueError(f'{name} holds {unknown}; use {LABELLED} and {PSEUDO}.')
     if not self.student_learns:
       raise ValueError('student_learns is empty; a student learns from labelled, pseudo or both.')
-    for name in ('transmitted', 'shared'):
-      if unknown := [key for key in getattr(self, name) if key not in _KEYS]:
-        raise ValueError(f'{name} holds {unknown}; use some of: {", ".join(_KEYS)}.')
-    if overlap := set(self.transmitted) & set(self.shared):
+    for name, known in (('transmitted', (*_KEYS, ALL)), ('shared', _KEYS)):
+      if unknown := [key for key in getattr(self, name) if key not in known]:
+        raise ValueError(f'{name} holds {unknown}; use some of: {", ".join(known)}.')
+    if overlap := set(self.transmitted_keys(_KEYS)) & set(self.shared):
       raise ValueError(f'{sorted(overlap)} is both transmitted and shared; choose one of them.')
+
+  def transmitted_keys(self, params: Iterable[str]) -> tuple[str, ...]:
+    """Which of a network's keys are averaged into the student."""
+    return tuple(params) if ALL in self.transmitted else self.transmitted
 
   @property
   def has_assistant(self) -> bool:
@@ -138,8 +143,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
   # Table 4
   'gta_unweighted': {'reweight': False},
   # Table 5, all without re-weighting
-  'ema_all': {
-    'reweight': False, 'transmitted': (*FEATURES, 'classifier'), 'shared': ()},
+  'ema_all': {'reweight': False, 'transmitted': (ALL,), 'shared': ()},
   'unbiased_st': {'reweight': False, 'transmitted': (), 'shared': FEATURES},
   'ema_encoder': {'reweight': False},
   'ema_backbone': {'reweight': False, 'transmitted': ('backbone',)},

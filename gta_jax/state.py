@@ -95,7 +95,7 @@ def init_state(
     ValueError: the method names a key that the network does not have.
   """
   params = variables['params']
-  trees.select(params, method.transmitted + method.shared)
+  trees.select(params, method.transmitted_keys(params) + method.shared)
   assistant = trees.copy(variables) if method.has_assistant else None
   return TrainState(
     step=jnp.int32(0),

@@ -200,5 +200,6 @@ def _receive(
     student = _share(student, assistant, everything, when=in_handover)
     teacher = _share(teacher, assistant, everything, when=in_handover)
   student = _share(student, assistant, method.shared)
-  params = transmit(student['params'], assistant['params'], decay, keys=method.transmitted)
+  params = student['params']
+  params = transmit(params, assistant['params'], decay, keys=method.transmitted_keys(params))
   return teacher, {**student, 'params': params}

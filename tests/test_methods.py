@@ -22,6 +22,13 @@ def test_paper_is_the_default():
   assert method.warmup_epochs == 1 and method.batch_norm == 'own'
 
 
+def test_all_parameters_are_those_that_the_network_has():
+  method = make_method('ema_all')
+  for keys in (('backbone', 'classifier'), ('backbone', 'classifier', 'auxiliary')):
+    assert method.transmitted_keys(keys) == keys
+  assert make_method('gta').transmitted_keys(keys) == ('backbone', 'decoder')
+
+
 def test_option_wins_over_name_and_name_over_recipe():
   assert make_method('gta_alpha_0.99', recipe='released').teacher_decay == 0.99
   assert make_method('gta_alpha_0.99', teacher_decay=0.5).teacher_decay == 0.5
@@ -44,6 +51,7 @@ def test_unknown_name_lists_the_known(arguments, message):
   ({'student_learns': ()}, 'student_learns is empty'),
   ({'student_learns': ('masks',)}, 'masks'),
   ({'shared': ('backbone',)}, 'both transmitted and shared'),
+  ({'transmitted': ('all',), 'shared': ('classifier',)}, 'classifier.* both transmitted and'),
 ])
 def test_bad_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
