@@ -69,15 +69,11 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   """
   ranges.check(config)
   method = make_method_of(config)
+  _check_method(method, config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train = config.train
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
-  group = method.threshold_images or train.unlabelled_batch
-  if train.unlabelled_batch % group:
-    raise ValueError(
-      f'method.threshold_images={group} does not divide train.unlabelled_batch='
-      f'{train.unlabelled_batch}; use a divisor, or 0 for the whole batch.')
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss = SupervisedLoss(**config.loss)
   micro = _make_micro(config, method, loss)
@@ -110,6 +106,20 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     warmup_steps=round(method.warmup_epochs * epoch_steps),
     handover_steps=round(method.handover_epochs * epoch_steps),
     weights=weights.fetch(model.weights) if model.weights else None, micro=micro)
+
+
+def _check_method(method: Method, config: ml_collections.ConfigDict) -> None:
+  """Refuses what the network and the batches do not allow."""
+  if 'auxiliary' in method.transmitted + method.shared and not config.model.auxiliary:
+    raise ValueError(
+      'method.transmitted or method.shared holds auxiliary, a head that the network does not have; '
+      'take it out, or set model.auxiliary=True.')
+  batch = config.train.unlabelled_batch
+  group = method.threshold_images or batch
+  if batch % group:
+    raise ValueError(
+      f'method.threshold_images={group} does not divide train.unlabelled_batch={batch}; use a '
+      'divisor, or 0 for the whole batch.')
 
 
 def _make_micro(

@@ -90,6 +90,8 @@ def test_unknown_fields_of_model_and_loss_are_refused(workdir):
 
 @pytest.mark.parametrize('change, message', [
   ({'model.depth': 51}, 'depth=51 is unknown'),
+  ({'method.shared': ('auxiliary',)}, 'auxiliary, a head .* model.auxiliary=True'),
+  ({'method.transmitted': ('backbone', 'auxiliary')}, 'auxiliary, a head .* take it out'),
   ({'model.weights': 'none.pth'}, 'model.weights=none.pth does not exist'),
   ({'model.weights': 'timm/resnet50.tv_in1k'}, 'are of depth=50'),
 ])
