@@ -16,6 +16,7 @@ from gta_jax.data.sources import Dataset
 from gta_jax.evaluate import predict
 from gta_jax.inference import load_networks, read_run
 from gta_jax.prediction import Prediction
+from gta_jax.train import FREE_FIELDS, flatten
 from gta_jax.visualize import comparison_grid, prediction_grid, write_image
 from gta_jax.writers import markdown_table, replace_text
 
@@ -61,9 +62,17 @@ def read_finished(workdir: Path) -> Finished:
   path = workdir / 'results.json'
   if not path.is_file():
     raise ValueError(f'{path} does not exist: the run has not finished; go on training first.')
-  lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+  log = workdir / 'metrics.jsonl'
+  try:
+    lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
+    whole = all(isinstance(line['step'], int) for line in lines)
+  except (KeyError, RecursionError, TypeError, ValueError):
+    whole = False
+  if not whole:
+    raise ValueError(f'{log} is damaged: a line is no JSON object with a step; restore it, or '
+                     'remove the line.')
   return Finished(workdir, config, described.get('name', ''), tuple(described['classes']),
-                  runs.read_json(path), [json.loads(line) for line in lines])
+                  runs.read_json(path), lines)
 
 
 def write_report(workdirs: Sequence[Path], out: Path, *, images: int = 4) -> Path:
@@ -198,9 +207,11 @@ def _methods_picture(path: Path, found: Sequence[Finished], images: int) -> str:
 
 
 def _reweighting_picture(path: Path, found: Sequence[Finished], images: int) -> str:
-  def rest(one: Finished) -> tuple:
-    method = dataclasses.replace(runs.make_method_of(one.config), reweight=True)
-    return one.task, method, one.config.seed
+  def rest(one: Finished) -> dict[str, Any]:
+    # The name says the same as the fields, which all stand in the config.
+    other = ('method.name', 'method.reweight', *FREE_FIELDS)
+    fields = {k: v for k, v in flatten(one.config.to_dict()).items() if k not in other}
+    return fields | {'data.dir': one.config.data.dir}
 
   for without in found:
     for with_it in found:

@@ -23,7 +23,7 @@ from gta_jax.visualize import write_picture
 from gta_jax.writers import MetricWriter, Progress, Silent, final_table, note, replace_text
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
-_FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
+FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
                 'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
                 'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
                 'evaluate.protocols')
@@ -125,11 +125,11 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
   path = workdir / 'config.json'
   text = to_json(run.config)
   if path.exists() and not allow_config_change:
-    old, new = _flatten(read_json(path)), _flatten(json.loads(text))
+    old, new = flatten(read_json(path)), flatten(json.loads(text))
     changed = [
       f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
       for key in sorted(old.keys() | new.keys())
-      if old.get(key) != new.get(key) and key not in _FREE_FIELDS
+      if old.get(key) != new.get(key) and key not in FREE_FIELDS
     ]
     if changed:
       raise ValueError(
@@ -141,11 +141,11 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
     raise ValueError(
       f'{workdir} has been trained for {trained} steps, but train.epochs={run.config.train.epochs} '
       f'makes {run.total_steps}; raise train.epochs, or use another --workdir.')
-  config = _flatten(run.config.to_dict())
+  config = flatten(run.config.to_dict())
   sharding.check_agreement(
     # train.log_steps decides when processes meet, model.remat on the program they enter.
     config={k: v for k, v in config.items()
-            if k not in _FREE_FIELDS or k.startswith(('model.', 'train.'))},
+            if k not in FREE_FIELDS or k.startswith(('model.', 'train.'))},
     images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
     number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
   if not sharding.is_first_process():
@@ -157,11 +157,12 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A tree of mappings as one: {'a': {'b': 1}} -> {'a.b': 1}."""
   flat = {}
   for key, value in tree.items():
     inner = isinstance(value, Mapping)
-    flat |= _flatten(value, f'{prefix}{key}.') if inner else {f'{prefix}{key}': value}
+    flat |= flatten(value, f'{prefix}{key}.') if inner else {f'{prefix}{key}': value}
   return flat
 
 

@@ -8,7 +8,7 @@ import pytest
 from configs import cityscapes, folder, shapes, voc
 from gta_jax import ranges
 from gta_jax.methods import Method
-from gta_jax.train import _flatten
+from gta_jax.train import flatten
 
 
 def config(**changes):
@@ -27,7 +27,7 @@ def test_the_configs_are_allowed():
 def test_every_field_has_a_rule():
   """The method's own fields are checked by Method."""
   fields = {field for module in (folder, shapes, voc, cityscapes)
-            for field in _flatten(module.get_config('46').to_dict())}
+            for field in flatten(module.get_config('46').to_dict())}
   method = {f'method.{field.name}' for field in dataclasses.fields(Method)}
   assert not fields - method - set(ranges.RULES)
   assert not set(ranges.RULES) - fields  # No rule is left of a field that is gone.

@@ -87,6 +87,25 @@ def test_what_is_missing_is_left_out_by_name(workdirs, tmp_path):
   assert 'none of the given runs learns from pseudo-labels' in page
 
 
+def test_runs_that_differ_in_more_than_reweighting_are_not_shown_as_a_pair(workdirs, tmp_path):
+  other = shutil.copytree(workdirs['gta_unweighted1'], tmp_path / 'other')
+  config = run.from_json(other / 'config.json')
+  config.optim.rate = 0.5
+  (other / 'config.json').write_text(run.to_json(config))
+  found = [report.read_finished(folder) for folder in (workdirs['gta1'], other)]
+  with pytest.raises(report._MissingError, match='differ in method.reweight alone'):
+    report._reweighting_picture(tmp_path / 'none.png', found, 1)
+
+
+@pytest.mark.parametrize('line', ['{"step": 4,', '[1]', '{"loss": 1.0}', '7'])
+def test_a_damaged_log_is_named(workdirs, tmp_path, line):
+  damaged = shutil.copytree(workdirs['sup_only0'], tmp_path / 'damaged')
+  with (damaged / 'metrics.jsonl').open('a') as log:
+    log.write(line + '\n')
+  with pytest.raises(ValueError, match=f'{damaged}/metrics.jsonl is damaged'):
+    report.read_finished(damaged)
+
+
 def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdirs, tmp_path):
   one = tmp_path / 'one'
   shutil.copytree(workdirs['gta0'], one)
