@@ -197,7 +197,7 @@ FILES = ['configs/shapes.py', 'configs/folder.py', 'configs/none.py', '', 'confi
 
 def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
   """As launch.py parses, then everything that is checked before work starts."""
-  names = [*train._flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
+  names = [*train.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
   file = str(rng.choice(FILES, p=[.65, .15, .05, .05, .05, .05])) + str(rng.choice(COLONS))
   chosen = {str(rng.choice(names)): str(rng.choice(VALUES)) for _ in range(rng.integers(1, 4))}
   if rng.random() < 0.5:

@@ -24,9 +24,9 @@ from gta_jax.writers import MetricWriter, Progress, Silent, final_table, note, r
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
-                'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
-                'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
-                'evaluate.protocols')
+               'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
+               'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
+               'evaluate.protocols')
 
 
 def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
