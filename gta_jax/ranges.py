@@ -123,6 +123,27 @@ RULES = {
 }
 
 
+# Fields that a config from before them, or one of a user's own, may lack; as in configs/common.py.
+DEFAULTS = {
+  'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
+  'data.skip_limit': 10, 'train.per_device_batch': 0, 'train.checkpoint_steps': 0,
+  'train.non_finite': 'stop',
+}
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A checked config, with the defaults of fields that it lacks. Raises: as check."""
+  check(config)
+  missing = {k: v for k, v in DEFAULTS.items() if _look_up(config, k) is _MISSING}
+  if missing:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      for name, value in missing.items():
+        section, field = name.split('.')
+        config[section][field] = value
+  return config
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Refuses a config with a field that is missing, of another type or out of its range.
 

@@ -67,7 +67,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
-  ranges.check(config)
+  config = ranges.complete(config)
   method = make_method_of(config)
   _check_method(method, config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
@@ -159,7 +159,7 @@ def make_method_of(config: ml_collections.ConfigDict) -> Method:
 
 def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
   """The data set that the config names, not yet checked."""
-  data = config.data
+  data = ranges.complete(config).data
   if data.source == 'shapes':
     if not (data.split.isdecimal() and len(data.split) <= 6):
       raise ValueError(

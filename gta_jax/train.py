@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gta_jax import sharding
+from gta_jax import ranges, sharding
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
@@ -125,7 +125,7 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
   path = workdir / 'config.json'
   text = to_json(run.config)
   if path.exists() and not allow_config_change:
-    old, new = flatten(read_json(path)), flatten(json.loads(text))
+    old, new = ranges.DEFAULTS | flatten(read_json(path)), flatten(json.loads(text))
     changed = [
       f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
       for key in sorted(old.keys() | new.keys())

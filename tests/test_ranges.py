@@ -57,6 +57,18 @@ def test_what_only_two_fields_together_rule_out():
   ranges.check(config(**{'loss.ohem_threshold': 0.7, 'model.multi_grid': (1, 2, 4)}))
 
 
+def test_fields_of_a_later_date_have_the_defaults_of_the_configs():
+  full = voc.get_config('183').lock()
+  base = voc.get_config('183')
+  for name in ranges.DEFAULTS:
+    section, field = name.split('.')
+    del base[section][field]
+  base.lock()
+  assert ranges.complete(base).to_dict() == full.to_dict()
+  assert 'skip_limit' not in base.data
+  assert ranges.complete(full) is full
+
+
 def test_missing_fields_are_named():
   found = config()
   del found.data.crop

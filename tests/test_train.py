@@ -131,6 +131,16 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
     train.train(run.make_run(tiny_config(**{'optim.rate': 0.5})), workdir)
 
 
+def test_a_config_without_the_newest_fields_is_completed_and_goes_on(tmp_path):
+  config = tiny_config()
+  del config.data.skip_limit, config.train.non_finite, config.train.per_device_batch
+  del config.train.checkpoint_steps
+  (tmp_path / 'config.json').write_text(run.to_json(config))
+  made = run.make_run(config)
+  assert made.config.to_dict() == tiny_config().to_dict()
+  train._write_config(made, tmp_path, allow_config_change=False)
+
+
 def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
   workdir, _ = finished
   before = (workdir / 'config.json').read_bytes()
