@@ -117,10 +117,14 @@ def _score_table(found: Sequence[Finished]) -> str:
     groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
   rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *_NETWORKS,
            "the paper's teacher"]]
+  notes = [f'Left out: {reason}' for one in found if (reason := _foreign(one, _evaluation(one)))]
   for ((source, _, split), method, recipe), group in groups.items():
     seeds = ', '.join(str(one.config.seed) for one in group)
     drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
     figure = None if drawn else paper.find(source, split, method)
+    if len({one.results.get('labelled_sha256') for one in group}) > 1:
+      notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in their '
+                   'labelled images, not in the seed alone; so their deviation holds both.')
     sheets = [_scores(one) for one in group]
     for protocol in (name for name in sheets[0] if all(name in sheet for sheet in sheets)):
       scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
@@ -130,8 +134,7 @@ def _score_table(found: Sequence[Finished]) -> str:
     'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored '
     'in training, and the protocols of evaluation.json where all seeds have it. The last column is '
     "**the paper's own figure**, with ResNet-101 and its own protocol (VOC: centre crops of 513 "
-    'pixels); it was not measured here.\n\n' + markdown_table(rows) + ''.join(
-      f'\nLeft out: {reason}\n' for one in found if (reason := _foreign(one, _evaluation(one)))))
+    'pixels); it was not measured here.\n\n' + '\n\n'.join([markdown_table(rows).rstrip(), *notes]))
 
 
 def _scores(one: Finished) -> dict[str, dict[str, Any]]:

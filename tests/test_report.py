@@ -130,6 +130,17 @@ def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdi
   assert paper_says not in report.write_report([one], tmp_path / 'out').read_text()
 
 
+def test_seeds_that_drew_other_labelled_images_are_told(workdirs, tmp_path):
+  page = []
+  for seed in ('gta0', 'gta1'):
+    folder = shutil.copytree(workdirs[seed], tmp_path / seed)
+    results = json.loads((folder / 'results.json').read_text())
+    (folder / 'results.json').write_text(json.dumps({**results, 'labelled_sha256': seed}))
+    page.append(report._score_table([report.read_finished(f) for f in sorted(tmp_path.iterdir())]))
+  told = 'The runs of gta (scratch) on shapes, split 4, differ in their labelled images'
+  assert told not in page[0] and told in page[1]
+
+
 def test_runs_that_have_not_finished_are_refused(workdirs, tmp_path):
   unfinished = tmp_path / 'unfinished'
   shutil.copytree(workdirs['gta0'], unfinished)
