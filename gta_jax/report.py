@@ -122,7 +122,7 @@ def _score_table(found: Sequence[Finished]) -> str:
     seeds = ', '.join(str(one.config.seed) for one in group)
     drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
     figure = None if drawn else paper.find(source, split, method)
-    if len({one.results.get('labelled_sha256') for one in group}) > 1:
+    if len({one.results.get('labelled_sha256') for one in group} - {None}) > 1:
       notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in their '
                    'labelled images, not in the seed alone; so their deviation holds both.')
     sheets = [_scores(one) for one in group]
