@@ -32,11 +32,13 @@ def skip_not_finite(step: Step) -> Step:
     losses = [value for name, value in metrics.items() if name.endswith('_loss')]
     finite = _all_finite((losses, after))
 
-    def choose(new: Array, old: Array) -> Array:
-      return jnp.where(finite, new, old) if _is_float(new) else new
+    def as_before() -> TrainState:
+      return jax.tree.map(lambda new, old: old if _is_float(new) else new, after, state)
 
-    skipped = {'skipped_steps': 1.0 - finite}
-    return jax.tree.map(choose, after, state), metrics | skipped
+    # A branch, not a choice leaf by leaf: that has XLA compute the step inside hundreds of fusions,
+    # and compile for minutes on a CPU.
+    chosen = jax.lax.cond(finite, lambda: after, as_before)
+    return chosen, metrics | {'skipped_steps': 1.0 - finite}
 
   return guarded
 
