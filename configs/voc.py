@@ -19,8 +19,8 @@ momentum, stem, stride, grid, ASPP rates, neither OHEM nor an auxiliary head.
 
 Never run here. Estimated: 9 hours on one A100, 2.3 on four (69,280 steps of 44 TFLOP, counted from
 the shapes of all products, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
-counted); 20 GB on one device (1.2 GB an image, the arrays that the backward pass keeps, for 12
-images at a time, and 2 GB of state).
+counted). Memory: 28 GB for 12 + 12 images in float32 as compiled for a CPU (docs/performance.md);
+bfloat16 should take less. If it does not fit: model.remat or train.per_device_batch, see README.
 """
 
 import ml_collections
