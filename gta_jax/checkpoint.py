@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,13 @@ class Checkpoints:
   their position is the step.
   """
 
-  def __init__(self, folder: Path):
-    """Opens a folder, made if missing; checkpoints in it that are not whole are named."""
+  def __init__(self, folder: Path, *, only: str = ''):
+    """Opens a folder, made if missing; checkpoints in it that are not whole are named.
+
+    Args:
+      only: 'last' or 'best' where nothing but last_step or best_step will be restored, and nothing
+        saved: the files of the others are not looked at.
+    """
     self.folder = folder.absolute()
     self.folder.mkdir(parents=True, exist_ok=True)
     self._checkpointer = ocp.AsyncCheckpointer(
@@ -40,10 +45,24 @@ class Checkpoints:
     self._records: dict[int, dict[str, Any]] = {}
     for path in sorted(self.folder.iterdir()):
       if path.name.isdigit():
-        try:
-          self._records[int(path.name)] = _read_record(path)
-        except (OSError, ValueError) as error:
-          note(f'{path} is not whole and not used: {error}')
+        self._check(int(path.name), _read_record)
+    if only:
+      while (step := self.best_step if only == 'best' else self.last_step) is not None:
+        if self._check(step, _check_files):
+          break
+    else:
+      for step in tuple(self._records):
+        self._check(step, _check_files)
+
+  def _check(self, step: int, read: Callable[[Path], dict[str, Any]]) -> bool:
+    """Keeps the record that `read` gives of a step; where it fails, names it and keeps none."""
+    self._records.pop(step, None)
+    path = self.folder / str(step)
+    try:
+      self._records[step] = read(path)
+    except (OSError, ValueError) as error:
+      note(f'{path} is not whole and not used: {error}')
+    return step in self._records
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -216,14 +235,19 @@ def _digest_line(line: str) -> str:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-  """The record of a checkpoint that is as it was written; else ValueError with what is not."""
+  """A checkpoint's record that is as it was written; else ValueError."""
   path = folder.with_name(f'{folder.name}.json')
   if not path.exists():
     raise ValueError(f'{path.name} is missing; its save was cut off')
   line, _, digest = path.read_text(encoding='utf-8', errors='replace').partition('\n')
   if digest != _digest_line(line):
     raise ValueError(f'{path.name} has changed')
-  record = json.loads(line)
+  return json.loads(line)
+
+
+def _check_files(folder: Path) -> dict[str, Any]:
+  """The record of a checkpoint whose files are as it says; else ValueError with the others."""
+  record = _read_record(folder)
   saved, found = record['files'], _digests(folder)
   bad = [name for name in sorted(saved | found) if saved.get(name) != found.get(name)]
   if bad:

@@ -46,7 +46,7 @@ def load_networks(
   everywhere = sharding.replicated(sharding.make_mesh())
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
-  with Checkpoints(folder) as checkpoints:
+  with Checkpoints(folder, only=which) as checkpoints:
     step = checkpoints.best_step if which == 'best' else checkpoints.last_step
     if step is None:
       kind = 'scored' if which == 'best' else 'finished'

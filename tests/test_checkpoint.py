@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gta_jax import checkpoint
 from gta_jax.checkpoint import Checkpoints
 from gta_jax.state import TrainState
 
@@ -101,6 +102,24 @@ def test_any_damaged_file_is_named_and_the_newest_whole_checkpoint_used(
         assert_restored(checkpoints, 6)
     told = capsys.readouterr().err
     assert f'{folder / "6"} is not whole and not used' in told and name.name in told
+
+
+def test_only_the_checkpoint_asked_for_is_looked_at(saved, tmp_path, capsys, monkeypatch):
+  folder = shutil.copytree(saved, tmp_path / 'checkpoints')
+  read, digests = [], checkpoint._digests
+  monkeypatch.setattr(checkpoint, '_digests', lambda path: read.append(path.name) or digests(path))
+
+  def opened(only):
+    read.clear()
+    with Checkpoints(folder, only=only) as checkpoints:
+      return checkpoints.last_step if only == 'last' else checkpoints.best_step
+
+  assert (opened('last'), read) == (6, ['6']) and (opened('best'), read) == (2, ['2'])
+  for step in '62':
+    max((folder / step).glob('teacher/d/*')).write_bytes(b'damaged')
+  assert (opened('last'), read) == (4, ['6', '4']) and (opened('best'), read) == (4, ['2', '4'])
+  told = capsys.readouterr().err
+  assert f'{folder / "6"} is not whole' in told and f'{folder / "2"} is not whole' in told
 
 
 def test_leftovers_of_a_killed_save_are_never_read_and_go_with_the_next(saved, tmp_path, capsys):
