@@ -10,7 +10,7 @@ import pytest
 
 import launch
 from configs import voc as voc_config
-from gta_jax import inference, run, train
+from gta_jax import inference, report, run, train
 from gta_jax.data import builders, pipeline, published, records, sources, voc
 from gta_jax.data.downloads import RemoteFile, file_sha256
 from gta_jax.data.files import DataError
@@ -219,3 +219,5 @@ def test_from_a_download_to_figures(tiny_voc, server, tmp_path, capsys):
   evaluation = inference.evaluate_run(tmp_path / 'run', None, protocols=['whole'])
   found = evaluation['protocols']['whole']['teacher']['miou']
   assert found == pytest.approx(results['last']['teacher']['miou'], abs=1e-9)
+  page = report.write_report([tmp_path / 'run'], tmp_path / 'report').read_text()
+  assert 'sup_only' in page and f'{100 * found:.2f}' in page
