@@ -2,7 +2,7 @@
 
     python launch.py --config configs/voc.py:183 --workdir runs/voc183
 
-Downloads 3.4 GB and writes 1.4 GB of records first, once, below ~/gta_jax_data (`--mode prepare`
+Downloads 3.4 GB and writes about 1.4 GB (estimated) of records first, once, below ~/gta_jax_data (`--mode prepare`
 does only this). With --config.data.dir=VOCdevkit your own folders are read instead. After the
 colon: the split, then method=NAME and recipe=NAME (paper, released).
 
