@@ -52,6 +52,7 @@ def passes(function: Callable, x: Array, kernel: Array) -> dict[str, Callable]:
 
 
 def milliseconds(program: Callable, *arguments: Array, repeats: int) -> float:
+  """Median wall time of a call, to the end of the device's work."""
   jax.block_until_ready(program(*arguments))
   times = []
   for _ in range(repeats):

@@ -57,6 +57,7 @@ def outcome(kind: Callable, rng: np.random.Generator, base: Path) -> str:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
+  """UndocumentedError in the main thread where its body takes longer."""
   def late(*_: object) -> None:
     raise UndocumentedError(f'took more than {seconds} s')
 
@@ -86,6 +87,7 @@ def fuzz(numbers: range, seed: int) -> tuple[Counter, dict[int, Exception]]:
 
 
 def main() -> int:
+  """Runs the cases and prints a row a kind; 1 if one of them failed."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--cases', type=int, default=2200)
   parser.add_argument('--seed', type=int, default=0)

@@ -122,6 +122,7 @@ def spoil(rng: np.random.Generator, members: Members, chosen: str, outside: path
 
 def write_tar(path: pathlib.Path, members: Members, links: dict[str, bytes], suffix: str, *,
               format: int = tarfile.GNU_FORMAT, compression: int = 0) -> None:
+  """A tar, gzipped if `suffix` is .tgz; members named in `links` are of that type instead."""
   with tarfile.open(path, 'w:gz' if suffix == '.tgz' else 'w', format=format) as archive:
     for name, data in members.items():
       info = tarfile.TarInfo(name)
@@ -133,6 +134,7 @@ def write_tar(path: pathlib.Path, members: Members, links: dict[str, bytes], suf
 
 def write_zip(path: pathlib.Path, members: Members, links: dict[str, bytes], suffix: str, *,
               format: int = 0, compression: int = zipfile.ZIP_DEFLATED) -> None:
+  """A zip; members named in `links` are symbolic links instead."""
   with zipfile.ZipFile(path, 'w', compression) as archive:
     for name, data in members.items():
       info = zipfile.ZipInfo(name[:60_000])

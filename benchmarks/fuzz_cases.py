@@ -105,6 +105,7 @@ def make_base(folder: Path) -> None:
 
 
 def tiny_state(step: int) -> TrainState:
+  """A state of a few numbers that depend on the step."""
   network = {'params': {'backbone': {'kernel': jnp.full((30, 7), float(step))}},
              'batch_stats': {'backbone': {'mean': jnp.zeros(3)}}}
   return TrainState(step=jnp.int32(step), key=jax.random.key(0), teacher=network,
@@ -124,6 +125,7 @@ def read_all(root: Path) -> None:
 
 
 def fuzz_images(rng: Rng, base: Path, work: Path) -> None:
+  """An odd or damaged image in a folder that is read whole."""
   if rng.random() < 0.5:
     shutil.copytree(base / 'data', work / 'data')
     (work / 'data' / 'images' / f'{rng.choice(list("abcd"))}.png').write_bytes(picture(rng))
@@ -136,6 +138,7 @@ def fuzz_images(rng: Rng, base: Path, work: Path) -> None:
 
 
 def fuzz_masks(rng: Rng, base: Path, work: Path) -> None:
+  """An odd or damaged mask in a folder that is read whole."""
   shutil.copytree(base / 'data', work / 'data')
   path = work / 'data' / 'masks' / f'{rng.choice(list("abcd"))}.png'
   ids = rng.integers(0, rng.choice([3, 5, 256]), (12, 16 + (rng.random() < 0.1)))
@@ -153,6 +156,7 @@ LINES = ['a', 'b', 'c', 'd', 'a.png', 'B.JPG', '', '  ', '../a', '/etc/passwd', 
 
 
 def fuzz_lists(rng: Rng, base: Path, work: Path) -> None:
+  """An odd list of ids in a folder that is read whole."""
   shutil.copytree(base / 'data', work / 'data')
   splits = work / 'data' / 'splits'
   path = splits / rng.choice(['val.txt', '1/labeled.txt', '1/unlabeled.txt', 'test.txt'])
@@ -166,6 +170,7 @@ def fuzz_lists(rng: Rng, base: Path, work: Path) -> None:
 
 
 def fuzz_classes(rng: Rng, base: Path, work: Path) -> None:
+  """An odd classes.txt in a folder that is read whole."""
   shutil.copytree(base / 'data', work / 'data')
   path = work / 'data' / 'classes.txt'
   words = ['road', '1 2 3', '256 0 0', '-1 0 0', '٣ ٣ ٣', '²', 'a b c d', '9' * 5000 + ' 1 1', '\0']
@@ -219,6 +224,7 @@ def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
 
 
 def fuzz_run_files(rng: Rng, base: Path, work: Path) -> None:
+  """A damaged file in the workdir of a run that is to go on or to be used."""
   config, classes = shapes.get_config('4').to_dict(), ['a', 'b']
   if rng.random() < 0.6:
     section = config[rng.choice(list(config))]
@@ -245,6 +251,7 @@ WRONG = [None, -1, 0, 1.5, 'x', [], {}, [1], [['x']], True, 10**30, float('nan')
 
 
 def fuzz_weights(rng: Rng, base: Path, work: Path) -> None:
+  """A damaged or foreign file of weights."""
   path = work / f'w.{rng.choice(["safetensors", "safetensors", "pth", "npz"])}'
   dtype = rng.choice([np.float16, np.float32, np.int64, np.uint8, bool])
   names = rng.choice(['conv1.weight', 'bn1.bias', 'x', '', 'layer1.0.conv1.weight'], 3)
@@ -261,6 +268,7 @@ def fuzz_weights(rng: Rng, base: Path, work: Path) -> None:
 
 
 def fuzz_checkpoints(rng: Rng, base: Path, work: Path) -> None:
+  """A damaged checkpoint: the newest whole one must be found."""
   folder = work / 'checkpoints'
   shutil.copytree(base / 'checkpoints', folder)
   files = [path for path in sorted(folder.rglob('*')) if path.is_file()]

@@ -192,6 +192,7 @@ def report(soak: Soak, rows: list[tuple[Kill, int, str]], steps: int, found: lis
 
 
 def main() -> int:
+  """Calibrates, runs alone, kills, compares; 0 if nothing differs."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', type=Path, required=True, help='new folder')
   parser.add_argument('--minutes', type=float, default=30, help='of the killed run, about')

@@ -108,10 +108,12 @@ def decode_mask(data: bytes, path: str) -> np.ndarray:
 
 
 def damaged(path: str | os.PathLike) -> DataError:
+  """The error for a file whose header is right and whose data are not."""
   return DataError(f'{path} is damaged and cannot be decoded; copy or export it again.')
 
 
 def read_bytes(path: str) -> bytes:
+  """A whole file; DataError where it cannot be read."""
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
