@@ -2,9 +2,9 @@
 
     python launch.py --config configs/voc.py:183 --workdir runs/voc183
 
-Downloads 3.4 GB and writes about 1.4 GB (estimated) of records first, once, below ~/gta_jax_data (`--mode prepare`
-does only this). With --config.data.dir=VOCdevkit your own folders are read instead. After the
-colon: the split, then method=NAME and recipe=NAME (paper, released).
+Downloads 3.4 GB and writes records, about 1.4 GB (estimated), first, once, below ~/gta_jax_data;
+`--mode prepare` does only this. With --config.data.dir=VOCdevkit your own folders are read instead.
+After the colon: the split, then method=NAME and recipe=NAME (paper, released).
 
 The paper's mIoU of the teacher, centre crops of 513 pixels, mean of seeds 0-2 (its Tables 1 and 2):
 
