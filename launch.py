@@ -8,7 +8,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gta_jax import runtime
+from gta_jax.devices import runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with its choice after a colon: configs/folder.py:46,method=gta.')
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
   except Exception as error:  # A config file is code: it may raise anything.
     return _refuse(error, what='the flags or the config cannot be used: ')
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
-  from gta_jax.not_finite import NotFiniteError  # noqa: PLC0415
-  from gta_jax.signals import Interrupted  # noqa: PLC0415
+  from gta_jax.training.not_finite import NotFiniteError  # noqa: PLC0415
+  from gta_jax.training.signals import Interrupted  # noqa: PLC0415
 
   try:
     _join_processes()
@@ -118,40 +118,40 @@ def _join_processes() -> None:
 
 
 def _train(config: ml_collections.ConfigDict) -> None:
-  from gta_jax import run, train  # noqa: PLC0415
+  from gta_jax.training import loop, setup  # noqa: PLC0415
 
-  train.train(
-    run.make_run(config), Path(_WORKDIR.value), allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+  loop.train(
+    setup.make_run(config), Path(_WORKDIR.value), allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
 
 def _prepare(config: ml_collections.ConfigDict) -> None:
-  from gta_jax import ranges, run  # noqa: PLC0415
   from gta_jax.data import sources  # noqa: PLC0415
+  from gta_jax.training import config_rules, setup  # noqa: PLC0415
 
-  ranges.check(config)
-  dataset = run.make_dataset(config)
+  config_rules.check(config)
+  dataset = setup.make_dataset(config)
   sources.check(dataset)
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
         f'unlabelled, {len(dataset.validation)} validation images. {dataset.note}'.rstrip())
 
 
 def _evaluate(config: ml_collections.ConfigDict | None) -> None:
-  from gta_jax import inference  # noqa: PLC0415
+  from gta_jax.inference import finished  # noqa: PLC0415
 
-  inference.evaluate_run(
+  finished.evaluate_run(
     Path(_WORKDIR.value), config, which=_CHECKPOINT.value, protocols=_PROTOCOLS.value)
 
 
 def _predict(config: ml_collections.ConfigDict | None) -> None:
-  from gta_jax import inference  # noqa: PLC0415
+  from gta_jax.inference import finished  # noqa: PLC0415
 
-  inference.predict_images(
+  finished.predict_images(
     Path(_WORKDIR.value), config, images=Path(_IMAGES.value), out=Path(_OUT.value),
     which=_CHECKPOINT.value)
 
 
 def _report(config: ml_collections.ConfigDict | None) -> None:
-  from gta_jax import report  # noqa: PLC0415
+  from gta_jax.reporting import report  # noqa: PLC0415
 
   del config  # Each run brings its own.
   print(report.write_report([Path(w) for w in _WORKDIRS.value], Path(_OUT.value)))

@@ -87,16 +87,17 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
   Args:
     devices: on so many; None for all.
   """
-  from gta_jax import run, sharding  # noqa: PLC0415  Before jax: it sets flags.
-  from gta_jax.losses import SupervisedLoss  # noqa: PLC0415
-  from gta_jax.microbatches import MicroBatches  # noqa: PLC0415
-  from gta_jax.state import init_state, make_optimizers  # noqa: PLC0415
-  from gta_jax.step import make_train_step  # noqa: PLC0415
+  from gta_jax.devices import sharding  # noqa: PLC0415  Before jax: it sets flags.
+  from gta_jax.methods.accumulation import MicroBatches  # noqa: PLC0415
+  from gta_jax.methods.gta import make_train_step  # noqa: PLC0415
+  from gta_jax.methods.state import init_state, make_optimizers  # noqa: PLC0415
+  from gta_jax.ops.losses import SupervisedLoss  # noqa: PLC0415
+  from gta_jax.training import setup  # noqa: PLC0415  Before jax: it sets flags.
 
   import jax  # noqa: PLC0415  isort: skip
 
-  method, optim = run.make_method_of(config), config.optim
-  network = run.make_network(config, num_classes(config))
+  method, optim = setup.make_method_of(config), config.optim
+  network = setup.make_network(config, num_classes(config))
   optimizers = make_optimizers(
     method, rate=optim.rate, total_steps=10_000, power=optim.power, momentum=optim.momentum,
     decoder_multiplier=optim.decoder_multiplier, weight_decay=optim.weight_decay)

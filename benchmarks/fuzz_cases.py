@@ -19,13 +19,14 @@ from ml_collections import config_flags
 from PIL import Image
 
 from configs import shapes
-from gta_jax import inference, run, train
-from gta_jax.checkpoint import Checkpoints
 from gta_jax.data import sources
+from gta_jax.inference import finished
+from gta_jax.inference.predict import ImageReader, find_images
+from gta_jax.methods.state import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
-from gta_jax.predict import ImageReader, find_images
-from gta_jax.state import TrainState
-from gta_jax.writers import MetricWriter
+from gta_jax.training import loop, setup
+from gta_jax.training.checkpoint import Checkpoints
+from gta_jax.training.logs import MetricWriter
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 Rng = np.random.Generator
@@ -202,7 +203,7 @@ FILES = ['configs/shapes.py', 'configs/folder.py', 'configs/none.py', '', 'confi
 
 def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
   """As launch.py parses, then everything that is checked before work starts."""
-  names = [*train.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
+  names = [*loop.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
   file = str(rng.choice(FILES, p=[.65, .15, .05, .05, .05, .05])) + str(rng.choice(COLONS))
   chosen = {str(rng.choice(names)): str(rng.choice(VALUES)) for _ in range(rng.integers(1, 4))}
   if rng.random() < 0.5:
@@ -219,7 +220,7 @@ def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
     if not str(error).strip('\'" '):  # launch.py prints these: they must say something.
       raise UndocumentedError('an empty message') from error
     return 'refused'
-  run.make_run(holder.value)
+  setup.make_run(holder.value)
   return 'success'
 
 
@@ -244,7 +245,7 @@ def fuzz_run_files(rng: Rng, base: Path, work: Path) -> None:
     _maybe_worse(rng, path)
   with MetricWriter(work, start_step=1, tensorboard=False) as writer:
     writer.write(2, {'x': 1.0})
-  inference.evaluate_run(work, None)
+  finished.evaluate_run(work, None)
 
 
 WRONG = [None, -1, 0, 1.5, 'x', [], {}, [1], [['x']], True, 10**30, float('nan'), {'a': {'b': 1}}]

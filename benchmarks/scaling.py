@@ -70,10 +70,10 @@ def measure(flags: argparse.Namespace) -> list[dict]:
 
 def on_paper(flags: argparse.Namespace) -> dict[str, float]:
   """Megabytes that one all-reduce of each kind takes in a step of GTA, from shapes alone."""
-  from gta_jax import run  # noqa: PLC0415
+  from gta_jax.training import setup  # noqa: PLC0415
 
   config = read_config(flags.paper, 'gta', ['model.weights=""', *flags.set])
-  network = run.make_network(config, num_classes(config))
+  network = setup.make_network(config, num_classes(config))
   shapes = jax.eval_shape(
     lambda key: network.init(key, (config.data.crop,) * 2), jax.random.key(0))
 

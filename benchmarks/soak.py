@@ -146,10 +146,10 @@ def differences(one: Path, other: Path) -> list[str]:
   import jax  # noqa: PLC0415  Not needed, and slow to import, for what comes before.
   import numpy as np  # noqa: PLC0415
 
-  from gta_jax import run  # noqa: PLC0415
-  from gta_jax.checkpoint import Checkpoints  # noqa: PLC0415
+  from gta_jax.training import setup  # noqa: PLC0415
+  from gta_jax.training.checkpoint import Checkpoints  # noqa: PLC0415
 
-  like = run.make_run(run.from_json(one / 'config.json')).initial_state()
+  like = setup.make_run(setup.from_json(one / 'config.json')).initial_state()
   found: list[str] = []
 
   def leaves(workdir: Path, which: str) -> dict[str, Any]:

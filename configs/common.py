@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from gta_jax.methods import make_method
+from gta_jax.methods.options import make_method
 
 
 def parse(arg: str | None, **defaults: str) -> dict[str, str]:
@@ -36,8 +36,8 @@ def base(
   """The fields that a config file starts from; it sets what is its own.
 
   Args:
-    method: a name of gta_jax.methods.METHODS.
-    recipe: a name of gta_jax.methods.RECIPES.
+    method: a name of gta_jax.methods.options.METHODS.
+    recipe: a name of gta_jax.methods.options.RECIPES.
     scratch: fields of Method that the config sets for recipe=scratch.
   Returns: a config in which every field of Method stands as method.NAME, so that each can be set
     from outside.
@@ -110,7 +110,7 @@ def base(
   c.train.labelled_batch = 8  # images of all devices together
   c.train.unlabelled_batch = 8
   # Images of one kind in a pass on one device; 0: all of them. Smaller passes take less memory and
-  # are the same step, but for BatchNorm, which sees one pass (gta_jax/learning.py).
+  # are the same step, but for BatchNorm, which sees one pass (gta_jax/methods/gradient_step.py).
   c.train.per_device_batch = 0
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
   c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
@@ -120,5 +120,5 @@ def base(
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch = 8  # images
   c.evaluate.pictures = 4  # validation images in the picture
-  c.evaluate.protocols = ('whole',)  # of --mode evaluate; gta_jax/protocols.py has the names
+  c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
   return c

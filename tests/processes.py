@@ -14,14 +14,15 @@ import pytest
 from jax.experimental import multihost_utils
 
 from configs import shapes as shapes_config
-from gta_jax import run, runtime, train
+from gta_jax.devices import runtime
+from gta_jax.training import loop, setup
 from tests import tiny
 
 STOP, STEPS = 3, 5
 _NETWORK = tiny.conv_network(classes=7)  # one object, so that evaluation compiles once
 
 
-def make_run(seed: int = 0) -> run.Run:
+def make_run(seed: int = 0) -> setup.Run:
   """Five steps of GTA with a network of two layers; one step of warm-up, scores after 3 and 5."""
   config = shapes_config.get_config('4')
   config.update_from_flattened_dict({
@@ -29,7 +30,7 @@ def make_run(seed: int = 0) -> run.Run:
     'data.cache': 0.0, 'train.labelled_batch': 4, 'train.unlabelled_batch': 4,
     'train.epochs': STEPS, 'train.evaluate_epochs': STOP, 'train.log_steps': 1,
     'method.warmup_epochs': 1.0, 'evaluate.batch': 1, 'evaluate.pictures': 1})
-  return dataclasses.replace(run.make_run(config), network=_NETWORK)
+  return dataclasses.replace(setup.make_run(config), network=_NETWORK)
 
 
 class Stopped(Exception):
@@ -38,15 +39,15 @@ class Stopped(Exception):
 
 def train_until_stop(workdir: Path) -> None:
   """Leaves the run after its first evaluation."""
-  add_scores = train.Checkpoints.add_scores
+  add_scores = loop.Checkpoints.add_scores
 
   def add_scores_and_stop(self, *args):
     add_scores(self, *args)
     raise Stopped
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-    patch.setattr(train.Checkpoints, 'add_scores', add_scores_and_stop)
-    train.train(make_run(), workdir)
+    patch.setattr(loop.Checkpoints, 'add_scores', add_scores_and_stop)
+    loop.train(make_run(), workdir)
 
 
 def main() -> None:
@@ -58,9 +59,9 @@ def main() -> None:
   if index == 0:
     shutil.copytree(stopped, resumed)
   multihost_utils.sync_global_devices('copied')
-  train.train(make_run(), stopped)
+  loop.train(make_run(), stopped)
   with pytest.raises(ValueError, match='process 1 differs from process 0 in: config. Start all'):
-    train.train(make_run(seed=index), Path(folder) / 'other')
+    loop.train(make_run(seed=index), Path(folder) / 'other')
   assert not (Path(folder) / 'other').exists()
   assert len(jax.devices()) == 2 * len(jax.local_devices()) == 2 * count
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gta_jax.models.layers import conv
-from gta_jax.resizing import resize_bilinear
+from gta_jax.ops.resizing import resize_bilinear
 
 # The benchmarks are scripts that import one another by their bare names.
 sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))

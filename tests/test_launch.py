@@ -9,9 +9,9 @@ import pytest
 import launch as main_program
 from configs import cityscapes, common, folder, shapes, voc
 from gta_jax.data.pipeline import WorkerError
-from gta_jax.methods import METHODS, RECIPES
-from gta_jax.not_finite import NotFiniteError
-from gta_jax.signals import Interrupted
+from gta_jax.methods.options import METHODS, RECIPES
+from gta_jax.training.not_finite import NotFiniteError
+from gta_jax.training.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
 

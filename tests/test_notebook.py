@@ -8,7 +8,7 @@ import jax
 import pytest
 from PIL import Image
 
-from gta_jax import run
+from gta_jax.training import setup
 from tests.tiny import conv_network
 
 NOTEBOOK = Path(__file__).parents[1] / 'notebooks' / 'first_run.ipynb'
@@ -35,7 +35,7 @@ def fast_compilation():
 
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys, fast_compilation):
   network = conv_network(CLASSES)  # compiled in seconds, and the cells cannot tell
-  monkeypatch.setattr(run, 'make_network', lambda *_, **__: network)
+  monkeypatch.setattr(setup, 'make_network', lambda *_, **__: network)
   monkeypatch.chdir(NOTEBOOK.parent)
   monkeypatch.setattr(sys, 'path', [*sys.path])
   small = {'data.split': '4', 'data.unlabelled': 8, 'data.validation': 4, 'data.crop': 32,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.network import Logits, Network
+from gta_jax.ops.network import Logits, Network
 
 CLASSES = 3
 SIZE = (8, 8)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from gta_jax.models.layers import BatchNorm, Conv, call, dropout
 from gta_jax.models.resnet import DEPTHS, OUTPUT_STRIDES, STEMS, ResNet, scaled
-from gta_jax.network import Logits, Network, Params, Variables
-from gta_jax.resizing import resize_bilinear
+from gta_jax.ops.network import Logits, Network, Params, Variables
+from gta_jax.ops.resizing import resize_bilinear
 
 Array = jax.Array
 

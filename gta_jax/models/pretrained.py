@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from gta_jax.network import Variables
+from gta_jax.ops.network import Variables
 
 SCOPES = ('all', 'backbone')
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from gta_jax.network import Network
+from gta_jax.ops.network import Network
 
 _FILE = 'model.safetensors'
 

@@ -1,0 +1,153 @@
+"""Using a finished run: evaluating its networks, and predicting a folder of images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from gta_jax.data import sources
+from gta_jax.data.files import IGNORE
+from gta_jax.data.splits import ids_sha256
+from gta_jax.devices import sharding
+from gta_jax.evaluation.protocols import WHOLE, make_protocols
+from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.inference.predict import check_folders, predict_folder
+from gta_jax.ops.network import Network, Variables
+from gta_jax.training import config_rules, setup
+from gta_jax.training.checkpoint import Checkpoints
+from gta_jax.training.logs import evaluation_sheet, replace_text
+
+
+def load_networks(
+  workdir: Path, config: ml_collections.ConfigDict, *, num_classes: int, which: str = 'last',
+  names: Sequence[str] = ('teacher',),
+) -> tuple[Network, dict[str, Variables], int]:
+  """Networks of a run's last or best checkpoint; nothing else is read.
+
+  Args:
+    workdir: of the run.
+    config: the run's, for the network.
+    num_classes: K.
+    which: 'last' or 'best'.
+    names: some of teacher, student and assistant; the last only where the method has one.
+  Returns: their common shape, their variables by name, and the step they are from.
+  Raises:
+    ValueError: no checkpoint is there.
+  """
+  folder = workdir / 'checkpoints'
+  if not folder.is_dir():
+    raise ValueError(f'{folder} does not exist; train first, or give the --workdir of a run.')
+  network = setup.make_network(config, num_classes)
+  crop = config.data.crop
+  like = jax.eval_shape(lambda key: network.init(key, (crop, crop)), jax.random.key(0))
+  everywhere = sharding.replicated(sharding.make_mesh())
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like)
+  with Checkpoints(folder, only=which) as checkpoints:
+    step = checkpoints.best_step if which == 'best' else checkpoints.last_step
+    if step is None:
+      kind = 'scored' if which == 'best' else 'finished'
+      raise ValueError(f'{folder} holds no {kind} checkpoint; go on training first.')
+    return network, checkpoints.restore_networks(step, like, names), step
+
+
+def evaluate_run(
+  workdir: Path, config: ml_collections.ConfigDict | None, *, which: str = 'last',
+  protocols: Sequence[str] | None = None,
+) -> dict:
+  """Scores a run's networks on its validation images; writes evaluation.json and evaluation.md.
+
+  Args:
+    workdir: of the run.
+    config: None for the run's own; another one evaluates on its data set.
+    which: 'last' or 'best' checkpoint.
+    protocols: names as protocols.make_protocols reads them; None for evaluate.protocols of the
+      config.
+  Returns: what evaluation.json holds: checkpoint, step, dataset (its name), images,
+    validation_sha256 of their ids, and protocols: protocol's name -> network's name -> miou,
+    pixel_accuracy and iou by class.
+  Raises:
+    ValueError: no run, a data set with other classes, or an unknown protocol.
+  """
+  own, described = read_run(workdir)
+  if config is not None:
+    config_rules.check(config)
+  config = config or own
+  # Runs from before this field score whole images.
+  names = protocols or config.evaluate.get('protocols', (WHOLE.name,))
+  chosen = make_protocols(names, crop=own.data.crop)
+  networks = ('teacher', 'student', 'assistant')
+  network, variables, step = load_networks(
+    workdir, own, num_classes=len(described['classes']), which=which,
+    names=networks[: 2 + setup.make_method_of(own).has_assistant])
+  dataset = setup.make_dataset(config)
+  if list(dataset.classes) != described['classes']:
+    raise ValueError(
+      f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
+      f'{", ".join(dataset.classes)}; evaluate on the same classes in the same order.')
+  sources.check(dataset)
+  sharding.check_agreement(
+    checkpoint=step, protocols=[one.name for one in chosen], images=dataset.validation)
+  found = evaluate_protocols(
+    network, sharding.local_copy(variables), dataset, chosen,
+    batch_size=sharding.round_up_to_devices(config.evaluate.batch),
+    image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
+    part=(jax.process_index(), jax.process_count()))
+  result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
+            'images': len(dataset.validation),
+            'validation_sha256': ids_sha256(dataset.validation),
+            'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
+  if not sharding.is_first_process():
+    return result
+  replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')
+  sheet = evaluation_sheet(result)
+  replace_text(workdir / 'evaluation.md', sheet)
+  print(sheet)
+  return result
+
+
+def predict_images(
+  workdir: Path, config: ml_collections.ConfigDict | None, *, images: Path, out: Path,
+  which: str = 'last',
+) -> None:
+  """Segments a folder of images with a run's teacher; the data set itself is not needed.
+
+  Args:
+    workdir: of the run.
+    config: None for the run's own; of another one only evaluate.batch is read.
+    images: folder of images of any size.
+    out: folder for palette masks, and for overlays in out/overlays.
+    which: 'last' or 'best' checkpoint.
+  Raises:
+    ValueError: no run, or folders that cannot be used, before the checkpoint is read.
+  """
+  own, described = read_run(workdir)
+  check_folders(images, out)
+  classes = tuple(described['classes'])
+  network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
+  written = predict_folder(
+    network, variables['teacher'], images=images, out=out, classes=classes,
+    palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
+    batch_size=(config or own).evaluate.batch)
+  print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
+
+
+def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
+  """The config of a run, and the classes and colours of its data set."""
+  config, path = setup.from_json(workdir / 'config.json'), workdir / 'dataset.json'
+  described = setup.read_json(path)
+  classes, palette = described.get('classes'), described.get('palette')
+  whole = (
+    isinstance(classes, list) and 0 < len(classes) <= IGNORE
+    and all(isinstance(name, str) for name in classes)
+    and isinstance(palette, list) and len(palette) == len(classes)
+    and all(isinstance(rgb, list) and len(rgb) == 3 for rgb in palette)
+    and all(value in range(256) for rgb in palette for value in rgb))
+  if not whole:
+    raise ValueError(
+      f'{path} is damaged: it holds no list of classes with a colour each; restore it, or train '
+      'anew.')
+  return config, described

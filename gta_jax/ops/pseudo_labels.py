@@ -1,0 +1,68 @@
+"""Pseudo-labels, their threshold and their weights (Eq. 1, 2 and 6)."""
+
+import jax
+import jax.numpy as jnp
+
+from gta_jax.ops.order_statistics import threshold_below_rank
+
+Array = jax.Array
+
+
+def pseudo_labels(probabilities: Array) -> tuple[Array, Array]:
+  """Labels every pixel with its most probable class (Eq. 1).
+
+      y_ij = argmax_k p_ijk        c_ij = max_k p_ijk
+
+  Args:
+    probabilities: [...,K] float32, the teacher's class probabilities.
+  Returns: labels [...] int32 and confidence [...] float32; no gradient passes through either.
+  """
+  probabilities = jax.lax.stop_gradient(probabilities)
+  labels = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+  return labels, jnp.max(probabilities, axis=-1)
+
+
+def confidence_threshold(confidence: Array, valid: Array, *, drop_fraction: float) -> Array:
+  """The threshold gamma_t that drops the given share of the least confident pixels (Eq. 2).
+
+  A pixel is kept if its confidence is strictly above the threshold. Of n valid pixels exactly
+  floor(drop_fraction n) are dropped when their confidences differ. Pixels tied at the border are
+  all kept: a teacher that is sure everywhere (confidence 1) still teaches.
+
+  Args:
+    confidence: [B,H,W] float32 in [0,1].
+    valid: [B,H,W] bool, false on padding.
+    drop_fraction: in [0,1]; the paper drops 0.2.
+  Returns: [] float32, at most 1; -1 if nothing is to be dropped and some confidence is 0.
+  """
+  if not 0 <= drop_fraction <= 1:
+    raise ValueError(f'drop_fraction={drop_fraction} is not a share; use a value from 0 to 1.')
+  pixels = jnp.sum(valid, dtype=jnp.int32)
+  # float32 holds products up to 2^24 exactly; a larger batch may be off by its last bit (1e-7).
+  rank = jnp.floor(jnp.float32(drop_fraction) * pixels.astype(jnp.float32)).astype(jnp.int32)
+  return jnp.minimum(threshold_below_rank(confidence, valid, rank), 1.0)
+
+
+def confidence_weights(
+  confidence: Array, kept: Array, *, smoothing: float, normalizer: str = 'kept'
+) -> Array:
+  """Re-weights kept pixels by Laplace-smoothed confidence (Eq. 6).
+
+      w_ij = (c_ij + tau) k_ij / sum((c + tau) k) * sum(k)
+
+  Args:
+    confidence: [B,H,W] float32 in [0,1], the teacher's largest class probability.
+    kept: [B,H,W] bool, above the threshold and not ignored.
+    smoothing: tau >= 0; the paper uses 1.
+    normalizer: 'kept' as in the paper. 'all' as in the published code, whose lower sum also runs
+      over the dropped pixels as if their confidence were 0, so that weights average below one.
+  Returns: [B,H,W] float32, zero where dropped, mean one over kept pixels (normalizer='kept');
+    all zero if nothing is kept.
+  """
+  smoothed = jnp.where(kept, confidence + smoothing, 0.0)
+  total = jnp.sum(smoothed)
+  if normalizer == 'all':
+    total = total + smoothing * jnp.sum(~kept)
+  elif normalizer != 'kept':
+    raise ValueError(f'normalizer={normalizer!r} is unknown; use one of: kept, all.')
+  return smoothed * (jnp.sum(kept) / jnp.maximum(total, jnp.finfo(jnp.float32).tiny))

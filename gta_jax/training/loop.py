@@ -1,0 +1,225 @@
+"""The host loop of a run: steps, evaluations, checkpoints, results. No mathematics."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gta_jax.data.skipping import Skipped
+from gta_jax.data.splits import ids_sha256
+from gta_jax.devices import sharding
+from gta_jax.evaluation.pictures import write_picture
+from gta_jax.evaluation.scores import evaluate
+from gta_jax.methods.state import TrainState
+from gta_jax.training import config_rules
+from gta_jax.training.checkpoint import Checkpoints
+from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
+from gta_jax.training.not_finite import NotFiniteError, check_state
+from gta_jax.training.setup import Run, read_json, to_json
+from gta_jax.training.signals import Signals
+from gta_jax.training.steps import Steps
+
+# Fields that may differ when a run goes on: they change its speed or its log, not its result.
+FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
+               'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
+               'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
+               'evaluate.protocols')
+
+
+def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
+  """Trains from the newest whole checkpoint in `workdir`, or from the start, to the end.
+
+  Args:
+    run: everything that has been checked.
+    workdir: made if need be; holds config.json, dataset.json, metrics.jsonl, TensorBoard events,
+      checkpoints, picture.png and results.json afterwards.
+    allow_config_change: go on although the config differs from the one that started the run.
+  Returns: what results.json holds.
+  Raises:
+    ValueError: the config differs from the one that started the run, or ends before the newest
+      checkpoint.
+    DataError: more files became unreadable than data.skip_limit allows, or a validation file.
+    WorkerError: a process that reads data was killed.
+    NotFiniteError: with the step and the last good checkpoint.
+    Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
+    OSError: the last checkpoint could not be saved; the same call tries again.
+  """
+  state = run.initial_state()  # first, as it refuses weights that do not fit
+  _write_config(run, workdir, allow_config_change=allow_config_change)
+  started = time.monotonic()
+  skipped = Skipped(run.config.data.skip_limit, note=note, path=(
+    workdir / 'skipped.json' if sharding.is_first_process() else None))
+  with Signals() as signals, Checkpoints(workdir / 'checkpoints') as checkpoints:
+    first_step = checkpoints.last_step or 0
+    sharding.check_agreement(newest_checkpoint=first_step)
+    if first_step:
+      state = checkpoints.restore(first_step, state)
+    try:
+      state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped)
+    except NotFiniteError as error:
+      last = checkpoints.last_step
+      raise NotFiniteError(
+        f'{error} The last good checkpoint is {f"that of step {last}" if last else "none"}.'
+      ) from None
+    results = _results(run, checkpoints, first_step, time.monotonic() - started)
+    results |= {'skipped': skipped.reasons} if skipped.reasons else {}
+    if sharding.is_first_process():
+      replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
+      write_picture(
+        workdir / 'picture.png', run.network, sharding.local_copy(state.networks), run.dataset,
+        count=run.config.evaluate.pictures, place=sharding.place_locally,
+        batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+        image_scale=run.config.data.image_scale)
+      print(final_table(results))
+  return results
+
+
+def _train_to_the_end(
+  run: Run, workdir: Path, state: TrainState, checkpoints: Checkpoints, signals: Signals,
+  skipped: Skipped,
+) -> TrainState:
+  """Steps, saves and evaluates from where `state`, the newest checkpoint, stands."""
+  first_step = checkpoints.last_step or 0
+  evaluated = bool(first_step and checkpoints.scores(first_step))
+  batches = run.config.train.labelled_batch + run.config.train.unlabelled_batch
+  first = sharding.is_first_process()
+  with (
+    MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
+    if first else Silent() as writer,
+    Progress(run.total_steps, start_step=first_step, images_per_step=batches)
+    if first else Silent() as progress,
+    Steps(run, sharding.make_mesh(), first_step, writer, progress, skipped,
+          checkpoints.unlogged(first_step) if first_step else ()) as steps,
+  ):
+    if run.dataset.note:
+      progress.note(run.dataset.note)
+    if run.method.uses_unlabelled and run.warmup_steps >= run.total_steps:
+      progress.note('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
+                    'raise train.epochs or lower method.warmup_epochs')
+    if first_step:
+      progress.note(f'goes on from step {first_step}')
+    evaluations = _evaluation_steps(run)
+    for stop in sorted(evaluations | _saving_steps(run)):
+      if stop < first_step or (stop == first_step and evaluated):
+        continue
+      with signals.deferred():
+        state = steps.run(state, stop, signals)
+        step = int(state.step)
+        if step in evaluations:
+          steps.log(state)
+        unlogged = steps.unlogged()
+        check_state(state, step)
+        checkpoints.save(step, state, unlogged=unlogged)
+        signals.raise_if_agreed()
+      if step in evaluations:
+        _evaluate(run, state, step, writer, progress, checkpoints)
+  return state
+
+
+def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
+  """Writes config.json and dataset.json, or refuses to go on with another config, and processes
+  that would not train one run."""
+  path = workdir / 'config.json'
+  text = to_json(run.config)
+  if path.exists() and not allow_config_change:
+    old, new = config_rules.DEFAULTS | flatten(read_json(path)), flatten(json.loads(text))
+    changed = [
+      f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and key not in FREE_FIELDS
+    ]
+    if changed:
+      raise ValueError(
+        f'{path} started this run with another config:\n' + '\n'.join(changed) +
+        '\nUse another --workdir, the old values, or --allow_config_change.')
+  trained = max((int(path.stem) for path in (workdir / 'checkpoints').glob('*.json')
+                 if path.stem.isdigit()), default=0)
+  if trained > run.total_steps:
+    raise ValueError(
+      f'{workdir} has been trained for {trained} steps, but train.epochs={run.config.train.epochs} '
+      f'makes {run.total_steps}; raise train.epochs, or use another --workdir.')
+  config = flatten(run.config.to_dict())
+  sharding.check_agreement(
+    # train.log_steps decides when processes meet, model.remat on the program they enter.
+    config={k: v for k, v in config.items()
+            if k not in FREE_FIELDS or k.startswith(('model.', 'train.'))},
+    images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
+    number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
+  if not sharding.is_first_process():
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  replace_text(path, text)
+  dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
+             'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
+  replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A tree of mappings as one: {'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for key, value in tree.items():
+    inner = isinstance(value, Mapping)
+    flat |= flatten(value, f'{prefix}{key}.') if inner else {f'{prefix}{key}': value}
+  return flat
+
+
+def _evaluation_steps(run: Run) -> set[int]:
+  """The steps after which networks are scored; the last step is always one."""
+  every = max(1, round(run.config.train.evaluate_epochs * run.epoch_steps))
+  return {*range(every, run.total_steps, every), run.total_steps}
+
+
+def _saving_steps(run: Run) -> set[int]:
+  """The steps after which the state is saved besides."""
+  every = run.config.train.checkpoint_steps
+  return set(range(every, run.total_steps, every)) if every else set()
+
+
+def _evaluate(
+  run: Run, state: TrainState, step: int, writer: MetricWriter, progress: Progress,
+  checkpoints: Checkpoints,
+) -> None:
+  """Scores the networks while the state is being saved; a signal cuts it short."""
+  progress.note_phase('evaluates')
+  found = evaluate(
+    run.network, sharding.local_copy(state.networks), run.dataset,
+    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+    image_scale=run.config.data.image_scale, threads=run.config.data.threads,
+    place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
+  writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
+  progress.note('  '.join(
+    [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
+  checkpoints.add_scores(step, found.plain(run.dataset.classes))
+
+
+def _results(
+  run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
+) -> dict[str, Any]:
+  """Last and best scores. The best is chosen by the teacher's mIoU on the validation images."""
+  if checkpoints.last_step != run.total_steps or not checkpoints.scores(run.total_steps):
+    raise OSError(
+      f'step {run.total_steps}, the last one, or its scores could not be saved in '
+      f'{checkpoints.folder}; make room and give the same command again: it goes on from the '
+      'newest checkpoint.')
+
+  def record(step: int) -> dict[str, Any]:
+    return {'step': step, **checkpoints.scores(step)}
+
+  return {
+    'method': run.config.method.name,
+    'recipe': run.config.method.recipe,
+    'seed': run.config.seed,
+    'labelled': len(run.dataset.labelled),
+    'labelled_sha256': ids_sha256(run.dataset.labelled),
+    'unlabelled': len(run.dataset.unlabelled),
+    'unlabelled_sha256': ids_sha256(run.dataset.unlabelled),
+    'validation_sha256': ids_sha256(run.dataset.validation),
+    'seconds': round(seconds, 1),
+    'seconds_from_step': first_step,
+    'last': record(checkpoints.last_step),
+    'best': record(checkpoints.best_step),
+  }

@@ -1,0 +1,167 @@
+"""Any number of devices and processes gives what one device gives.
+
+Two forced runs: a process with eight CPU devices, of which meshes of 1, 2, 4 and 8 are made; and
+two processes of two devices each, whose run one process on one device then takes further.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gta_jax.devices import sharding
+from gta_jax.methods.accumulation import WHOLE, MicroBatches, over_micro_batches
+from gta_jax.methods.gta import make_train_step
+from gta_jax.methods.options import make_method
+from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.ops.pseudo_labels import confidence_threshold
+from gta_jax.training import loop
+from tests import processes, tiny
+
+DEVICES = 8
+STEPS = 5
+# Those that differ in what is computed over the batch: no unlabelled images; no assistant; GTA;
+# joint batch statistics, a threshold for each group of images, the teacher's own statistics.
+METHODS = [('sup_only', 'paper'), ('mean_teacher', 'paper'), ('gta', 'paper'), ('gta', 'released')]
+MICRO = MicroBatches(per_device=1, devices=4)
+# Sums in another order, through five steps of batch statistics: float32 has a precision of 6e-8.
+TOLERANCE = {'rtol': 2e-4, 'atol': 2e-5}
+ROOT = Path(__file__).parents[2]
+
+
+def run_steps(name: str, recipe: str, devices: int, micro=WHOLE) -> list[np.ndarray]:
+  """All leaves of the state after five steps on so many devices."""
+  method = make_method(name, recipe=recipe, threshold_images=4 if recipe == 'released' else 0)
+  network, mesh = tiny.conv_network(), sharding.make_mesh(jax.devices()[:devices])
+  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
+  key = jax.random.key(3)
+  state = init_state(key, network.init(key, tiny.SIZE), method, optimizers)
+  state = sharding.replicate(state, mesh)
+  step = sharding.compile_step(make_train_step(network, method, optimizers, micro=micro), mesh)
+  for seed in range(STEPS):
+    batches = [sharding.global_batch(batch, mesh) for batch in tiny.make_batches(seed, batch=8)]
+    state, _ = step(state, *batches)
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=None))]
+
+
+def compare(methods: list[tuple[str, str]]) -> None:
+  """What the process with eight devices runs."""
+  assert jax.device_count() == DEVICES
+  cases = [(*method, devices) for method in methods for devices in (1, 2, 4, 8)]
+  with ThreadPoolExecutor(2) as pool:
+    found = dict(zip(cases, pool.map(lambda case: run_steps(*case), cases), strict=True))
+  for name, recipe, devices in cases:
+    for one, many in zip(found[name, recipe, 1], found[name, recipe, devices], strict=True):
+      np.testing.assert_allclose(many, one, **TOLERANCE, err_msg=f'{name}, {recipe}, {devices}')
+  for one, many in zip(*(run_steps('gta', 'released', n, MICRO) for n in (1, 4)), strict=True):
+    np.testing.assert_allclose(many, one, **TOLERANCE)
+  check_micro_batches()
+  check_threshold()
+
+
+def check_micro_batches() -> None:
+  """Cutting a batch moves no image from one device to another."""
+  passes = jax.jit(
+    lambda x: over_micro_batches(
+      lambda x, key: (x[..., 0], x.sum()), x, MICRO, key=jax.random.key(0)),
+    in_shardings=sharding.split(sharding.make_mesh(jax.devices()[:4])))
+  text = passes.lower(np.zeros((8, 16, 16, 3), np.float32)).compile().as_text()
+  assert not [name for name in ('all-gather', 'all-to-all', 'permute') if name in text], text
+
+
+def check_threshold() -> None:
+  """The threshold counts pixels of all devices, and gathers none."""
+  rows = sharding.split(sharding.make_mesh())
+  threshold = jax.jit(
+    lambda c, v: confidence_threshold(c, v, drop_fraction=0.2), in_shardings=(rows, rows))
+  confidence = np.random.default_rng(0).uniform(0.2, 1, (8, 16, 16)).astype(np.float32)
+  valid = np.ones(confidence.shape, bool)
+  dropped = (confidence <= threshold(confidence, valid)).sum()
+  assert dropped == int(0.2 * confidence.size), dropped
+  text = threshold.lower(confidence, valid).compile().as_text()
+  assert 'all-reduce' in text and 'all-gather' not in text
+
+
+def start(*arguments: str, devices: int) -> subprocess.Popen:
+  """A process with so many CPU devices; compiling without optimisation takes half the time."""
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu',
+                 'XLA_FLAGS': flags.strip()}
+  return subprocess.Popen(
+    [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+  """Its stderr, once it has ended well."""
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors[-2000:]
+  return errors
+
+
+def test_devices_agree_with_one():
+  code = 'from tests.devices import test_sharding as t; t.compare(t.METHODS)'
+  finish(start('-c', code, devices=DEVICES))
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Folders: `stopped` by two processes, `resumed` from it by this one, `whole` by this one."""
+  folder = tmp_path_factory.mktemp('processes')
+  with socket.create_server(('localhost', 0)) as server:
+    address = f'localhost:{server.getsockname()[1]}'
+  both = [start('-m', 'tests.processes', address, '2', str(i), str(folder), devices=2)
+          for i in (1, 0)]
+  loop.train(processes.make_run(), folder / 'whole')
+  errors = [finish(process) for process in both]
+  loop.train(processes.make_run(), folder / 'resumed')
+  return folder, errors
+
+
+def lines(workdir: Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('name', ['stopped', 'resumed'])
+def test_two_processes_agree_with_one_device(runs, name):
+  """In every step's losses, hence in the order of the data, in scores and in the last state."""
+  folder, _ = runs
+  ours, whole = lines(folder / name), lines(folder / 'whole')
+  assert [m['step'] for m in ours] == [1, 2, 3, 3, 4, 5, 5]
+  for mine, of_whole in zip(ours, whole, strict=True):
+    assert mine == pytest.approx(of_whole, rel=1e-3, abs=1e-5)
+  results = [json.loads((folder / n / 'results.json').read_text()) for n in (name, 'whole')]
+  assert results[0]['seconds_from_step'] == processes.STOP
+  states = [read_state(folder / n) for n in (name, 'whole')]
+  for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+def read_state(workdir: Path):
+  with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    assert checkpoints.last_step == processes.STEPS
+    state = checkpoints.restore(checkpoints.last_step, processes.make_run().initial_state())
+  return state.replace(key=jax.random.key_data(state.key))
+
+
+def test_files_and_progress_come_from_one_process(runs):
+  folder, (errors_of_second, errors_of_first) = runs
+  workdir = folder / 'stopped'
+  for name in ('config.json', 'dataset.json', 'results.json', 'picture.png'):
+    assert (workdir / name).stat().st_size > 0
+  assert len(list(workdir.glob('events.out.tfevents*'))) == 2  # of the first start, of the second
+  assert 'step 5: mIoU' in errors_of_first and 'mIoU' not in errors_of_second
+
+
+def test_a_batch_that_does_not_split_is_refused():
+  sharding.check_batch('train.labelled_batch', jax.device_count())
+  with pytest.raises(ValueError, match='train.labelled_batch=0 does not split over'):
+    sharding.check_batch('train.labelled_batch', 0)

@@ -1,0 +1,168 @@
+import dataclasses
+import threading
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from gta_jax.data.sources import DataError
+from gta_jax.evaluation.scores import evaluate, predict
+from gta_jax.ops.network import Logits, Network
+from gta_jax.ops.resizing import resize_bilinear
+from tests import tiny
+from tests.arrays import random_dataset
+
+SIZES = [(17, 23), (16, 24), (13, 20), (16, 24), (17, 23)]  # Two buckets of multiples of 8.
+NETWORK = tiny.conv_network()
+
+
+@pytest.fixture(scope='module')
+def variables():
+  init = jax.jit(NETWORK.init, static_argnums=1)
+  return {name: init(jax.random.key(i), (8, 8)) for i, name in enumerate('ba')}
+
+
+@jax.jit
+def expected_labels(variables, image):
+  """Of one image alone, without padding."""
+  low = tiny.low_logits(NETWORK, variables, image[None])
+  return resize_bilinear(low, image.shape[:2]).argmax(-1)[0]
+
+
+def confusions(evaluation):
+  return np.stack([scores.confusion for scores in evaluation.scores.values()])
+
+
+def test_scores_without_padding_are_those_of_each_image_alone(variables):
+  data = random_dataset(SIZES)
+  found = evaluate(NETWORK, variables, data, batch_size=2, multiple=1)
+  labels = {name: {id: np.asarray(expected_labels(v, data.reader.image(id)))
+                   for id in data.validation}
+            for name, v in variables.items()}
+  valid = {id: data.reader.mask(id) != 255 for id in data.validation}
+  for name, scores in found.scores.items():
+    hits = sum((labels[name][id] == data.reader.mask(id)).sum() for id in data.validation)
+    assert np.trace(scores.confusion) == hits
+    assert scores.confusion.sum() == sum(v.sum() for v in valid.values())
+  alike = sum(((labels['a'][id] == labels['b'][id]) & valid[id]).sum() for id in data.validation)
+  assert found.agreement == {'a_b': pytest.approx(alike / sum(v.sum() for v in valid.values()))}
+  assert found.scalars()['b_miou'] == found.scores['b'].miou
+  assert found.scalars().keys() == {'a_miou', 'b_miou', 'a_pixel_accuracy', 'b_pixel_accuracy',
+                                    'agreement_a_b'}
+
+
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_neither_batch_size_nor_order_matters(variables, scale):
+  data = random_dataset(SIZES)
+  turned = dataclasses.replace(data, validation=data.validation[::-1])
+  found = [evaluate(NETWORK, variables, d, batch_size=b, multiple=8, image_scale=scale)
+           for d, b in ((data, 1), (turned, 4))]
+  np.testing.assert_array_equal(confusions(found[0]), confusions(found[1]))
+  assert list(found[0].scores) == list(variables)
+
+
+def test_padded_images_are_predicted_as_larger_ones_and_cut(variables):
+  data = random_dataset([(13, 20)])
+  larger = np.full((16, 24, 3), np.round(255 * np.array(NETWORK.mean)), np.uint8)
+  larger[:13, :20] = data.reader.image('0')
+  (_, found), = predict(NETWORK, variables, data.reader, ['0'], batch_size=2, multiple=8)
+  expected = np.asarray(expected_labels(variables['a'], larger))[:13, :20]
+  np.testing.assert_array_equal(found['a'].labels, expected)
+
+
+@pytest.mark.parametrize('scale', [0.7, 1.5])
+def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale):
+  """With a network that keeps logits at full resolution, so that padding changes nothing."""
+  linear = tiny.linear_network()
+  weights = linear.init(jax.random.key(0), (8, 8))
+  data = random_dataset(SIZES)
+  found = dict(predict(linear, {'it': weights}, data.reader, data.validation, batch_size=2,
+                       image_scale=scale, multiple=8))
+  scaled = {id: [max(1, round(s * scale)) for s in data.reader.size(id)] for id in data.validation}
+  for id, prediction in found.items():
+    image = data.reader.image(id)
+    small = cv2.resize(image, scaled[id][::-1], interpolation=cv2.INTER_LINEAR)
+    logits = resize_bilinear(tiny.low_logits(linear, weights, small[None]), image.shape[:2])[0]
+    assert prediction['it'].labels.shape == image.shape[:2]
+    assert (prediction['it'].labels == np.asarray(logits.argmax(-1))).mean() > 0.995
+    probability = jax.nn.softmax(logits).max(-1)
+    np.testing.assert_allclose(prediction['it'].confidence, probability, atol=1e-4)
+
+
+def test_one_trace_for_each_bucket_however_many_networks_and_evaluations(variables):
+  traced = []
+
+  def apply(variables, images, **options):
+    traced.append(images.shape)
+    return NETWORK.apply(variables, images, **options)
+
+  counting = dataclasses.replace(NETWORK, apply=apply)
+  data = random_dataset(SIZES)
+  for _ in range(2):
+    evaluate(counting, variables, data, batch_size=2, multiple=8)
+  list(predict(counting, variables, data.reader, data.validation, batch_size=2, multiple=8))
+  assert sorted(traced) == [(2, 16, 24, 3), (2, 24, 24, 3)]
+
+
+def test_padding_is_neutral_colour_and_never_scored():
+  """A network that finds class 1 exactly where an image is not of the mean colour."""
+  def apply(variables, images, **_):
+    strength = abs(images).max(-1)
+    return Logits(jax.numpy.stack([0.1 - strength, strength], -1)), {}
+
+  network = Network(lambda key, size: {}, apply, mean=(0.2, 0.4, 0.6))
+  data = random_dataset([(5, 6)], classes=2)
+  data.reader.images['0'][:] = 255
+  data.reader.masks['0'][1:] = 1
+  found = evaluate(network, {'it': {}}, data, batch_size=3, multiple=8)
+  np.testing.assert_array_equal(found.scores['it'].confusion, [[0, 0], [0, 24]])
+  padded = []
+  watch = dataclasses.replace(network, apply=lambda v, x, **_: (
+    jax.debug.callback(lambda x: padded.append(np.asarray(x)), x), apply(v, x))[1])
+  evaluate(watch, {'it': {}}, data, batch_size=3, multiple=8)
+  jax.effects_barrier()
+  assert abs(padded[0][0, 5:]).max() < 0.02
+  assert abs(padded[0][1:]).max() < 0.02
+
+
+def test_each_image_is_decoded_once(variables):
+  data = random_dataset(SIZES)
+  decoded, lock = [], threading.Lock()
+
+  class Counting(type(data.reader)):
+    def image(self, id):
+      with lock:
+        decoded.append(id)
+      return super().image(id)
+
+  reader = Counting(data.reader.images, data.reader.masks)
+  evaluate(NETWORK, variables, dataclasses.replace(data, reader=reader), batch_size=4)
+  assert sorted(decoded) == sorted(data.validation)
+
+
+def test_nothing_valid_gives_nan_and_nothing_at_all_is_refused(variables):
+  data = random_dataset([(8, 8)])
+  data.reader.masks['0'][:] = 255
+  found = evaluate(NETWORK, variables, data, batch_size=1)
+  assert np.isnan(list(found.scalars().values())).all()
+  with pytest.raises(ValueError, match='0 validation images'):
+    evaluate(NETWORK, variables, dataclasses.replace(data, validation=()), batch_size=1)
+  with pytest.raises(ValueError, match='image_scale=0'):
+    evaluate(NETWORK, variables, data, batch_size=1, image_scale=0)
+
+
+@pytest.mark.parametrize('fault', ['gone', 'size'])
+def test_an_unreadable_validation_image_is_an_error(variables, fault):
+  data = random_dataset(SIZES)
+  bad = data.validation[1]
+
+  class Faulty(type(data.reader)):
+    def image(self, id):
+      if id == bad and fault == 'gone':
+        raise DataError(f'{id} is gone.')
+      return super().image(id)[1:] if id == bad else super().image(id)
+
+  data = dataclasses.replace(data, reader=Faulty(**vars(data.reader)))
+  with pytest.raises(DataError, match=f'{bad}.*{fault}.*validation'):
+    evaluate(NETWORK, variables, data, batch_size=2, multiple=8)

@@ -1,0 +1,102 @@
+"""Cut batches: the step of the whole batch, but for BatchNorm's statistics; and less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gta_jax.methods.accumulation import WHOLE, MicroBatches, over_micro_batches
+from gta_jax.methods.gta import make_train_step, make_warmup_step
+from gta_jax.methods.options import make_method
+from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.ops.losses import SupervisedLoss
+from tests import tiny
+
+TWO = MicroBatches(per_device=2)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def take_step(network, micro, name='gta', recipe='paper', *, make=make_train_step, loss=None):
+  """All leaves after two steps, and the second one's metrics."""
+  method = make_method(name, recipe=recipe, threshold_images=0)
+  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
+  key = jax.random.key(1)
+  state = init_state(key, network.init(key, tiny.SIZE), method, optimizers)
+  step = jax.jit(make(network, method, optimizers, loss=loss, micro=micro))
+  for seed in range(2):
+    state, metrics = step(state, *tiny.make_batches(seed, batch=6))
+  return jax.tree.leaves(state.replace(key=None)), metrics
+
+
+def assert_same(one, other):
+  for a, b in zip(*(jax.tree.leaves(x) for x in (one, other)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name, recipe', [
+  ('gta', 'paper'), ('gta', 'released'), ('cutmix', 'paper'), ('sup_only', 'released')])
+def test_cut_batches_give_the_step_of_the_whole_batch(name, recipe):
+  """Threshold, weights, CutMix and divisors are the whole batch's; this model has no BatchNorm."""
+  network = tiny.linear_network()
+  assert_same(*(take_step(network, micro, name, recipe) for micro in (WHOLE, TWO)))
+
+
+@pytest.mark.parametrize('make', [make_train_step, make_warmup_step])
+def test_batch_norm_takes_the_statistics_of_each_part(make):
+  whole, parts = (tiny.conv_network(groups=groups, dropout=False) for groups in (1, 3))
+  expected = take_step(parts, WHOLE, make=make)
+  assert_same(take_step(whole, TWO, make=make), expected)
+  if make is make_warmup_step:
+    with pytest.raises(AssertionError):
+      assert_same(take_step(whole, WHOLE, make=make), expected)
+
+
+def test_class_weights_divide_by_those_of_the_whole_batch():
+  network, loss = tiny.linear_network(), SupervisedLoss(class_weights=(1.0, 5.0, 0.2))
+  assert_same(
+    *(take_step(network, micro, loss=loss, make=make_warmup_step) for micro in (WHOLE, TWO)))
+
+
+def test_each_part_drops_channels_of_its_own():
+  rows, _, _ = over_micro_batches(
+    lambda x, key: (x + jax.random.uniform(key), ()), jnp.zeros(6), TWO, key=jax.random.key(0))
+  assert len(set(rows.tolist())) == 3
+
+
+def test_parts_take_rows_of_every_device():
+  x = jnp.arange(12)
+  rows, sums, count = over_micro_batches(
+    lambda x, key: (x, x), x, MicroBatches(per_device=2, devices=2), key=jax.random.key(0))
+  np.testing.assert_array_equal(rows, x)
+  np.testing.assert_array_equal(sums, [0 + 2 + 4, 1 + 3 + 5, 6 + 8 + 10, 7 + 9 + 11])
+  assert count == 3
+
+
+def test_smaller_parts_need_less_memory():
+  network, method = tiny.conv_network(width=48), make_method('sup_only')
+  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
+  key = jax.random.key(0)
+  state = init_state(key, network.init(key, (64, 64)), method, optimizers)
+  batches = tiny.make_batches(batch=16, size=(64, 64))
+
+  def temporary(per_device):
+    step = make_train_step(network, method, optimizers, micro=MicroBatches(per_device))
+    return jax.jit(step).lower(state, *batches).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(4) < 0.5 * temporary(0)
+
+
+def test_what_cannot_be_cut_is_refused():
+  network = tiny.linear_network()
+  with pytest.raises(ValueError, match='does not divide a batch of 6; use a divisor of 6'):
+    take_step(network, MicroBatches(4))
+  with pytest.raises(ValueError, match='model.remat=True'):
+    take_step(network, TWO, loss=SupervisedLoss(ohem_threshold=0.7))
+  with pytest.raises(ValueError, match='of one size'):
+    over_micro_batches(None, (jnp.zeros(4), jnp.zeros(2)), TWO, key=jax.random.key(0))

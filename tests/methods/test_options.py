@@ -1,0 +1,58 @@
+"""Names of methods and recipes, and what they refuse."""
+
+import pytest
+
+from gta_jax.methods.options import METHODS, RECIPES, Method, make_method
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('name', METHODS)
+def test_every_name_works_under_every_recipe(name, recipe):
+  method = make_method(name, recipe=recipe)
+  assert method.has_assistant == bool(method.assistant_learns)
+  hash(method)
+
+
+def test_paper_is_the_default():
+  method = make_method()
+  assert method == Method()
+  assert (method.transmission_decay, method.teacher_decay) == (0.99, 0.99)
+  assert (method.drop_fraction, method.smoothing, method.unlabelled_weight) == (0.2, 1.0, 1.0)
+  assert method.transmitted == ('backbone', 'decoder') and not method.shared
+  assert method.warmup_epochs == 1 and method.batch_norm == 'own'
+
+
+def test_all_parameters_are_those_that_the_network_has():
+  method = make_method('ema_all')
+  for keys in (('backbone', 'classifier'), ('backbone', 'classifier', 'auxiliary')):
+    assert method.transmitted_keys(keys) == keys
+  assert make_method('gta').transmitted_keys(keys) == ('backbone', 'decoder')
+
+
+def test_option_wins_over_name_and_name_over_recipe():
+  assert make_method('gta_alpha_0.99', recipe='released').teacher_decay == 0.99
+  assert make_method('gta_alpha_0.99', teacher_decay=0.5).teacher_decay == 0.5
+
+
+@pytest.mark.parametrize('arguments, message', [
+  (('gtaa',), 'unknown; use one of: gta, sup_only'),
+])
+def test_unknown_name_lists_the_known(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    make_method(*arguments)
+
+
+@pytest.mark.parametrize('options, message', [
+  ({'recipe': 'papers'}, 'use one of: paper, released'),
+  ({'taw': 1}, r"\['taw'\].*smoothing"),
+  ({'mixing': 'mixup'}, 'none, cutmix, classmix, cutout'),
+  ({'drop_fraction': 20}, 'drop_fraction=20'),
+  ({'smoothing': -1}, 'smoothing=-1 is out of range'),
+  ({'student_learns': ()}, 'student_learns is empty'),
+  ({'student_learns': ('masks',)}, 'masks'),
+  ({'shared': ('backbone',)}, 'both transmitted and shared'),
+  ({'transmitted': ('all',), 'shared': ('classifier',)}, 'classifier.* both transmitted and'),
+])
+def test_bad_options_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    make_method('gta', **options)

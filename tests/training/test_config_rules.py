@@ -1,0 +1,78 @@
+"""The table of ranges: every field has a rule, and each kind of wrong value is refused by name."""
+
+import dataclasses
+
+import ml_collections
+import pytest
+
+from configs import cityscapes, folder, shapes, voc
+from gta_jax.methods.options import Method
+from gta_jax.training import config_rules
+from gta_jax.training.loop import flatten
+
+
+def config(**changes):
+  found = shapes.get_config()
+  with found.ignore_type():
+    found.update_from_flattened_dict(changes)
+  return found
+
+
+def test_the_configs_are_allowed():
+  for module in (folder, shapes, voc, cityscapes):
+    for recipe in ('paper', 'released', 'scratch'):
+      config_rules.check(module.get_config(f'46,recipe={recipe}'))
+
+
+def test_every_field_has_a_rule():
+  """The method's own fields are checked by Method."""
+  fields = {field for module in (folder, shapes, voc, cityscapes)
+            for field in flatten(module.get_config('46').to_dict())}
+  method = {f'method.{field.name}' for field in dataclasses.fields(Method)}
+  assert not fields - method - set(config_rules.RULES)
+  assert not set(config_rules.RULES) - fields  # No rule is left of a field that is gone.
+
+
+@pytest.mark.parametrize('name, value', [
+  ('seed', -1), ('seed', 0.5), ('seed', True), ('data.crop', 0), ('data.crop', 10**20),
+  ('data.threads', 0), ('data.workers', -1), ('data.cache', float('nan')),
+  ('data.cache', float('inf')), ('data.scale', (0.0, 1.0)), ('data.scale', (1.0,)),
+  ('data.scale', 1.0), ('data.flip', 1), ('data.label_sampling', 'twice'),
+  ('model.dropout', 1.0), ('model.aspp_rates', (3, 0)), ('model.aspp_rates', ('a',)),
+  ('optim.rate', -0.1), ('optim.momentum', 1.0), ('optim.momentum', None),
+  ('optim.rate', '0.1'), ('loss.ohem_threshold', 1.5), ('loss.class_weights', (float('nan'),)),
+  ('train.epochs', 0.0), ('train.log_steps', 0), ('evaluate.batch', 0), ('data.split', 5),
+  ('data.size', 8), ('data.skip_limit', -1),
+])
+def test_values_out_of_range_or_of_another_kind_are_refused(name, value):
+  with pytest.raises(ValueError, match=rf'^{name}=.* is not possible; use .*\.$'):
+    config_rules.check(config(**{name: value}))
+
+
+def test_what_only_two_fields_together_rule_out():
+  with pytest.raises(ValueError, match='swap'):
+    config_rules.check(config(**{'data.scale': (2.0, 1.0)}))
+  with pytest.raises(ValueError, match=r'data.crop=8192 and a batch of 64 .* pixels a batch'):
+    config_rules.check(config(**{'data.crop': 8192, 'train.labelled_batch': 64}))
+  config_rules.check(config(**{'loss.ohem_threshold': 0.7, 'model.multi_grid': (1, 2, 4)}))
+
+
+def test_fields_of_a_later_date_have_the_defaults_of_the_configs():
+  full = voc.get_config('183').lock()
+  base = voc.get_config('183')
+  for name in config_rules.DEFAULTS:
+    section, field = name.split('.')
+    del base[section][field]
+  base.lock()
+  assert config_rules.complete(base).to_dict() == full.to_dict()
+  assert 'skip_limit' not in base.data
+  assert config_rules.complete(full) is full
+
+
+def test_missing_fields_are_named():
+  found = config()
+  del found.data.crop
+  with pytest.raises(ValueError, match='data.crop is missing.*whole number from 1'):
+    config_rules.check(found)
+  with pytest.raises(ValueError, match='seed is missing'):
+    config_rules.check(ml_collections.ConfigDict())

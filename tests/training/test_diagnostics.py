@@ -1,0 +1,50 @@
+"""Distances between student and assistant, and the warning of a collapse."""
+
+import jax
+import numpy as np
+import pytest
+
+from gta_jax.methods.options import make_method
+from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.training.diagnostics import CollapseWatch, distances
+from tests import tiny
+
+
+def make_state(name):
+  method = make_method(name)
+  network = tiny.linear_network()
+  key = jax.random.key(0)
+  optimizers = make_optimizers(method, rate=0.1, total_steps=5)
+  return init_state(key, network.init(key, tiny.SIZE), method, optimizers)
+
+
+def test_distance_by_hand():
+  state = make_state('gta')
+  params = dict(state.assistant['params'])
+  params['classifier'] = jax.tree.map(lambda x: 3 * x, params['classifier'])
+  found = distances(state.replace(assistant={**state.assistant, 'params': params}))
+  assert float(found['distance_classifier']) == pytest.approx(2, rel=1e-5)
+  assert float(found['distance_backbone']) == 0
+  assert distances(make_state('sup_only')) == {}
+
+
+def test_a_vanishing_class_is_named_once():
+  watch = CollapseWatch(('road', 'pole'), memory=5)
+  warnings = [watch.observe(np.array([0.9, 0.1])) for _ in range(10)]
+  warnings += [watch.observe(np.array([0.96, 0.0])) for _ in range(60)]
+  found = [w for ws in warnings for w in ws]
+  assert len(found) == 1 and 'class pole vanishes' in found[0]
+
+
+def test_one_class_for_all_is_named_once():
+  watch = CollapseWatch(('road', 'pole'), memory=5)
+  found = [w for _ in range(30) for w in watch.observe(np.array([1.0, 0.0]))]
+  assert len(found) == 1 and '100.0 % of the kept pseudo-labels are road' in found[0]
+
+
+def test_rare_classes_and_noise_give_no_warning():
+  rng = np.random.default_rng(0)
+  watch = CollapseWatch(('road', 'pole', 'never'))
+  for _ in range(300):
+    pole = rng.uniform(0, 0.01) * rng.integers(0, 2)
+    assert watch.observe(np.array([0.9, pole, 0.0])) == []

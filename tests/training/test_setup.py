@@ -1,0 +1,118 @@
+"""The files of a run: whole ones come back as they were, damaged ones are named."""
+
+import json
+
+import pytest
+
+from configs import shapes
+from gta_jax.inference import finished
+from gta_jax.training import setup
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  (tmp_path / 'config.json').write_text(setup.to_json(shapes.get_config()))
+  described = {'name': 'x', 'classes': ['a', 'b'], 'palette': [[0, 0, 0], [1, 2, 3]], 'note': ''}
+  (tmp_path / 'dataset.json').write_text(json.dumps(described))
+  return tmp_path
+
+
+def edited(path, **changes):
+  found = json.loads(path.read_text())
+  for name, value in changes.items():
+    section, _, field = name.rpartition('__')
+    (found[section] if section else found)[field] = value
+  path.write_text(json.dumps(found))
+
+
+def test_the_config_comes_back_as_it_was(workdir):
+  assert setup.from_json(workdir / 'config.json').to_dict() == shapes.get_config().to_dict()
+
+
+@pytest.mark.parametrize('content', [b'', b'{"seed": ', b'\xff\xfe\x00', b'[]', b'5', b'{}',
+                                     b'[' * 100_000, b'{"a.b": 1}'])
+def test_a_config_that_is_no_config_is_refused(workdir, content):
+  (workdir / 'config.json').write_bytes(content)
+  with pytest.raises(ValueError, match=r'config\.json is damaged'):
+    setup.from_json(workdir / 'config.json')
+
+
+@pytest.mark.parametrize('changes, message', [
+  ({'data__crop': 'big'}, "data.crop='big'"),
+  ({'data': 5}, 'data.source is missing'),
+  ({'method__drop_fraction': 2}, 'drop_fraction=2 is out of range'),
+  ({'method__mixing': 7}, 'mixing=7 is not possible'),
+  ({'method__reweight': 1}, 'reweight=1 is not possible'),
+  ({'method__speed': 1}, r"method has the unknown fields \['speed'\]"),
+  ({'method__transmitted': ['mouth']}, r"transmitted holds \['mouth'\]; use some of: backbone"),
+  ({'method__student_learns': [['x']]}, 'student_learns holds'),
+])
+def test_a_damaged_field_is_named(workdir, changes, message):
+  edited(workdir / 'config.json', **changes)
+  with pytest.raises(ValueError, match=rf'config\.json is damaged: .*{message}'):
+    setup.from_json(workdir / 'config.json')
+
+
+@pytest.mark.parametrize('changes', [
+  {'classes': []}, {'classes': [1, 2]}, {'classes': None}, {'palette': [[0, 0, 0]]},
+  {'palette': [[0, 0, 0], [1, 2, 300]]}, {'palette': [[0, 0, 0], [1, 2]]},
+  {'palette': [[0, 0, 0], [1, 2, 'x']]}, {'palette': 3}])
+def test_damaged_classes_and_colours_are_refused(workdir, changes):
+  edited(workdir / 'dataset.json', **changes)
+  with pytest.raises(ValueError, match=r'dataset\.json is damaged.*a colour each'):
+    finished.evaluate_run(workdir, None)
+
+
+def test_a_run_without_checkpoints_is_refused_before_its_data_are_read(workdir, monkeypatch):
+  monkeypatch.setattr(setup, 'make_dataset', None)
+  with pytest.raises(ValueError, match='checkpoints does not exist; train first'):
+    finished.evaluate_run(workdir, None)
+  (workdir / 'checkpoints').mkdir()
+  with pytest.raises(ValueError, match='holds no scored checkpoint'):
+    finished.evaluate_run(workdir, None, which='best')
+
+
+def test_folders_of_a_prediction_are_checked_before_its_network_is_read(workdir, monkeypatch):
+  monkeypatch.setattr(finished, 'load_networks', None)
+  with pytest.raises(ValueError, match='nowhere is not a folder'):
+    finished.predict_images(workdir, None, images=workdir / 'nowhere', out=workdir / 'out')
+
+
+def test_unknown_fields_of_model_and_loss_are_refused(workdir):
+  config = shapes.get_config('4')
+  config.loss.gain = 1.0
+  with pytest.raises(ValueError, match=r"loss has the unknown fields \['gain'\]"):
+    setup.make_run(config)
+  config = shapes.get_config('4')
+  config.model.deptth = 1
+  with pytest.raises(ValueError, match=r"model has the unknown fields \['deptth'\]"):
+    setup.make_run(config)
+
+
+@pytest.mark.parametrize('change, message', [
+  ({'model.depth': 51}, 'depth=51 is unknown'),
+  ({'method.shared': ('auxiliary',)}, 'auxiliary, a head .* model.auxiliary=True'),
+  ({'method.transmitted': ('backbone', 'auxiliary')}, 'auxiliary, a head .* take it out'),
+  ({'model.weights': 'none.pth'}, 'model.weights=none.pth does not exist'),
+  ({'model.weights': 'timm/resnet50.tv_in1k'}, 'are of depth=50'),
+])
+def test_what_is_wrong_with_the_network_is_said_before_the_data_are_read(
+    change, message, monkeypatch):
+  monkeypatch.setattr(setup, 'make_dataset', None)
+  config = shapes.get_config('4')
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    setup.make_run(config)
+
+
+def test_a_method_without_its_unlabelled_images_is_refused():
+  config = shapes.get_config('4')
+  config.data.unlabelled = 0
+  with pytest.raises(ValueError, match='no unlabelled images; add some, or .*sup_only'):
+    setup.make_run(config)
+
+
+def test_drawn_splits_are_numbers_of_a_sane_size():
+  for split in ('²', '٣٣٣٣٣٣٣', '9' * 5000, 'x', '-1'):
+    with pytest.raises(ValueError, match='is not a number below'):
+      setup.make_run(shapes.get_config(split))
