@@ -32,7 +32,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   choice = common.parse(arg, split='186', method='gta', recipe='paper')
   c = common.base(choice['method'], choice['recipe'])
   if choice['recipe'] == 'released':
-    c.method.threshold_images = 2  # those of one of 8 GPUs
+    for name in ('threshold_images', 'labelled_images', 'mixing_images'):
+      if name in c.method:
+        c.method[name] = 2  # those of one of 8 GPUs
   c.data.source = 'cityscapes'
   c.data.split = choice['split']
   c.data.crop = 769
@@ -57,4 +59,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 16
   c.evaluate.batch = 2  # of 1024x2048 pixels
   c.evaluate.protocols = ('sliding', 'whole')
+  common.publish(c, 'cityscapes')
   return c

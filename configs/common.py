@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from gta_jax.methods.options import make_method
+from gta_jax.methods.registry import METHODS, make_method
 
 
 def parse(arg: str | None, **defaults: str) -> dict[str, str]:
@@ -36,11 +36,11 @@ def base(
   """The fields that a config file starts from; it sets what is its own.
 
   Args:
-    method: a name of gta_jax.methods.options.METHODS.
-    recipe: a name of gta_jax.methods.options.RECIPES.
-    scratch: fields of Method that the config sets for recipe=scratch.
-  Returns: a config in which every field of Method stands as method.NAME, so that each can be set
-    from outside.
+    method: a name of gta_jax.methods.registry.METHODS.
+    recipe: a name of gta_jax.methods.registry.RECIPES.
+    scratch: options that the config sets for recipe=scratch.
+  Returns: a config in which every option of the method stands as method.NAME, so that each can
+    be set from outside.
   """
   c = ml_collections.ConfigDict()
   c.seed = 0  # of the weights, the streams and the step
@@ -104,6 +104,8 @@ def base(
   c.optim.power = 0.9  # of the poly schedule
   c.optim.momentum = 0.9
   c.optim.weight_decay = 1e-4
+  c.optim.name = 'sgd'  # sgd | adamw; momentum is sgd's
+  c.optim.decay = 'all'  # what weight_decay is for: all | kernels, neither biases nor BatchNorm
 
   c.train = ml_collections.ConfigDict()
   c.train.epochs = 80  # passes over the unlabelled images, warm-up included
@@ -122,3 +124,9 @@ def base(
   c.evaluate.pictures = 4  # validation images in the picture
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
   return c
+
+
+def publish(c: ml_collections.ConfigDict, data_set: str) -> None:
+  """Sets what the config's method was published with on a data set, in the place of the file's."""
+  kind = METHODS[c.method.name].kind
+  c.update_from_flattened_dict(dict(kind.published.get(data_set, {})))

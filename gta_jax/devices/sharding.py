@@ -71,10 +71,10 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 
 def compile_step(step: Callable, mesh: Mesh) -> Callable:
-  """Jits (state, labelled, unlabelled) -> (state, metrics); the given state is used up."""
+  """Jits (state, {stream: batch}) -> (state, metrics); the given state is used up."""
   whole, rows = replicated(mesh), split(mesh)
   return jax.jit(
-    step, donate_argnums=0, in_shardings=(whole, rows, rows), out_shardings=(whole, whole))
+    step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=(whole, whole))
 
 
 def check_batch(name: str, size: int) -> None:

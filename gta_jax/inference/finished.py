@@ -23,7 +23,7 @@ from gta_jax.training.logs import evaluation_sheet, replace_text
 
 def load_networks(
   workdir: Path, config: ml_collections.ConfigDict, *, num_classes: int, which: str = 'last',
-  names: Sequence[str] = ('teacher',),
+  names: Sequence[str] = (),
 ) -> tuple[Network, dict[str, Variables], int]:
   """Networks of a run's last or best checkpoint; nothing else is read.
 
@@ -32,7 +32,7 @@ def load_networks(
     config: the run's, for the network.
     num_classes: K.
     which: 'last' or 'best'.
-    names: some of teacher, student and assistant; the last only where the method has one.
+    names: some of the method's networks; the one that predicts if none is named.
   Returns: their common shape, their variables by name, and the step they are from.
   Raises:
     ValueError: no checkpoint is there.
@@ -40,6 +40,7 @@ def load_networks(
   folder = workdir / 'checkpoints'
   if not folder.is_dir():
     raise ValueError(f'{folder} does not exist; train first, or give the --workdir of a run.')
+  names = names or setup.make_method_of(config).scored[:1]
   network = setup.make_network(config, num_classes)
   crop = config.data.crop
   like = jax.eval_shape(lambda key: network.init(key, (crop, crop)), jax.random.key(0))
@@ -79,10 +80,9 @@ def evaluate_run(
   # Runs from before this field score whole images.
   names = protocols or config.evaluate.get('protocols', (WHOLE.name,))
   chosen = make_protocols(names, crop=own.data.crop)
-  networks = ('teacher', 'student', 'assistant')
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
-    names=networks[: 2 + setup.make_method_of(own).has_assistant])
+    names=setup.make_method_of(own).scored)
   dataset = setup.make_dataset(config)
   if list(dataset.classes) != described['classes']:
     raise ValueError(
@@ -113,7 +113,7 @@ def predict_images(
   workdir: Path, config: ml_collections.ConfigDict | None, *, images: Path, out: Path,
   which: str = 'last',
 ) -> None:
-  """Segments a folder of images with a run's teacher; the data set itself is not needed.
+  """Segments a folder of images with a run's first network; needs no data set.
 
   Args:
     workdir: of the run.
@@ -129,7 +129,7 @@ def predict_images(
   classes = tuple(described['classes'])
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
-    network, variables['teacher'], images=images, out=out, classes=classes,
+    network, *variables.values(), images=images, out=out, classes=classes,
     palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
     batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')

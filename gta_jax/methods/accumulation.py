@@ -1,4 +1,4 @@
-"""Passes over parts of a batch, for batches that do not fit in memory at once."""
+"""Gradient accumulation: passes over parts of a batch that does not fit in memory at once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class MicroBatches:
+class Accumulation:
   """How a batch is cut.
 
   Attributes:
@@ -35,13 +35,13 @@ class MicroBatches:
     return batch // size if size else 1
 
 
-WHOLE = MicroBatches()
+WHOLE = Accumulation()
 
 
 def over_micro_batches(
   function: Callable[[Tree, Array], tuple[Tree, Tree]],
   batch: Tree,
-  micro: MicroBatches,
+  accumulation: Accumulation,
   *,
   key: Array,
 ) -> tuple[Tree, Tree, int]:
@@ -51,11 +51,11 @@ def over_micro_batches(
     function: (micro-batch, key) -> (rows [b,...], sums); the same function sees a whole batch where
       nothing is cut.
     batch: tree of [B,...].
-    micro: how to cut it.
+    accumulation: how to cut it.
     key: folded with the micro-batch's number; passed on as it is where nothing is cut.
   Returns: rows [B,...] in the batch's order; the sums added up; the number of micro-batches.
   """
-  counts = {micro.count(len(x)) for x in jax.tree.leaves(batch)}
+  counts = {accumulation.count(len(x)) for x in jax.tree.leaves(batch)}
   if len(counts) > 1:
     raise ValueError(
       f'batches are cut into {sorted(counts)} micro-batches, but go through the network together; '
@@ -65,11 +65,11 @@ def over_micro_batches(
     return *function(batch, key), 1
 
   def cut(x: Array) -> Array:
-    rows = x.reshape(micro.devices, count, micro.per_device, *x.shape[1:])
+    rows = x.reshape(accumulation.devices, count, accumulation.per_device, *x.shape[1:])
     return rows.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
 
   def join(x: Array) -> Array:
-    rows = x.reshape(count, micro.devices, micro.per_device, *x.shape[2:])
+    rows = x.reshape(count, accumulation.devices, accumulation.per_device, *x.shape[2:])
     return rows.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
   def body(sums: Tree, inputs: tuple[Tree, Array]) -> tuple[Tree, Tree]:

@@ -1,113 +1,112 @@
-"""One gradient step of one network, on batches that are whole or cut to fit."""
+"""One gradient step of one network, and forward passes; on batches that are whole or cut to fit.
 
-from collections.abc import Iterable, Mapping
+Cut batches give the same losses and the same gradient, summed over micro-batches, as long as an
+objective is a sum over images, divided by what the whole batch holds. BatchNorm alone differs: a
+micro-batch is normalised by its own statistics, and the running ones become the mean of what each
+micro-batch makes of the old ones. Dropout draws anew for each. To save memory without a difference
+there is model.remat.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from gta_jax.methods.accumulation import WHOLE, MicroBatches, mean, over_micro_batches
-from gta_jax.methods.objectives import Lesson, Metrics
-from gta_jax.ops.losses import SupervisedLoss
-from gta_jax.ops.network import Array, Network, Params, Variables
+from gta_jax.methods.accumulation import mean, over_micro_batches
+from gta_jax.methods.contract import Metrics, Tools, TrainState
+from gta_jax.ops import trees
+from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.optim import Optimizer
+
+Tree = Any
 
 
-def check_accumulation(loss: SupervisedLoss, micro: MicroBatches) -> None:
-  """Raises ValueError where the supervised loss is no sum over images."""
-  if micro.per_device and loss.ohem_threshold is not None:
-    raise ValueError(
-      f'train.per_device_batch={micro.per_device} and loss.ohem_threshold={loss.ohem_threshold} do '
-      'not go together, as the hard pixels are those of the whole batch; use model.remat=True and '
-      'train.per_device_batch=0.')
+class Objective(NamedTuple):
+  """What one or several passes of a network over a batch cost.
+
+  loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
+    The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
+  batch: tree of [B,...].
+  key: PRNG key of the dropout.
+  """
+
+  loss: Callable[[Variables, Tree, Array], tuple[Metrics, Params]]
+  batch: Tree
+  key: Array
 
 
-def learn(
-  network: Network,
-  optimizer: optax.GradientTransformation,
-  variables: Variables,
-  opt_state: optax.OptState,
-  lessons: Mapping[str, Lesson],
-  learns: Iterable[str],
-  *,
-  joint: bool,
-  key: Array,
-  micro: MicroBatches = WHOLE,
-) -> tuple[Variables, optax.OptState, Metrics]:
-  """One gradient step on the lessons it learns from (Eq. 8 or 11).
+def gradient_step(
+  tools: Tools, state: TrainState, name: str, optimizer: Optimizer, *objectives: Objective
+) -> tuple[TrainState, Metrics]:
+  """One step of a network down the gradient of the sum of the objectives (Eq. 8 or 11).
 
-  Cut batches give the same losses and the same gradient, summed over micro-batches, since a lesson
-  is divided by what the whole batch holds. BatchNorm is the one exception: a micro-batch is
-  normalised by its own statistics, and the running ones become the mean of what each micro-batch
-  makes of the old ones. Dropout draws anew for each. To save memory without a difference there is
-  model.remat.
+  Each objective sees the running statistics that the one before it has left; all see the same
+  parameters.
 
   Args:
-    network: the network as pure functions.
-    optimizer: of these variables.
-    variables: that learn.
-    opt_state: of the optimizer.
-    lessons: by name.
-    learns: names of the lessons whose losses are added up.
-    joint: all lessons' images go through as one batch and share their batch statistics, also
-      those that it does not learn from. Otherwise each lesson is a batch of its own.
-    key: of the dropout.
-    micro: how batches are cut.
-  Returns: variables, optimizer state, and the loss of each lesson.
+    tools: of the method.
+    state: before the step.
+    name: of the network.
+    optimizer: of it.
+    *objectives: at least one.
+  Returns: the state with the network and its optimiser moved; NAME_LOSS_loss of each loss, before
+    the update, NAME_rate, and the global norms NAME_gradient_norm, NAME_update_norm and
+    NAME_parameter_norm (after the update).
   """
-  learns = tuple(learns)
-  passes = [tuple(lessons)] if joint else [(name,) for name in learns]
-  stats, gradient, losses = variables['batch_stats'], None, {}
-  for i, names in enumerate(passes):
-    of_pass, losses_of_pass, stats = _gradient(
-      network, {**variables, 'batch_stats': stats}, {name: lessons[name] for name in names}, learns,
-      key=key if joint else jax.random.fold_in(key, i), micro=micro)
-    gradient = of_pass if gradient is None else jax.tree.map(jnp.add, gradient, of_pass)
-    losses |= losses_of_pass
-  updates, opt_state = optimizer.update(gradient, opt_state, variables['params'])
+  variables, gradient, metrics = state.networks[name], None, {}
+  for objective in objectives:
+    of_objective, losses, stats = _gradient(tools, variables, objective)
+    gradient = of_objective if gradient is None else trees.add(gradient, of_objective)
+    variables = with_statistics(variables, stats)
+    metrics |= {f'{name}_{loss}_loss': value for loss, value in losses.items()}
+  updates, optimizer_state = optimizer.update(
+    gradient, state.optimizers[name], variables['params'], step=state.step)
   params = optax.apply_updates(variables['params'], updates)
-  return {'params': params, 'batch_stats': stats}, opt_state, losses
+  metrics[f'{name}_rate'] = optimizer.rate(state.step)
+  state = state.with_networks(**{name: {**variables, 'params': params}})
+  return state.replace(optimizers=state.optimizers | {name: optimizer_state}), metrics
 
 
 def _gradient(
-  network: Network,
-  variables: Variables,
-  lessons: Mapping[str, Lesson],
-  learns: tuple[str, ...],
-  *,
-  key: Array,
-  micro: MicroBatches,
+  tools: Tools, variables: Variables, objective: Objective
 ) -> tuple[Params, Metrics, Params]:
-  """Gradient and losses of the lessons in one pass, and the statistics that it leaves."""
-  def of_part(parts: dict, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params]]:
-    def objective(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
-      logits, stats = network.apply(
-        {**variables, 'params': params}, jnp.concatenate([parts[name][0] for name in lessons]),
-        train=True, dropout_key=key)
-      losses, start = {}, 0
-      for name, lesson in lessons.items():
-        images, targets = parts[name]
-        rows = slice(start, start + len(images))
-        start = rows.stop
-        if name in learns:
-          of_lesson = jax.tree.map(lambda x, rows=rows: x[rows], logits)
-          losses[name] = lesson.loss(of_lesson, targets)
+  """Gradient and losses of an objective, and the statistics that its passes leave."""
+  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params]]:
+    def total(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
+      losses, stats = objective.loss({**variables, 'params': params}, part, key)
       return sum(losses.values()), (losses, stats)
 
-    gradient, (losses, stats) = jax.grad(objective, has_aux=True)(variables['params'])
+    gradient, (losses, stats) = jax.grad(total, has_aux=True)(variables['params'])
     return (), (gradient, losses, stats)
 
-  batch = {name: (lesson.images, lesson.targets) for name, lesson in lessons.items()}
-  _, (gradient, losses, stats), count = over_micro_batches(of_part, batch, micro, key=key)
+  _, (gradient, losses, stats), count = over_micro_batches(
+    of_part, objective.batch, tools.accumulation, key=objective.key)
   return gradient, losses, mean(stats, count)
 
 
-def move_statistics(
-  network: Network, variables: Variables, images: Array, *, key: Array,
-  micro: MicroBatches = WHOLE,
-) -> Variables:
-  """The variables after a pass in train mode that nothing is learnt from."""
-  def of_part(images: Array, key: Array) -> tuple[tuple, Params]:
-    return (), network.apply(variables, images, train=True, dropout_key=key)[1]
+def forward(
+  tools: Tools, variables: Variables, *images: Array, key: Array, train: bool = False
+) -> tuple[tuple[Logits, ...], Params]:
+  """Logits without a gradient; all images go through as one batch.
 
-  _, stats, count = over_micro_batches(of_part, images, micro, key=key)
-  return {**variables, 'batch_stats': mean(stats, count)}
+  Args:
+    variables: of the network.
+    *images: [B,H,W,3] normalised float each.
+    key: of the dropout, in train mode.
+    train: whether the batch is normalised by its own statistics, and dropout is active.
+  Returns: Logits of each of `images`, and the running statistics afterwards.
+  """
+  def of_part(parts: tuple[Array, ...], key: Array) -> tuple[tuple[Logits, ...], Params]:
+    joined = parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts)
+    logits, stats = tools.network.apply(
+      variables, joined, train=train, dropout_key=key if train else None)
+    found, start = [], 0
+    for part in parts:
+      rows = slice(start, start + len(part))
+      found.append(jax.tree.map(lambda x, rows=rows: x[rows], logits))
+      start = rows.stop
+    return jax.lax.stop_gradient(tuple(found)), stats if train else {}
+
+  logits, stats, count = over_micro_batches(of_part, images, tools.accumulation, key=key)
+  return logits, mean(stats, count) if train else variables['batch_stats']

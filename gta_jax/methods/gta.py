@@ -1,205 +1,157 @@
-"""Algorithm 1: one warm-up step and one semi-supervised step, as pure functions.
+"""GTA-Seg: a gentle teaching assistant (Jin, Wang, Lin; NeurIPS 2022), Algorithm 1.
 
-Every choice is read from the Method while tracing; the compiled program holds no branch for it.
+    1. The teacher labels the unlabelled images, drops the least confident pixels and weighs the
+       rest (Eq. 1, 2, 6).
+    2. The assistant learns from them (Eq. 7, 8); its features move the student's (Eq. 9).
+    3. The student learns from ground truth (Eq. 10, 11), the teacher follows it (Eq. 12).
+
+Cost 7 forward-equivalents of B images (teacher 1, assistant 3, student 3); recipe `released` 15.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
-from gta_jax.methods.accumulation import WHOLE, MicroBatches
-from gta_jax.methods.gradient_step import check_accumulation, learn, move_statistics
-from gta_jax.methods.objectives import Batch, Metrics, labelled_lesson, pseudo_lesson
-from gta_jax.methods.options import LABELLED, PSEUDO, Method
-from gta_jax.methods.state import Optimizers, TrainState
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.gradient_step import gradient_step
+from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.objectives import passes
+from gta_jax.methods.options import choice, number
+from gta_jax.methods.supervised import LABELLED
 from gta_jax.ops import trees
-from gta_jax.ops.ema import ema_decay, transmit
-from gta_jax.ops.losses import SupervisedLoss
-from gta_jax.ops.network import Array, Network, Params, Variables
+from gta_jax.ops.ema import transmit
+from gta_jax.ops.network import known_keys
+from gta_jax.ops.optim import Optimizer
 
-Step = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
+FEATURES = ('backbone', 'decoder')
+ALL = 'all'  # the keys that the network has
+_KEYS = known_keys(auxiliary=True)
 
 
-def make_warmup_step(
-  network: Network,
-  method: Method,
-  optimizers: Optimizers,
-  *,
-  loss: SupervisedLoss | None = None,
-  micro: MicroBatches = WHOLE,
-) -> Step:
-  """The step of the warm-up: all networks learn from labelled data.
+@dataclasses.dataclass(frozen=True)
+class Gta(MeanTeacher):
+  """Options; the defaults are GTA-Seg as the paper describes it.
 
-  With warmup='all' the three networks start equal, see the same images and drop the same
-  channels, so they stay equal: the student is trained and copied. With warmup='student' (the
-  published code) the other two only run forward in train mode, which moves their running
-  statistics.
-
-  Args: as for make_train_step.
-  Returns: (state, labelled, unlabelled) -> (state, metrics); `unlabelled` is not read.
+  The number behind a field is its row in docs/method.md, "Paper and published code".
   """
-  loss = loss or SupervisedLoss()
-  check_accumulation(loss, micro)
 
-  def step(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
-    del unlabelled
-    key = jax.random.fold_in(state.key, state.step)
-    lessons = {LABELLED: labelled_lesson(network, labelled, loss)}
-    student, student_opt, losses = learn(
-      network, optimizers.student, state.student, state.student_opt, lessons, (LABELLED,),
-      joint=False, key=key, micro=micro)
-    followers = {'teacher': state.teacher, 'assistant': state.assistant}
-    assistant_opt = state.assistant_opt
-    if method.warmup == 'all':
-      followers = {name: old and student for name, old in followers.items()}
-      assistant_opt = assistant_opt and student_opt
-    else:
-      images = lessons[LABELLED].images
-      for name, old in followers.items():
-        if old is not None:
-          followers[name] = move_statistics(network, old, images, key=key, micro=micro)
-    metrics = {f'student_{name}_loss': value for name, value in losses.items()}
-    metrics['student_rate'] = optimizers.student_rate(state.step)
-    state = state.replace(
-      step=state.step + 1, student=student, student_opt=student_opt,
-      assistant_opt=assistant_opt, **followers,
-    )
-    return state, metrics
+  summary: ClassVar[str] = 'an assistant learns from pseudo-labels, its features move the student'
+  paper: ClassVar[str] = ('Jin, Wang, Lin, Semi-Supervised Semantic Segmentation via Gentle '
+                          'Teaching Assistant, NeurIPS 2022')
+  scored: ClassVar[tuple[str, ...]] = ('teacher', 'student', 'assistant')
+  compared: ClassVar[tuple[str, ...]] = ('student', 'assistant')
 
-  return step
+  reweight: bool = True  # Eq. 6, or every kept pixel alike
 
+  # Who learns from what (Table 7).
+  student_learns: tuple[str, ...] = (LABELLED,)
+  assistant_learns: tuple[str, ...] = (PSEUDO,)
 
-def make_train_step(
-  network: Network,
-  method: Method,
-  optimizers: Optimizers,
-  *,
-  loss: SupervisedLoss | None = None,
-  warmup_steps: int = 0,
-  handover_steps: int = 0,
-  micro: MicroBatches = WHOLE,
-) -> Step:
-  """The step of the semi-supervised phase (Algorithm 1).
+  # What passes from the assistant to the student.
+  transmitted: tuple[str, ...] = FEATURES  # (6) averaged into the student, Eq. 9; or ('all',)
+  shared: tuple[str, ...] = ()  # (1) keys that student and assistant hold in common
+  transmission_decay: float = number(0.99, most=1)  # (3) alpha of Eq. 9
+  assistant_rate: str = choice('poly', 'poly', 'constant')  # (4)
 
-  1. The teacher labels the unlabelled images, drops the least confident pixels and weighs the
-     rest (Eq. 1, 2, 6).
-  2. The assistant learns from them (Eq. 7, 8); its features move the student's (Eq. 9).
-  3. The student learns from ground truth (Eq. 10, 11), the teacher follows it (Eq. 12).
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ('student_learns', 'assistant_learns'):
+      learns = getattr(self, name)
+      if unknown := [data for data in learns if data not in (LABELLED, PSEUDO)]:
+        raise ValueError(f'{name} holds {unknown}; use {LABELLED} and {PSEUDO}.')
+      if not learns:
+        raise ValueError(f'{name} is empty; a network learns from labelled, pseudo or both.')
+    for name, known in (('transmitted', (*_KEYS, ALL)), ('shared', _KEYS)):
+      if unknown := [key for key in getattr(self, name) if key not in known]:
+        raise ValueError(f'{name} holds {unknown}; use some of: {", ".join(known)}.')
+    if overlap := set(self.transmitted_keys(_KEYS)) & set(self.shared):
+      raise ValueError(f'{sorted(overlap)} is both transmitted and shared; choose one of them.')
 
-  Args:
-    network: the network as pure functions.
-    method: every choice.
-    optimizers: as given to init_state.
-    loss: of labelled images; plain cross-entropy by default.
-    warmup_steps: steps before the first call; the EMA's ramp counts from there.
-    handover_steps: so many steps begin with the student's parameters copied over the others.
-    micro: how batches are cut into passes; gta_jax.methods.gradient_step says what stays the same.
-  Returns: (state, labelled, unlabelled) -> (state, metrics), to be jitted with the state donated.
-    labelled: {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]}; unlabelled: {'image', 'valid' bool
-    [B,H,W]} and perhaps 'label', which is used for metrics only. Batches of the two may differ.
-  """
-  loss = loss or SupervisedLoss()
-  check_accumulation(loss, micro)
-  if method.warmup == 'student':
-    handover_steps = max(handover_steps, 1)
+  def transmitted_keys(self, params: Iterable[str]) -> tuple[str, ...]:
+    """Which of a network's keys are averaged into the student."""
+    return tuple(params) if ALL in self.transmitted else self.transmitted
 
-  def step(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
-    keys = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-    since_warmup = state.step - warmup_steps
-    in_handover = (since_warmup < handover_steps) if handover_steps else None
-    teacher, student, assistant = _hand_over(state, in_handover)
+  @property
+  def uses_unlabelled(self) -> bool:
+    return PSEUDO in self.student_learns + self.assistant_learns
 
-    lessons = {LABELLED: labelled_lesson(network, labelled, loss)}
-    metrics: Metrics = {}
-    if method.uses_unlabelled:
-      lessons[PSEUDO], teacher, metrics = pseudo_lesson(
-        network, method, teacher, lessons[LABELLED].images, unlabelled, keys[0], micro)
-    elif method.teacher_batch_norm == 'own':
-      teacher = move_statistics(
-        network, teacher, lessons[LABELLED].images, key=keys[0], micro=micro)
-    joint = method.batch_norm == 'joint'
+  @property
+  def learners(self) -> tuple[str, ...]:
+    return 'student', 'assistant'
 
-    decays = {
-      name: ema_decay(since_warmup, decay=decay, ramp=method.ema_ramp)
-      for name, decay in (('transmission_decay', method.transmission_decay),
-                          ('teacher_decay', method.teacher_decay))
-    }
-    assistant_opt = state.assistant_opt
-    if method.has_assistant:
-      assistant, assistant_opt, losses = learn(
-        network, optimizers.assistant, assistant, assistant_opt, lessons,
-        method.assistant_learns, joint=joint, key=keys[1], micro=micro)
-      metrics |= {f'assistant_{name}_loss': value for name, value in losses.items()}
-      metrics['assistant_rate'] = optimizers.assistant_rate(state.step)
-      teacher, student = _receive(
-        method, teacher, student, assistant, decays['transmission_decay'], in_handover)
+  @property
+  def followers(self) -> tuple[str, ...]:
+    return 'teacher', 'assistant'
 
-    student, student_opt, losses = learn(
-      network, optimizers.student, student, state.student_opt, lessons,
-      method.student_learns, joint=joint, key=keys[2], micro=micro)
-    metrics |= {f'student_{name}_loss': value for name, value in losses.items()}
-    if method.has_assistant:
-      assistant = _share(assistant, student, method.shared)
-      if in_handover is not None:
-        teacher = _share(teacher, student, method.shared, when=in_handover)
+  @property
+  def cost(self) -> float:
+    learnt = (2, 2) if self.joint else (len(self.student_learns), len(self.assistant_learns))
+    return self.teaching_cost + 3 * sum(learnt)
 
-    followed = ('params', 'batch_stats') if method.teacher_batch_norm == 'ema' else ('params',)
-    teacher = transmit(teacher, student, decays['teacher_decay'], keys=followed)
-    metrics |= {'student_rate': optimizers.student_rate(state.step), **decays}
-    state = state.replace(
-      step=state.step + 1, teacher=teacher, student=student, assistant=assistant,
-      student_opt=student_opt, assistant_opt=assistant_opt)
-    return state, metrics
+  def check(self, tools: Tools) -> tuple[str, ...]:
+    """See Method."""
+    keys = jax.eval_shape(tools.network.init, jax.random.key(0), (tools.crop, tools.crop))['params']
+    named = set(self.transmitted_keys(keys)) | set(self.shared)
+    if unknown := sorted(named - keys.keys()):
+      raise ValueError(
+        f'method.transmitted or method.shared holds {", ".join(unknown)}, a head that the network '
+        'does not have; take it out, or set model.auxiliary=True.')
+    return super().check(tools)
 
-  return step
+  def optimizers(self, tools: Tools) -> dict[str, Optimizer]:
+    """See Supervised."""
+    return {'student': tools.make_optimizer(),
+            'assistant': tools.make_optimizer(schedule=self.assistant_rate)}
+
+  def step(self, tools: Tools, *, handover: bool = False) -> Callable:
+    """The step of the semi-supervised phase (Algorithm 1); see Supervised.step."""
+    optimizers = self.optimizers(tools)
+
+    def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
+      keys = jax.random.split(state.step_key(), 3)
+      state = self.hand_over(state) if handover else state
+      state, terms, metrics = self.teach(tools, state, batches, keys[0])
+
+      objectives = passes(tools, terms, self.assistant_learns, joint=self.joint, key=keys[1])
+      state, learnt = gradient_step(
+        tools, state, 'assistant', optimizers['assistant'], *objectives)
+      metrics |= learnt
+      state, decay = self.transmit(tools, state, handover=handover)
+      metrics |= decay
+
+      objectives = passes(tools, terms, self.student_learns, joint=self.joint, key=keys[2])
+      state, learnt = gradient_step(tools, state, 'student', optimizers['student'], *objectives)
+      state = share(state, 'student', ('assistant', *(('teacher',) if handover else ())),
+                    self.shared)
+      state, decay = self.follow(tools, state)
+      return state.replace(step=state.step + 1), metrics | learnt | decay
+
+    return step
+
+  def transmit(
+    self, tools: Tools, state: TrainState, *, handover: bool
+  ) -> tuple[TrainState, Metrics]:
+    """The student after the assistant's step (Eq. 9): shared keys moved along, others averaged."""
+    if self.shared and handover:
+      # The copy of a hand-over step of the published code shares every tensor of all networks.
+      everything = tuple(state.networks['assistant']['params'])
+      state = share(state, 'assistant', ('student', 'teacher'), everything)
+    state = share(state, 'assistant', ('student',), self.shared)
+    decay = self.decay(tools, state, self.transmission_decay)
+    student, assistant = state.networks['student'], state.networks['assistant']
+    keys = self.transmitted_keys(student['params'])
+    params = transmit(student['params'], assistant['params'], decay, keys=keys)
+    state = state.with_networks(student={**student, 'params': params})
+    return state, {'transmission_decay': decay}
 
 
-def _hand_over(
-  state: TrainState, in_handover: Array | None
-) -> tuple[Variables, Variables, Variables | None]:
-  """Teacher, student and assistant, the student's parameters over the others' while it lasts."""
-  if in_handover is None:
-    return state.teacher, state.student, state.assistant
-  params = state.student['params']
-
-  def follow(variables: Variables | None) -> Variables | None:
-    if variables is None:
-      return None
-    return {**variables, 'params': _where(in_handover, params, variables['params'])}
-
-  return follow(state.teacher), state.student, follow(state.assistant)
-
-
-def _where(condition: Array, yes: Params, no: Params) -> Params:
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def _share(
-  target: Variables, source: Variables, keys: Iterable[str], *, when: Array | None = None
-) -> Variables:
-  """`target` with the named parameters of `source`, under a condition if there is one."""
-  part = trees.select(source['params'], keys)
-  if when is not None:
-    part = _where(when, part, trees.select(target['params'], keys))
-  return {**target, 'params': trees.replace(target['params'], part)}
-
-
-def _receive(
-  method: Method,
-  teacher: Variables,
-  student: Variables,
-  assistant: Variables,
-  decay: Array,
-  in_handover: Array | None,
-) -> tuple[Variables, Variables]:
-  """Teacher and student after the assistant's step: shared keys moved along, others averaged."""
-  if method.shared and in_handover is not None:
-    # The copy of a hand-over step of the published code shares every tensor of all three networks.
-    everything = tuple(assistant['params'])
-    student = _share(student, assistant, everything, when=in_handover)
-    teacher = _share(teacher, assistant, everything, when=in_handover)
-  student = _share(student, assistant, method.shared)
-  params = student['params']
-  params = transmit(params, assistant['params'], decay, keys=method.transmitted_keys(params))
-  return teacher, {**student, 'params': params}
+def share(
+  state: TrainState, source: str, targets: Iterable[str], keys: Iterable[str]
+) -> TrainState:
+  """The state with the named parameters of one network in the place of others'."""
+  part = trees.select(state.networks[source]['params'], keys)
+  return state.with_networks(**{
+    name: {**state.networks[name], 'params': trees.replace(state.networks[name]['params'], part)}
+    for name in targets})

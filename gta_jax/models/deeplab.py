@@ -1,15 +1,18 @@
 """DeepLabV3+ of the published code: its feature ends at the 512 channels before the classifier."""
 
 import functools
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gta_jax.models.heads import Head, MakeHead
 from gta_jax.models.layers import BatchNorm, Conv, call, dropout
 from gta_jax.models.resnet import DEPTHS, OUTPUT_STRIDES, STEMS, ResNet, scaled
-from gta_jax.ops.network import Logits, Network, Params, Variables
+from gta_jax.ops.network import Decoded, Logits, Network, Params, Stages, Variables
 from gta_jax.ops.resizing import resize_bilinear
 
 Array = jax.Array
@@ -60,51 +63,50 @@ class Decoder(nn.Module):
     return jnp.concatenate([low, resize_bilinear(high, low.shape[1:3])], axis=-1)
 
 
-class Head(nn.Module):
-  """`depth` times 3x3 convolution, BatchNorm, ReLU, dropout, then 1x1 to float32 class logits.
-
-  Layers have their numbers in torch's sequence, which counts ReLU and dropout too.
-  """
-
-  num_classes: int
-  features: int
-  depth: int
-  dropout: float
-
-  @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
-    for number in range(0, 4 * self.depth, 4):
-      x = Conv(self.features, bias=True, name=f'{number}')(x)
-      x = nn.relu(BatchNorm(name=f'{number + 1}')(x, train=train))
-      x = dropout(x, self.dropout, active=self.has_rng('dropout'))
-    logits = Conv(self.num_classes, 1, bias=True, name=f'{4 * self.depth}')
-    return logits(x.astype(jnp.float32))
-
-
 class DeepLab(nn.Module):
-  """The whole network; its four parts are the method's top-level keys."""
+  """The whole network; its parts, and further heads by name, are the methods' top-level keys."""
 
   num_classes: int
   resnet: dict[str, Any]
   width: float
   aspp_rates: tuple[int, ...]
   dropout: float
-  auxiliary: bool
+  has_auxiliary: bool
   dtype: str
   remat: bool
+  heads: Mapping[str, MakeHead]
 
-  @nn.compact
-  def __call__(self, images: Array, *, train: bool) -> Logits:
+  def setup(self):
     features = scaled(_CHANNELS, self.width)
-    head = {'num_classes': self.num_classes, 'features': features, 'dropout': self.dropout}
-    backbone = ResNet(**self.resnet, width=self.width, remat=self.remat, name='backbone')
-    low, _, middle, high = backbone(images.astype(self.dtype), train=train)
-    decoder = Decoder(features, self.aspp_rates, self.dropout, self.remat, name='decoder')
-    fused = decoder(low, high, train=train)
-    main = Head(**head, depth=2, name='classifier')(fused, train=train)
-    if not self.auxiliary:
-      return Logits(main)
-    return Logits(main, Head(**head, depth=1, name='auxiliary')(middle, train=train))
+    head = {'channels': self.num_classes, 'features': features, 'dropout': self.dropout}
+    self.backbone = ResNet(**self.resnet, width=self.width, remat=self.remat)
+    self.decoder = Decoder(features, self.aspp_rates, self.dropout, self.remat)
+    self.classifier = Head(**head, depth=2)
+    if self.has_auxiliary:
+      self.auxiliary = Head(**head, depth=1)
+    for name, make in self.heads.items():
+      setattr(self, name, make(num_classes=self.num_classes, features=features))
+
+  def __call__(self, images: Array) -> None:
+    """Touches every parameter, for their shapes."""
+    stages = self.encode(images, train=False)
+    decoded = self.decode(stages, train=False)
+    for name in self.heads:
+      head = getattr(self, name)
+      head(decoded.features if head.reads == 'decoder' else stages, train=False)
+
+  def encode(self, images: Array, *, train: bool) -> Stages:
+    return tuple(self.backbone(images.astype(self.dtype), train=train))
+
+  def decode(self, stages: Stages, *, train: bool) -> Decoded:
+    low, _, middle, high = stages
+    fused = self.decoder(low, high, train=train)
+    main = self.classifier(fused, train=train)
+    auxiliary = self.auxiliary(middle, train=train) if self.has_auxiliary else None
+    return Decoded(Logits(main, auxiliary), fused)
+
+  def head(self, name: str, inputs: Any, *, train: bool) -> Any:
+    return getattr(self, name)(inputs, train=train)
 
 
 def make_deeplab(
@@ -120,6 +122,7 @@ def make_deeplab(
   auxiliary: bool = False,
   dtype: str = 'float32',
   remat: bool = False,
+  heads: Mapping[str, MakeHead] = types.MappingProxyType({}),
   mean: tuple[float, float, float] = Network.mean,
   std: tuple[float, float, float] = Network.std,
 ) -> Network:
@@ -138,6 +141,7 @@ def make_deeplab(
     dtype: of the computation; parameters, statistics and logits are float32.
     remat: whether gradients compute the inside of residual blocks and ASPP again instead of keeping
       it: less memory for a third of the time, the same results.
+    heads: further heads of a method, by their top-level key; see models.heads.
     mean: RGB in [0,1] that the weights expect.
     std: RGB in [0,1] that the weights expect.
   Returns: the network; the main logits have the size of stage 1, a quarter of the image.
@@ -158,8 +162,17 @@ def make_deeplab(
   resnet = {'depth': depth, 'stem': stem, 'output_stride': output_stride,
             'multi_grid': None if multi_grid is None else tuple(multi_grid)}
   module = DeepLab(
-    num_classes, resnet, width, tuple(aspp_rates), dropout, auxiliary, dtype, remat)
-  return Network(_make_init(module), _make_apply(module), tuple(mean), tuple(std))
+    num_classes, resnet, width, tuple(aspp_rates), dropout, auxiliary, dtype, remat, heads)
+  return make_network(module, mean=mean, std=std)
+
+
+def make_network(
+  module: nn.Module, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Network:
+  """A flax module with methods encode, decode and head as pure functions."""
+  return Network(
+    _make_init(module), _make_function(module, 'encode', _check_images),
+    _make_function(module, 'decode'), _make_function(module, 'head'), tuple(mean), tuple(std))
 
 
 def _check_known(name: str, value: Any, known: tuple) -> None:
@@ -171,7 +184,7 @@ def _make_init(module: nn.Module):
   @functools.partial(jax.jit, static_argnums=1)
   def init(key: Array, image_shape: tuple[int, int]) -> Variables:
     # XLA drops the forward pass, which only tells flax the shapes.
-    variables = module.init(key, jnp.zeros((1, *image_shape, 3)), train=False)
+    variables = module.init(key, jnp.zeros((1, *image_shape, 3)))
     return {**variables, 'params': _draw_kernels(key, variables['params'])}
 
   return init
@@ -198,18 +211,25 @@ def _draw_kernels(key: Array, params: Params) -> Params:
   return tree.unflatten(drawn)
 
 
-def _make_apply(module: nn.Module):
-  def apply(
-    variables: Variables, images: Array, *, train: bool = False, dropout_key: Array | None = None
-  ) -> tuple[Logits, Params]:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-      raise TypeError(f'images are {images.dtype}, but a network reads normalised floats; '
-                      'pass network.normalize(images).')
+def _make_function(
+  module: nn.Module, method: str, check: Callable[..., None] = lambda *_: None
+) -> Callable[..., tuple[Any, Params]]:
+  """A method of the module as (variables, *inputs, train, dropout_key) -> (output, batch_stats)."""
+  def function(
+    variables: Variables, *inputs: Any, train: bool = False, dropout_key: Array | None = None
+  ) -> tuple[Any, Params]:
+    check(*inputs)
     if not train:
-      return module.apply(variables, images, train=False), variables['batch_stats']
+      return module.apply(variables, *inputs, train=False, method=method), variables['batch_stats']
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
-    logits, state = module.apply(
-      variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
-    return logits, state['batch_stats']
+    output, state = module.apply(
+      variables, *inputs, train=True, mutable=['batch_stats'], rngs=rngs, method=method)
+    return output, {**variables['batch_stats'], **state['batch_stats']}
 
-  return apply
+  return function
+
+
+def _check_images(images: Array) -> None:
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise TypeError(f'images are {images.dtype}, but a network reads normalised floats; '
+                    'pass network.normalize(images).')

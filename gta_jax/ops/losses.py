@@ -1,6 +1,7 @@
 """Cross-entropies with an ignored label."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -126,15 +127,19 @@ class SupervisedLoss:
     if self.ohem_threshold is not None and self.class_weights:
       raise ValueError('ohem_threshold and class_weights are both set; choose one of them.')
 
-  def __call__(self, logits: Logits, labels: Array, *, divisor: Array | None = None) -> Array:
+  def __call__(
+    self, logits: Logits, labels: Array, weights: Array | None = None, *,
+    divisor: Array | None = None,
+  ) -> Array:
     """The loss of low-resolution logits against labels [B,H,W], at the labels' resolution.
 
-    divisor: of a batch that the images are part of, see cross_entropy; OHEM has none.
+    weights, divisor: see cross_entropy; the divisor is that of a batch that the images are part of.
+    OHEM has neither.
     """
-    loss = self._of_head(logits.main, labels, divisor)
+    loss = self._of_head(logits.main, labels, weights, divisor)
     if logits.auxiliary is None:
       return loss
-    return loss + self.auxiliary_weight * self._of_head(logits.auxiliary, labels, divisor)
+    return loss + self.auxiliary_weight * self._of_head(logits.auxiliary, labels, weights, divisor)
 
   def divisor(self, labels: Array) -> Array:
     """What the mean over a batch with these labels divides by."""
@@ -144,10 +149,28 @@ class SupervisedLoss:
   def _class_weights(self) -> Array | None:
     return jnp.array(self.class_weights, jnp.float32) if self.class_weights else None
 
-  def _of_head(self, logits_low: Array, labels: Array, divisor: Array | None) -> Array:
+  def _of_head(
+    self, logits_low: Array, labels: Array, weights: Array | None, divisor: Array | None
+  ) -> Array:
     logits_full = resize_bilinear(logits_low, labels.shape[1:3])
     if self.ohem_threshold is not None:
       return ohem_cross_entropy(
         logits_full, labels, threshold=self.ohem_threshold, min_kept=self.ohem_min_kept
       )
-    return cross_entropy(logits_full, labels, class_weights=self._class_weights, divisor=divisor)
+    return cross_entropy(
+      logits_full, labels, weights, class_weights=self._class_weights, divisor=divisor)
+
+
+def group_weights(
+  labels: Array, group: int, divisor: Callable[[Array], Array] = mean_divisor
+) -> Array:
+  """Weights with which a sum over a batch becomes the mean over groups of each group's mean.
+
+  Args:
+    labels: [B,H,W] integer.
+    group: images in a group, a divisor of B.
+    divisor: labels [group,H,W] -> what the group's mean divides by.
+  Returns: [B,1,1] float32.
+  """
+  by_group = jax.vmap(divisor)(labels.reshape(-1, group, *labels.shape[1:]))
+  return jnp.repeat(1 / (by_group * len(by_group)), group)[:, None, None]

@@ -60,12 +60,14 @@ def mix(
   images: Array,
   labels: Array,
   confidence: Array,
+  kept: Array,
   *,
   kind: str,
   num_classes: int,
   probability: float,
-) -> tuple[Array, Array, Array]:
-  """Mixes every image with the next one of the batch, labels and confidence along with it.
+  group: int | None = None,
+) -> tuple[Array, Array, Array, Array]:
+  """Mixes every image with the next one, and all that is known of its pixels along with it.
 
   cutmix pastes a box of half the image's area from the next image; classmix keeps half of an
   image's own classes and takes the rest from the next; cutout blanks the box (image at the mean,
@@ -76,15 +78,17 @@ def mix(
     images: [B,H,W,3] normalised float.
     labels: [B,H,W] int32, IGNORE where there is none.
     confidence: [B,H,W] float32.
+    kept: [B,H,W] bool.
     kind: one of MIXINGS.
     num_classes: K.
     probability: that the batch is mixed.
-  Returns: images, labels and confidence of the same shapes.
+    group: a divisor of B: the next image is that of so many neighbours, cyclically; None for B.
+  Returns: images, labels, confidence and kept of the same shapes.
   """
   if kind not in MIXINGS:
     raise ValueError(f'mixing={kind!r} is unknown; use one of: {", ".join(MIXINGS)}.')
   if kind == 'none':
-    return images, labels, confidence
+    return images, labels, confidence, kept
   key_mask, key_whether = jax.random.split(key)
   if kind == 'classmix':
     foreign = ~class_masks(key_mask, labels, num_classes=num_classes)
@@ -93,8 +97,16 @@ def mix(
   foreign &= jax.random.bernoulli(key_whether, probability)
 
   def paste(x: Array, blank: float) -> Array:
-    other = blank if kind == 'cutout' else jnp.roll(x, -1, axis=0)
+    other = blank if kind == 'cutout' else next_images(x, group)
     mask = foreign if x.ndim == 3 else foreign[..., None]
     return jnp.where(mask, other, x).astype(x.dtype)
 
-  return paste(images, 0.0), paste(labels, IGNORE), paste(confidence, 0.0)
+  return paste(images, 0.0), paste(labels, IGNORE), paste(confidence, 0.0), paste(kept, False)
+
+
+def next_images(x: Array, group: int | None = None) -> Array:
+  """Row i + 1 of [B,...] in the place of row i, cyclically within groups of so many rows."""
+  if group in (None, len(x)):
+    return jnp.roll(x, -1, axis=0)
+  grouped = x.reshape(-1, group, *x.shape[1:])
+  return jnp.roll(grouped, -1, axis=1).reshape(x.shape)

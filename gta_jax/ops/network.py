@@ -1,7 +1,7 @@
-"""What the method knows of a network: two pure functions and the statistics of its input."""
+"""What methods and evaluation know of a network: pure functions, and its input's statistics."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 Array = jax.Array
 Params = dict[str, Any]
 Variables = dict[str, Params]
+Stages = tuple[Array, ...]
 
 
 class Logits(NamedTuple):
@@ -23,28 +24,67 @@ class Logits(NamedTuple):
   auxiliary: Array | None = None
 
 
+class Decoded(NamedTuple):
+  """What a decoder makes of a backbone's features.
+
+  logits: of the classifier, and of the auxiliary head where there is one.
+  features: [B,h,w,D], the decoder's, which the classifier and most further heads read.
+  """
+
+  logits: Logits
+  features: Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
   """A segmentation network as pure functions.
 
-  `params` and `batch_stats` have the same top-level keys (backbone, decoder, classifier and
-  perhaps auxiliary): every rule of the method is a choice of these keys.
+  `params` and `batch_stats` have the same top-level keys (backbone, decoder, classifier, perhaps
+  auxiliary, and those of a method's further heads): every rule of a method is a choice of these
+  keys. All functions but `init` take train=False and dropout_key=None. With train=True the batch's
+  own statistics are used and the returned batch_stats have moved towards them; without a
+  dropout_key nothing is dropped. With train=False batch_stats are returned as they came.
 
   Attributes:
     init: (key, (height, width)) -> {'params', 'batch_stats'}.
-    apply: (variables, images, *, train=False, dropout_key=None) -> (Logits, batch_stats).
-      images are normalised float [B,H,W,3]. With train=True the batch's own statistics are used
-      and the returned batch_stats have moved towards them; without a dropout_key nothing is
-      dropped. With train=False batch_stats are returned as they came.
+    encode: (variables, images) -> (stages, batch_stats). images are normalised float [B,H,W,3];
+      stages are the backbone's features [B,h,w,C], from fine to coarse.
+    decode: (variables, stages) -> (Decoded, batch_stats).
+    head: (variables, name, inputs) -> (output, batch_stats): the further head of that name.
     mean: RGB mean of the images that the weights were trained with, in [0,1].
     std: RGB standard deviation of the same.
   """
 
   init: Callable[[Array, tuple[int, int]], Variables]
-  apply: Callable[..., tuple[Logits, Params]]
+  encode: Callable[..., tuple[Stages, Params]]
+  decode: Callable[..., tuple[Decoded, Params]]
+  head: Callable[..., tuple[Any, Params]]
   mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+  def apply(
+    self, variables: Variables, images: Array, *, train: bool = False,
+    dropout_key: Array | None = None,
+  ) -> tuple[Logits, Params]:
+    """`decode` of `encode`, for whoever needs logits alone.
+
+    Returns: the logits, and batch_stats.
+    """
+    stages, stats = self.encode(variables, images, train=train, dropout_key=dropout_key)
+    decoded, stats = self.decode(
+      with_statistics(variables, stats), stages, train=train, dropout_key=dropout_key)
+    return decoded.logits, stats
 
   def normalize(self, images: Array) -> Array:
     """uint8 [B,H,W,3] -> float32 of zero mean and unit deviation."""
     return (images.astype(jnp.float32) / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def with_statistics(variables: Variables, batch_stats: Params) -> Variables:
+  """The variables with these running statistics."""
+  return {**variables, 'batch_stats': batch_stats}
+
+
+def known_keys(heads: Iterable[str] = (), *, auxiliary: bool = False) -> tuple[str, ...]:
+  """The top-level keys of a network with these further heads."""
+  return ('backbone', 'decoder', 'classifier', *(('auxiliary',) if auxiliary else ()), *heads)

@@ -1,40 +1,62 @@
-"""SGD as torch has it, with rates by top-level key and the poly schedule."""
+"""Optimisers as torch has them, with rates by top-level key; the run's step decides the rate."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+Array = jax.Array
 
-def poly_schedule(initial: float, *, total_steps: int, power: float = 0.9) -> optax.Schedule:
+
+class Optimizer(NamedTuple):
+  """How parameters move.
+
+  init: parameters -> state.
+  update: (gradient, state, parameters, *, step) -> (updates to be added, state). step is the run's,
+    int32 []; no optimiser counts steps for its rate, so that one that pauses does not fall behind.
+  rate: step -> rate of a multiplier of one.
+  """
+
+  init: Callable[[optax.Params], optax.OptState]
+  update: Callable[..., tuple[optax.Updates, optax.OptState]]
+  rate: optax.Schedule
+
+
+def poly_schedule(
+  initial: float, *, total_steps: int, power: float = 0.9, first_step: int = 0
+) -> optax.Schedule:
   """The polynomial decay of the learning rate.
 
-      rate(t) = initial (1 - t / total_steps)^power
+      rate(t) = initial (1 - (t - first_step) / total_steps)^power
 
   Args:
-    initial: the rate at step 0.
-    total_steps: T; the rate is 0 from there on.
+    initial: the rate at the first step.
+    total_steps: T; the rate is 0 from first_step + T on.
     power: 0.9 in the paper.
+    first_step: of the phase that the schedule is for.
   Returns: step -> rate.
   """
   if total_steps < 1:
     raise ValueError(f'total_steps={total_steps} leaves nothing to train; use 1 or more.')
 
-  def rate(step: jax.typing.ArrayLike) -> jax.Array:
-    left = 1.0 - jnp.asarray(step, jnp.float32) / total_steps
+  def rate(step: jax.typing.ArrayLike) -> Array:
+    done = jnp.asarray(step, jnp.float32) - first_step if first_step else step
+    left = 1.0 - jnp.asarray(done, jnp.float32) / total_steps
     return initial * jnp.maximum(left, 0.0) ** power
 
   return rate
 
 
-def make_optimizer(
+def make_sgd(
   schedule: optax.Schedule,
   *,
-  multipliers: Mapping[str, float],
+  multiplier: float = 1.0,
   momentum: float = 0.9,
   weight_decay: float = 0.0,
-) -> optax.GradientTransformation:
+  decay: str = 'all',
+) -> Optimizer:
   """torch.optim.SGD with one parameter group for each top-level key.
 
       g <- gradient + weight_decay theta        (every parameter, BatchNorm's and biases too)
@@ -43,20 +65,62 @@ def make_optimizer(
 
   Args:
     schedule: step -> rate of a multiplier of one.
-    multipliers: top-level key -> factor on the rate, one where a key is not named.
+    multiplier: of every key but `backbone`, whose multiplier is one.
     momentum: in [0,1).
     weight_decay: >= 0.
-  Returns: a transformation for parameters whose top level is a dict of keys. Its state counts
-    its own updates for the schedule.
+    decay: 'all', or 'kernels' for parameters of two and more axes alone: neither biases nor
+      BatchNorm's.
+  Returns: an optimiser for parameters whose top level is a dict of keys.
   """
-  def by_key(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+  return _make(
+    schedule, multiplier, optax.add_decayed_weights(weight_decay, _DECAYED[decay]),
+    optax.trace(momentum))
+
+
+def make_adam(
+  schedule: optax.Schedule,
+  *,
+  multiplier: float = 1.0,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  weight_decay: float = 0.0,
+  decay: str = 'all',
+) -> Optimizer:
+  """torch.optim.AdamW with one parameter group for each top-level key; Adam without weight decay.
+
+      m <- b1 m + (1 - b1) g         v <- b2 v + (1 - b2) g^2
+      theta <- theta - multiplier[key] rate(t) (m^ / (sqrt(v^) + 1e-8) + weight_decay theta)
+
+  Args: as of make_sgd; b1 and b2 in [0,1).
+  """
+  return _make(
+    schedule, multiplier, optax.scale_by_adam(b1, b2),
+    optax.add_decayed_weights(weight_decay, _DECAYED[decay]))
+
+
+def _kernels(params: optax.Params) -> Any:
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+_DECAYED = {'all': None, 'kernels': _kernels}
+
+
+def _make(
+  schedule: optax.Schedule, multiplier: float, *transforms: optax.GradientTransformation
+) -> Optimizer:
+  def by_key(updates: Any, _: Any) -> Any:
     return {
-      key: optax.tree.scale(multipliers.get(key, 1.0), part) for key, part in updates.items()
+      key: part if key == 'backbone' else optax.tree.scale(multiplier, part)
+      for key, part in updates.items()
     }
 
-  return optax.chain(
-    optax.add_decayed_weights(weight_decay),
-    optax.trace(momentum),
-    optax.stateless(by_key),
-    optax.scale_by_learning_rate(schedule),
-  )
+  chain = optax.chain(*transforms, optax.stateless(by_key))
+
+  def update(
+    gradient: optax.Updates, state: optax.OptState, params: optax.Params, *, step: Array
+  ) -> tuple[optax.Updates, optax.OptState]:
+    updates, state = chain.update(gradient, state, params)
+    rate = -jnp.asarray(schedule(step))
+    return jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates), state
+
+  return Optimizer(chain.init, update, schedule)

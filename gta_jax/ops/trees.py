@@ -1,10 +1,12 @@
-"""Choosing top-level keys of a network's parameters."""
+"""Choosing top-level keys of a network's parameters, and the size of trees."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+Array = jax.Array
 Tree = Any
 
 
@@ -30,3 +32,20 @@ def replace(tree: dict[str, Tree], part: dict[str, Tree]) -> dict[str, Tree]:
 def copy(tree: Tree) -> Tree:
   """The same values in buffers of their own (a donated buffer can be given away only once)."""
   return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+def copy_key(key: Array) -> Array:
+  """The same for a PRNG key, typed or not."""
+  return jax.random.clone(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.copy()
+
+
+def add(one: Tree, other: Tree) -> Tree:
+  """The sum of two trees of one structure, leaf by leaf."""
+  return jax.tree.map(jnp.add, one, other)
+
+
+def norm(tree: Tree) -> Array:
+  """The Euclidean norm over all leaves, float32 []."""
+  return jnp.sqrt(sum(
+    (jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)),
+    start=jnp.float32(0)))

@@ -1,6 +1,7 @@
 """What one or several runs found, on one page: report.md and the pictures that it shows."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from gta_jax.training import setup
 from gta_jax.training.logs import markdown_table, replace_text
 from gta_jax.training.loop import FREE_FIELDS, flatten
 
-_NETWORKS = {'teacher': '-', 'student': '--', 'assistant': ':'}  # line styles of the curves
+_LINES = ('-', '--', ':', '-.')  # styles of the curves, by the networks' order
 _FIGURE_3 = ('sup_only', 'mean_teacher', 'gta')
 
 
@@ -45,6 +46,11 @@ class Finished:
   @property
   def method(self) -> str:
     return self.config.method.name
+
+  @property
+  def scored(self) -> tuple[str, ...]:
+    """Its networks that were evaluated; the first one predicts."""
+    return setup.make_method_of(self.config).scored
 
   @property
   def task(self) -> tuple[str, str, str]:
@@ -95,7 +101,7 @@ def write_report(workdirs: Sequence[Path], out: Path, *, images: int = 4) -> Pat
     ('Predictions of three methods (Figure 3 of the paper)', 'methods.png', _methods_picture),
     ('Without and with re-weighting (Figure 4 of the paper)', 'reweighting.png',
      _reweighting_picture),
-    ("The teacher's confidence; dropped pixels are red", 'confidence.png', _confidence_picture))
+    ('Confidence; the least confident pixels are red', 'confidence.png', _confidence_picture))
   for title, name, draw in figures:
     try:
       text = draw(out / name, found, images)
@@ -115,8 +121,8 @@ def _score_table(found: Sequence[Finished]) -> str:
   groups: dict[tuple, list[Finished]] = {}
   for one in found:
     groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
-  rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *_NETWORKS,
-           "the paper's teacher"]]
+  networks = tuple(dict.fromkeys(name for one in found for name in one.scored))
+  rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *networks, "the paper's"]]
   notes = [f'Left out: {reason}' for one in found if (reason := _foreign(one, _evaluation(one)))]
   for ((source, _, split), method, recipe), group in groups.items():
     seeds = ', '.join(str(one.config.seed) for one in group)
@@ -128,7 +134,7 @@ def _score_table(found: Sequence[Finished]) -> str:
     sheets = [_scores(one) for one in group]
     for protocol in (name for name in sheets[0] if all(name in sheet for sheet in sheets)):
       scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
-                       if network in sheet[protocol]]) for network in _NETWORKS]
+                       if network in sheet[protocol]]) for network in networks]
       rows.append([source, split, method, recipe, seeds, protocol, *scores, str(figure or '-')])
   return (
     'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored '
@@ -177,10 +183,10 @@ def write_curves(path: Path, found: Sequence[Finished]) -> None:
   losses, scores = figure.subplots(1, 2)
   for i, one in enumerate(found):
     keys = sorted({key for line in one.metrics for key in line if key.endswith('_loss')})
-    for key, style in zip(keys, ('-', '--', ':', '-.') * len(keys), strict=False):
+    for key, style in zip(keys, itertools.cycle(_LINES), strict=False):
       label = f'{one}: {key.removeprefix("train/").removesuffix("_loss").replace("_", ", ")}'
       losses.plot(*_series(one, key), style, color=f'C{i}', label=label, linewidth=1)
-    for network, style in _NETWORKS.items():
+    for network, style in zip(one.scored, itertools.cycle(_LINES), strict=False):
       steps, values = _series(one, f'val/{network}_miou')
       if steps:
         scores.plot(steps, [100 * v for v in values], style, color=f'C{i}', marker='.',
@@ -218,8 +224,8 @@ def _reweighting_picture(path: Path, found: Sequence[Finished], images: int) -> 
 
   for without in found:
     for with_it in found:
-      if (rest(without) == rest(with_it) and with_it.config.method.reweight
-          and not without.config.method.reweight):
+      if (rest(without) == rest(with_it) and with_it.config.method.get('reweight')
+          and not without.config.method.get('reweight')):
         return _compare(path, {'without re-weighting': without, 'with': with_it}, images)
   raise _MissingError('no two of the given runs differ in method.reweight alone.')
 
@@ -230,22 +236,23 @@ def _confidence_picture(path: Path, found: Sequence[Finished], images: int) -> s
     raise _MissingError('none of the given runs learns from pseudo-labels.')
   one = min(teaching, key=lambda one: (one.method != 'gta', one.config.seed))
   dataset, ids = _validation(one, images)
-  predictions = _predict(one, dataset, ids, name='teacher')
-  share = one.config.method.drop_fraction
+  predictions = _predict(one, dataset, ids, name=one.scored[0])
+  share = one.config.method.get('drop_fraction', 0.2)
   write_image(path, prediction_grid(dataset, predictions, drop_share=share))
   return (f'{one}, on validation images. Red: the {share:.0%} of the pixels shown that training '
           'would drop, as method.drop_fraction says.')
 
 
 def _compare(path: Path, chosen: dict[str, Finished], images: int) -> str:
-  """Draws image, each run's teacher and truth."""
+  """Draws image, what each run predicts, and truth."""
   dataset, ids = _validation(next(iter(chosen.values())), images)
   columns = {}
   for heading, one in chosen.items():
     found = _predict(one, dataset, ids, name=heading)
     columns[heading] = {id: by_name[heading].labels for id, by_name in found.items()}
   write_image(path, comparison_grid(dataset, ids, columns))
-  return 'Teachers of the last step: ' + '; '.join(f'{k}: {one}' for k, one in chosen.items()) + '.'
+  runs = '; '.join(f'{heading}: {one}' for heading, one in chosen.items())
+  return f'Predictions of the last step: {runs}.'
 
 
 def _validation(one: Finished, images: int) -> tuple[Dataset, list[str]]:
@@ -265,7 +272,7 @@ def _predict(
   try:
     network, variables, _ = load_networks(one.workdir, one.config, num_classes=len(one.classes))
     found = dict(predict(
-      network, {name: variables['teacher']}, dataset.reader, ids, batch_size=1,
+      network, {name: variables[one.scored[0]]}, dataset.reader, ids, batch_size=1,
       image_scale=one.config.data.image_scale))
   except ValueError as error:  # No checkpoint, or a DataError.
     raise _MissingError(f'{one.workdir} cannot be shown. {error}') from error

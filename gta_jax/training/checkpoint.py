@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import TrainState
 from gta_jax.ops.network import Variables
 from gta_jax.training.logs import note, replace_text
 
+_REST = 'rest'  # the item that holds all but the networks
 _OURS = re.compile(r'(\d+)(\..*)?')  # STEP, STEP.json, and what a killed save leaves of them
 
 
@@ -23,9 +24,9 @@ class Checkpoints:
   """The folder of a run's checkpoints: for each step STEP/, Orbax's, and a record, STEP.json.
 
   The record is written last and removed first: a checkpoint without one is not whole. It holds the
-  SHA-256 of every file and of itself, so that damage is found before anything is restored. The
-  teacher is an item of its own, so that inference reads nothing else. The streams need no item:
-  their position is the step.
+  SHA-256 of every file and of itself, so that damage is found before anything is restored. Each
+  network is an item of its own, so that inference reads nothing else. The streams need no item:
+  their position is the step, and so is the stage's.
   """
 
   def __init__(self, folder: Path, *, only: str = ''):
@@ -78,13 +79,13 @@ class Checkpoints:
 
   @property
   def best_step(self) -> int | None:
-    """The step of the checkpoint with the best teacher, the newer of equals; None before the first
-    that was scored."""
+    """The step of the checkpoint with the best score, the newer of equals; None before the first
+    that was scored. The score is the mIoU of the first network in the scores."""
     scored = [step for step, record in self._records.items() if record['scores']]
     # Undefined (null) where every validation pixel is void.
     return max(
       scored, default=None,
-      key=lambda step: (self._records[step]['scores']['teacher']['miou'] or 0.0, step))
+      key=lambda step: (next(iter(self._records[step]['scores'].values()))['miou'] or 0.0, step))
 
   def scores(self, step: int) -> dict[str, Any] | None:
     """The scores added to a step; None if there are none."""
@@ -108,9 +109,9 @@ class Checkpoints:
     if step in self._records:
       return
     record = {'step': step, 'scores': None, 'unlogged': list(unlogged)}
+    networks = {name: ocp.args.StandardSave(of_one) for name, of_one in state.networks.items()}
     items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state.replace(teacher=None)),
-      teacher=ocp.args.StandardSave(state.teacher))
+      **networks, **{_REST: ocp.args.StandardSave(state.replace(networks={}))})
     try:
       self._record_path(step).unlink(missing_ok=True)
       self._checkpointer.save(self.folder / str(step), args=items, force=True)
@@ -132,7 +133,7 @@ class Checkpoints:
 
     Args:
       step: given to save before; nothing happens if that failed.
-      scores: plain JSON, with scores['teacher']['miou'].
+      scores: plain JSON, network -> {'miou', ...}; the first network's decides which step is best.
     """
     self.wait()
     if step not in self._records:
@@ -145,10 +146,11 @@ class Checkpoints:
 
   def restore(self, step: int, like: TrainState) -> TrainState:
     """The state of a step, with the shapes, dtypes and placement of `like`."""
-    abstract = ocp.args.StandardRestore(_abstract(like.replace(teacher=None)))
-    teacher = ocp.args.StandardRestore(_abstract(like.teacher))
-    found = self._restore(step, state=abstract, teacher=teacher)
-    return found.state.replace(teacher=found.teacher)
+    networks = {name: ocp.args.StandardRestore(_abstract(of_one))
+                for name, of_one in like.networks.items()}
+    rest = ocp.args.StandardRestore(_abstract(like.replace(networks={})))
+    found = self._restore(step, **networks, **{_REST: rest})
+    return found[_REST].replace(networks={name: found[name] for name in networks})
 
   def restore_networks(
     self, step: int, like: Variables, names: Sequence[str]
@@ -157,15 +159,11 @@ class Checkpoints:
 
     Args:
       like: shapes, dtypes and placement of one of them.
-      names: some of teacher, student and assistant; the last only where the method has one.
+      names: some of the networks of the method.
     """
-    rest = {name: _abstract(like) for name in names if name != 'teacher'}
-    items = {'teacher': ocp.args.StandardRestore(_abstract(like))} if 'teacher' in names else {}
-    if rest:
-      items['state'] = ocp.args.PyTreeRestore(
-        rest, restore_args=ocp.checkpoint_utils.construct_restore_args(rest), partial_restore=True)
-    found = self._restore(step, **items)
-    return {name: found.teacher if name == 'teacher' else found.state[name] for name in names}
+    found = self._restore(
+      step, **{name: ocp.args.StandardRestore(_abstract(like)) for name in names})
+    return {name: found[name] for name in names}
 
   def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
     self.wait()

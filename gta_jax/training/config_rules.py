@@ -109,6 +109,8 @@ RULES = {
   'optim.power': _real(0, 100),
   'optim.momentum': _real(0, _BELOW_ONE),
   'optim.weight_decay': _real(0, 1),
+  'optim.name': _Rule(str, known=('sgd', 'adamw'), optional=True),
+  'optim.decay': _Rule(str, known=('all', 'kernels'), optional=True),
   'train.epochs': _real(_TINY, 1e6),
   'train.labelled_batch': _whole(1, 65_536),
   'train.unlabelled_batch': _whole(1, 65_536),
@@ -127,7 +129,7 @@ RULES = {
 DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
   'data.skip_limit': 10, 'train.per_device_batch': 0, 'train.checkpoint_steps': 0,
-  'train.non_finite': 'stop',
+  'train.non_finite': 'stop', 'optim.name': 'sgd', 'optim.decay': 'all',
 }
 
 

@@ -1,36 +1,33 @@
 """What tells a user whether the method works on his data."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.methods.state import TrainState
-from gta_jax.ops.network import Array, Params
+from gta_jax.methods.contract import TrainState
+from gta_jax.ops import trees
+from gta_jax.ops.network import Array
 
 
-@jax.jit
-def distances(state: TrainState) -> dict[str, Array]:
-  """How far the assistant's parameters are from the student's, by top-level key.
+@functools.partial(jax.jit, static_argnums=1)
+def distances(state: TrainState, compared: tuple[str, ...]) -> dict[str, Array]:
+  """How far the parameters of two networks are from each other, by top-level key.
 
-      || theta^assistant - theta^student || / || theta^student ||
+      || theta^b - theta^a || / || theta^a ||
 
-  Returns: 'distance_KEY' -> [] float32; nothing for methods without an assistant.
+  Args:
+    state: of the run.
+    compared: names of the networks a and b, or ().
+  Returns: 'distance_KEY' -> [] float32; nothing if no networks are named.
   """
-  if state.assistant is None:
+  if not compared:
     return {}
-  student, assistant = state.student['params'], state.assistant['params']
-  return {f'distance_{key}': _distance(student[key], assistant[key]) for key in student}
-
-
-def _distance(a: Params, b: Params) -> Array:
-  difference = jax.tree.map(lambda x, y: x - y, a, b)
-  return jnp.sqrt(_sum_of_squares(difference) / _sum_of_squares(a))
-
-
-def _sum_of_squares(tree: Params) -> Array:
-  return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+  one, other = (state.networks[name]['params'] for name in compared)
+  return {
+    f'distance_{key}': trees.norm(jax.tree.map(lambda a, b: b - a, one[key], other[key]))
+    / trees.norm(one[key]) for key in one}
 
 
 class CollapseWatch:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import write_picture
 from gta_jax.evaluation.scores import evaluate
-from gta_jax.methods.state import TrainState
+from gta_jax.evaluation.scores import predict as predict_images
+from gta_jax.methods.contract import Host, TrainState
+from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.setup import Run, read_json, to_json
 from gta_jax.training.signals import Signals
-from gta_jax.training.steps import Steps
+from gta_jax.training.steps import Steps, stage_borders
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
@@ -48,7 +50,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
-  state = run.initial_state()  # first, as it refuses weights that do not fit
+  # First, as it refuses weights that do not fit; a run that goes on needs none.
+  state = None if has_checkpoint(workdir) else run.initial_state()
   _write_config(run, workdir, allow_config_change=allow_config_change)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
@@ -57,7 +60,9 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     first_step = checkpoints.last_step or 0
     sharding.check_agreement(newest_checkpoint=first_step)
     if first_step:
-      state = checkpoints.restore(first_step, state)
+      state = checkpoints.restore(first_step, run.abstract_state())
+    elif state is None:  # None of the checkpoints is whole.
+      state = run.initial_state()
     try:
       state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped)
     except NotFiniteError as error:
@@ -70,7 +75,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     if sharding.is_first_process():
       replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
       write_picture(
-        workdir / 'picture.png', run.network, sharding.local_copy(state.networks), run.dataset,
+        workdir / 'picture.png', run.network, _scored(run, state), run.dataset,
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
         image_scale=run.config.data.image_scale)
@@ -92,23 +97,25 @@ def _train_to_the_end(
     if first else Silent() as writer,
     Progress(run.total_steps, start_step=first_step, images_per_step=batches)
     if first else Silent() as progress,
-    Steps(run, sharding.make_mesh(), first_step, writer, progress, skipped,
+    Steps(run, sharding.make_mesh(), _host(run, workdir), writer, progress, skipped,
           checkpoints.unlogged(first_step) if first_step else ()) as steps,
   ):
-    if run.dataset.note:
-      progress.note(run.dataset.note)
-    if run.method.uses_unlabelled and run.warmup_steps >= run.total_steps:
-      progress.note('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
-                    'raise train.epochs or lower method.warmup_epochs')
+    for note_at_start in run.notes:
+      progress.note(note_at_start)
     if first_step:
       progress.note(f'goes on from step {first_step}')
     evaluations = _evaluation_steps(run)
-    for stop in sorted(evaluations | _saving_steps(run)):
+    saves = evaluations | _saving_steps(run)
+    for stop in sorted(saves | set(stage_borders(run.stages))):
       if stop < first_step or (stop == first_step and evaluated):
         continue
+      if int(state.step) < stop:
+        state = steps.enter_stage(state)
       with signals.deferred():
-        state = steps.run(state, stop, signals)
+        state = steps.advance(state, stop, signals)
         step = int(state.step)
+        if step == stop and stop not in saves:
+          continue
         if step in evaluations:
           steps.log(state)
         unlogged = steps.unlogged()
@@ -167,16 +174,45 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a run in this folder has saved anything."""
+  return any((workdir / 'checkpoints').glob('*.json'))
+
+
+def _scored(run: Run, state: TrainState) -> dict[str, Variables]:
+  """The networks that are evaluated, the one that decides first, for programs of this process."""
+  networks = sharding.local_copy(state.networks)
+  return {name: networks[name] for name in run.method.scored}
+
+
+def _host(run: Run, workdir: Path) -> Host:
+  def predict(
+    state: TrainState, names: Sequence[str], ids: Sequence[str]
+  ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    networks = sharding.local_copy(state.networks)
+    found = predict_images(
+      run.network, {name: networks[name] for name in names}, run.dataset.reader, ids,
+      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+      image_scale=run.config.data.image_scale, threads=run.config.data.threads,
+      place=sharding.place_locally)
+    for image_id, predictions in found:
+      yield image_id, {name: prediction.labels for name, prediction in predictions.items()}
+
+  return Host(workdir, run.dataset, predict)
+
+
 def _evaluation_steps(run: Run) -> set[int]:
   """The steps after which networks are scored; the last step is always one."""
-  every = max(1, round(run.config.train.evaluate_epochs * run.epoch_steps))
+  every = max(1, round(run.config.train.evaluate_epochs * run.tools.epoch_steps))
   return {*range(every, run.total_steps, every), run.total_steps}
 
 
 def _saving_steps(run: Run) -> set[int]:
-  """The steps after which the state is saved besides."""
+  """The steps after which the state is saved besides: on demand, and before a prepared stage."""
   every = run.config.train.checkpoint_steps
-  return set(range(every, run.total_steps, every)) if every else set()
+  starts = (0, *stage_borders(run.stages))
+  prepared = {start for start, stage in zip(starts, run.stages, strict=False) if stage.prepare}
+  return (set(range(every, run.total_steps, every)) if every else set()) | (prepared - {0})
 
 
 def _evaluate(
@@ -186,7 +222,7 @@ def _evaluate(
   """Scores the networks while the state is being saved; a signal cuts it short."""
   progress.note_phase('evaluates')
   found = evaluate(
-    run.network, sharding.local_copy(state.networks), run.dataset,
+    run.network, _scored(run, state), run.dataset,
     batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
@@ -199,7 +235,7 @@ def _evaluate(
 def _results(
   run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
-  """Last and best scores. The best is chosen by the teacher's mIoU on the validation images."""
+  """Last and best scores. The best is chosen by the mIoU of the first scored network."""
   if checkpoints.last_step != run.total_steps or not checkpoints.scores(run.total_steps):
     raise OSError(
       f'step {run.total_steps}, the last one, or its scores could not be saved in '

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.methods.gta import Step
-from gta_jax.methods.objectives import Batch, Metrics
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import Batch, Metrics, Step, TrainState
 from gta_jax.ops.network import Array
 
+_CHECKED = ('_loss', '_gradient_norm')
 SKIPPED_IN_A_ROW = 20  # A run that skips more than these will not recover.
 
 
@@ -27,9 +26,9 @@ def skip_not_finite(step: Step) -> Step:
   Returns: the step; its metrics have skipped_steps, 0 or 1.
   """
 
-  def guarded(state: TrainState, labelled: Batch, unlabelled: Batch) -> tuple[TrainState, Metrics]:
-    after, metrics = step(state, labelled, unlabelled)
-    losses = [value for name, value in metrics.items() if name.endswith('_loss')]
+  def guarded(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
+    after, metrics = step(state, batches)
+    losses = [value for name, value in metrics.items() if name.endswith(_CHECKED)]
     finite = _all_finite((losses, after))
 
     def as_before() -> TrainState:
@@ -70,8 +69,8 @@ def _is_float(leaf: Array) -> bool:
 
 
 def losses_not_finite(metrics: Metrics) -> list[str]:
-  """The names of the losses of one step that are infinite or NaN."""
-  return [k for k, v in metrics.items() if k.endswith('_loss') and not np.isfinite(v)]
+  """The names of the losses and gradients of one step that are infinite or NaN."""
+  return [k for k, v in metrics.items() if k.endswith(_CHECKED) and not np.isfinite(v)]
 
 
 class SkipCount:

@@ -1,27 +1,30 @@
 """From a config to everything that a run is made of; all that can be refused is refused here."""
 
 import dataclasses
+import functools
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 
 from gta_jax.data import pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
-from gta_jax.methods.accumulation import MicroBatches
-from gta_jax.methods.gradient_step import check_accumulation
-from gta_jax.methods.options import Method
-from gta_jax.methods.state import Optimizers, TrainState, init_state, make_optimizers
+from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.contract import Method, Stage, Tools, TrainState
+from gta_jax.methods.registry import make_method, option_names
 from gta_jax.models import pretrained, weights
 from gta_jax.models.deeplab import make_deeplab
+from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import SupervisedLoss
-from gta_jax.ops.network import Network, Variables
+from gta_jax.ops.network import Array, Network, Variables
+from gta_jax.ops.optim import Optimizer, make_sgd, poly_schedule
 from gta_jax.training import config_rules
 
 
@@ -30,113 +33,147 @@ class Run:
   """A checked config, turned into values.
 
   Attributes:
-    epoch_steps: steps of a pass over the unlabelled images.
-    total_steps: of the whole run, warm-up included.
-    warmup_steps: of the warm-up.
-    handover_steps: see make_train_step.
-    weights: file that the networks start from, or None.
-    micro: how batches are cut into passes.
+    config: complete, with defaults.
+    dataset: checked.
+    method: its options.
+    tools: what the method is given.
+    stages: of the method; their steps add up to tools.total_steps.
+    notes: sentences that the user should read when the run starts.
   """
 
   config: ml_collections.ConfigDict
   dataset: Dataset
   method: Method
-  network: Network
-  optimizers: Optimizers
-  loss: SupervisedLoss
-  epoch_steps: int
-  total_steps: int
-  warmup_steps: int
-  handover_steps: int
-  weights: Path | None
-  micro: MicroBatches
+  tools: Tools
+  stages: tuple[Stage, ...]
+  notes: tuple[str, ...]
+
+  @property
+  def network(self) -> Network:
+    return self.tools.network
+
+  @property
+  def total_steps(self) -> int:
+    return self.tools.total_steps
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, on every device."""
-    crop = self.config.data.crop
-    key_weights, key_run = jax.random.split(jax.random.key(self.config.seed))
-    variables = jax.jit(self.network.init, static_argnums=1)(key_weights, (crop, crop))
-    if self.weights:
-      variables = _load_weights(self.weights, self.config, variables)
-    state = init_state(key_run, variables, self.method, self.optimizers)
+    """The state before the first step, on every device; fetches pretrained weights if need be."""
+    name = self.config.model.weights
+    file = weights.fetch(name) if name else None
+    state = self._init(functools.partial(self._draw, file=file))
     return sharding.replicate(state, sharding.make_mesh())
 
+  def abstract_state(self) -> TrainState:
+    """Shapes, dtypes and placement of the state; needs neither weights nor memory."""
+    everywhere = sharding.replicated(sharding.make_mesh())
+    state = jax.eval_shape(lambda: self._init(functools.partial(self._draw, file=None)))
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
 
-def make_run(config: ml_collections.ConfigDict) -> Run:
+  def _init(self, draw: Any) -> TrainState:
+    _, key = jax.random.split(jax.random.key(self.config.seed))
+    return self.method.init(key, draw, self.tools)
+
+  def _draw(self, key: Array | None = None, *, file: Path | None) -> Variables:
+    """Variables of a network of its own, or those that the seed gives."""
+    crop = self.config.data.crop
+    seeded, _ = jax.random.split(jax.random.key(self.config.seed))
+    init = jax.jit(self.network.init, static_argnums=1)
+    variables = init(seeded if key is None else key, (crop, crop))
+    return _load_weights(file, self.config, variables) if file else variables
+
+
+def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run:
   """Reads and checks all that a run needs.
 
+  Args:
+    config: of the run.
+    resumed: a checkpoint holds all weights, so that pretrained ones need not be there any more.
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
   config = config_rules.complete(config)
   method = make_method_of(config)
-  _check_method(method, config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
-  train = config.train
+  train, model = config.train, config.model
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss = SupervisedLoss(**config.loss)
-  micro = _make_micro(config, method, loss)
-  model = config.model
+  accumulation = _accumulation(config, loss)
   # Before the data, which may have to be downloaded; so many classes only then.
-  make_network(config, num_classes=1)
-  weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
+  method.check(_tools(config, make_network(config, num_classes=2, heads=method.heads), loss,
+                      accumulation, num_classes=256, epoch_steps=1))
+  if not resumed:
+    weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
   dataset = make_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
-  if loss.class_weights and len(loss.class_weights) != len(dataset.classes):
-    raise ValueError(
-      f'loss.class_weights has {len(loss.class_weights)} values for {len(dataset.classes)} '
-      'classes; give one for each class, or () for none.')
-  network = make_network(config, len(dataset.classes))
+  classes = len(dataset.classes)
+  _check_classes(config, classes)
+  network = make_network(config, classes, heads=method.heads)
   sources.check(dataset)
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
+  tools = _tools(config, network, loss, accumulation, num_classes=classes, epoch_steps=epoch_steps)
+  notes = tuple(filter(None, (dataset.note, *method.check(tools))))
+  return Run(config, dataset, method, tools, method.stages(tools), notes)
+
+
+def _tools(
+  config: ml_collections.ConfigDict, network: Network, loss: SupervisedLoss,
+  accumulation: Accumulation, *, num_classes: int, epoch_steps: int,
+) -> Tools:
+  train = config.train
   total_steps = max(1, round(train.epochs * epoch_steps))
-  optimizers = make_optimizers(
-    method, rate=config.optim.rate, total_steps=total_steps, power=config.optim.power,
-    decoder_multiplier=config.optim.decoder_multiplier, momentum=config.optim.momentum,
-    weight_decay=config.optim.weight_decay)
-  return Run(
-    config=config, dataset=dataset, method=method, network=network, optimizers=optimizers,
-    loss=loss, epoch_steps=epoch_steps, total_steps=total_steps,
-    warmup_steps=round(method.warmup_epochs * epoch_steps),
-    handover_steps=round(method.handover_epochs * epoch_steps),
-    weights=weights.fetch(model.weights) if model.weights else None, micro=micro)
+  return Tools(
+    network, loss, functools.partial(_make_optimizer, config.optim, total_steps), total_steps,
+    epoch_steps, num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
+    accumulation)
 
 
-def _check_method(method: Method, config: ml_collections.ConfigDict) -> None:
-  """Refuses what the network and the batches do not allow."""
-  if 'auxiliary' in method.transmitted + method.shared and not config.model.auxiliary:
+def _make_optimizer(
+  optim: ml_collections.ConfigDict, total_steps: int, *, schedule: str = 'poly',
+  first_step: int = 0, steps: int | None = None,
+) -> Optimizer:
+  """See Tools."""
+  rate = optax.constant_schedule(optim.rate) if schedule == 'constant' else poly_schedule(
+    optim.rate, total_steps=steps or total_steps, power=optim.power, first_step=first_step)
+  options = {'multiplier': optim.decoder_multiplier, 'weight_decay': optim.weight_decay,
+             'decay': optim.decay}
+  if optim.name == 'adamw':
+    return make_adam(rate, **options)
+  return make_sgd(rate, momentum=optim.momentum, **options)
+
+
+def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
+  """Refuses what the number of classes does not allow."""
+  class_weights, padding = config.loss.class_weights, config.data.padding_label
+  if class_weights and len(class_weights) != classes:
     raise ValueError(
-      'method.transmitted or method.shared holds auxiliary, a head that the network does not have; '
-      'take it out, or set model.auxiliary=True.')
-  batch = config.train.unlabelled_batch
-  group = method.threshold_images or batch
-  if batch % group:
+      f'loss.class_weights has {len(class_weights)} values for {classes} classes; give one for '
+      'each class, or () for none.')
+  if classes <= padding < 255:
     raise ValueError(
-      f'method.threshold_images={group} does not divide train.unlabelled_batch={batch}; use a '
-      'divisor, or 0 for the whole batch.')
+      f'data.padding_label={padding} is none of the {classes} classes; use 0 to {classes - 1}, or '
+      '255 for pixels that are ignored.')
 
 
-def _make_micro(
-  config: ml_collections.ConfigDict, method: Method, loss: SupervisedLoss
-) -> MicroBatches:
+def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
   """train.per_device_batch, checked; what fits whole is not cut."""
   train = config.train
-  micro = MicroBatches(train.per_device_batch, jax.device_count())
-  counts = [micro.count(batch) for batch in (train.labelled_batch, train.unlabelled_batch)]
-  if method.batch_norm == 'joint' and counts[0] != counts[1]:
+  accumulation = Accumulation(train.per_device_batch, jax.device_count())
+  for batch in (train.labelled_batch, train.unlabelled_batch):
+    accumulation.count(batch)
+  if accumulation.per_device and loss.ohem_threshold is not None:
     raise ValueError(
-      f'train.per_device_batch={train.per_device_batch} cuts {train.labelled_batch} labelled and '
-      f'{train.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, which '
-      'method.batch_norm=joint takes together; use batches of one size.')
-  check_accumulation(loss, micro)
-  return micro
+      f'train.per_device_batch={accumulation.per_device} and loss.ohem_threshold='
+      f'{loss.ohem_threshold} do not go together, as the hard pixels are those of the whole batch; '
+      'use model.remat=True and train.per_device_batch=0.')
+  return accumulation
 
 
 def _load_weights(
@@ -153,9 +190,9 @@ def _load_weights(
 def make_method_of(config: ml_collections.ConfigDict) -> Method:
   """The config's method; its name and recipe have already been turned into options."""
   options = {k: v for k, v in config.method.items() if k not in ('name', 'recipe')}
-  known = [field.name for field in dataclasses.fields(Method)]
-  _check_names('method', options, known)
-  return Method(**options)
+  name = config.method.name
+  _check_names('method', options, option_names(name))
+  return make_method(name, recipe=config.method.recipe, **options)
 
 
 def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
@@ -186,14 +223,21 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
     f'{", ".join(published.NAMES)}.')
 
 
-def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
-  """The config's network for so many classes."""
+def make_network(
+  config: ml_collections.ConfigDict, num_classes: int, *,
+  heads: Mapping[str, MakeHead] | None = None,
+) -> Network:
+  """The config's network for so many classes.
+
+  heads: of the method, in the place of those of the config's method.
+  """
   model = {k: v for k, v in config.model.items() if not k.startswith('weights')}
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
   _check_names('model', model, list(inspect.signature(make_deeplab).parameters))
-  return make_deeplab(num_classes=num_classes, **model)
+  heads = make_method_of(config).heads if heads is None else heads
+  return make_deeplab(num_classes=num_classes, heads=heads, **model)
 
 
 def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> None:

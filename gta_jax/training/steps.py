@@ -1,6 +1,7 @@
-"""Training steps between two stops of the host loop: streams, log, losses that are not finite."""
+"""Training steps between two stops of the host loop: stages, streams, log, what is not finite."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 
 from gta_jax.data.pipeline import training_stream
 from gta_jax.data.skipping import Skipped
+from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
-from gta_jax.methods.gta import Step, make_train_step, make_warmup_step
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import Host, Stage, TrainState
 from gta_jax.training.diagnostics import CollapseWatch, distances
 from gta_jax.training.logs import MetricWriter, Progress
 from gta_jax.training.not_finite import (
@@ -23,19 +24,24 @@ from gta_jax.training.setup import Run
 from gta_jax.training.signals import Signals
 
 
+def stage_borders(stages: Sequence[Stage]) -> tuple[int, ...]:
+  """The steps of the run after which a stage ends."""
+  return tuple(itertools.accumulate(stage.steps for stage in stages))
+
+
 class Steps:
-  """Runs training steps and logs them; holds the streams, which run ahead of the device."""
+  """Takes training steps and logs them; holds the streams, which run ahead of the device."""
 
   def __init__(
-    self, run: Run, mesh: jax.sharding.Mesh, first_step: int, writer: MetricWriter,
+    self, run: Run, mesh: jax.sharding.Mesh, host: Host, writer: MetricWriter,
     progress: Progress, skipped: Skipped, unlogged: Sequence = (),
   ):
-    """Begins after `first_step` steps; `unlogged` is what Steps.unlogged gave there."""
-    self._run, self._mesh = run, mesh
+    """Begins; `unlogged` is what Steps.unlogged gave at the step that the run goes on from."""
+    self._run, self._mesh, self._host = run, mesh, host
     self._writer, self._progress, self._skipped = writer, progress, skipped
-    self._warmup, self._semi = _compiled_steps(run, mesh)
-    self._labelled = _stream(run, 'labelled', first_step, skipped)
-    self._unlabelled: Iterator | None = None
+    self._stage: Stage | None = None
+    self._compiled: Callable = _no_step
+    self._streams: dict[str, Iterator] = {}
     # Steps whose losses have been looked at, then those that may still be under way.
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
@@ -48,29 +54,50 @@ class Steps:
     return self
 
   def __exit__(self, *_: object) -> None:
-    for stream in (self._labelled, self._unlabelled):
-      if hasattr(stream, 'close'):
-        stream.close()
+    self._close_streams()
 
-  def run(self, state: TrainState, stop: int, signals: Signals) -> TrainState:
-    """Steps until `stop` steps are done, or until a signal asks to leave.
+  def enter_stage(self, state: TrainState) -> TrainState:
+    """Begins or continues the stage that the next step belongs to, if it is not under way.
 
-    Several processes ask each other about signals at each line of the log only.
+    Its preparation on the host may take long, and must not be shielded from signals.
+    """
+    step = int(state.step)
+    borders = stage_borders(self._run.stages)
+    stage, end = next(
+      (stage, end) for stage, end in zip(self._run.stages, borders, strict=True) if step < end)
+    if stage is self._stage:
+      return state
+    at_its_start = step == end - stage.steps
+    if stage.prepare is not None:
+      stage.prepare(self._host, state if at_its_start else None)
+    if at_its_start:
+      state = stage.enter(state)
+    if self._stage is None or self._stage.dataset is not stage.dataset:
+      self._close_streams()
+    self._stage = stage
+    guarded = self._run.config.train.non_finite == 'skip'
+    self._compiled = sharding.compile_step(
+      skip_not_finite(stage.step) if guarded else stage.step, self._mesh)
+    dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
+    for name in stage.streams:
+      if name not in self._streams:
+        stream = _stream(self._run, dataset, name, step, self._skipped)
+        self._streams[name] = _on_device(stream, self._mesh)
+    return state
+
+  def advance(self, state: TrainState, stop: int, signals: Signals) -> TrainState:
+    """Steps until `stop` steps are done, or until a signal asks to leave; within one stage.
+
+    Several processes ask each other about signals at each line of the log only. A transfer between
+    host and device that nobody asked for is an error here, as it would make the host wait.
     """
     alone, log_steps = jax.process_count() == 1, self._run.config.train.log_steps
     for step in range(int(state.step), stop):
       if (alone or step % log_steps == 0) and signals.agreed():
         break
-      labelled, unlabelled = next(self._labelled), {}
-      compiled = self._warmup
-      if step >= self._run.warmup_steps:
-        compiled = self._semi
-        if self._run.method.uses_unlabelled:
-          self._unlabelled = self._unlabelled or _stream(
-            self._run, 'unlabelled', step, self._skipped)
-          unlabelled = next(self._unlabelled)
-      batches = (sharding.global_batch(batch, self._mesh) for batch in (labelled, unlabelled))
-      state, metrics = compiled(state, *batches)
+      batches = {name: next(self._streams[name]) for name in self._stage.streams}
+      with jax.transfer_guard('disallow'):
+        state, metrics = self._compiled(state, batches)
       self._waiting.append((step + 1, metrics))
       self._progress.advance()
       if (step + 1) % log_steps == 0:
@@ -100,8 +127,8 @@ class Steps:
     So the host never waits for the step that it has just given to the device.
     """
     self._write_line()
-    if steps := self._checked + self._waiting:
-      moved = distances(state) if 'kept_share_by_class' in steps[-1][1] else {}
+    if self._checked or self._waiting:
+      moved = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
       self._line = self._checked, self._waiting, moved
       self._checked, self._waiting = [], []
 
@@ -118,13 +145,18 @@ class Steps:
     means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
+    means |= jax.device_get(moved)
     if 'kept_share_by_class' in means:
-      means |= jax.device_get(moved)
       for warning in self._watch.observe(means['kept_share_by_class']):
         self._progress.note(warning)
     self._writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
-    shown = [k for k in means if k.endswith('_loss') or k == 'student_rate']
+    shown = [k for k in means if k.endswith(('_loss', '_rate'))]
     self._progress.show({k: means[k] for k in shown})
+
+  def _close_streams(self) -> None:
+    for stream in self._streams.values():
+      stream.close()
+    self._streams = {}
 
   def _check(self, waiting: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
     """Waits for steps under way and looks at their losses; their metrics on the host."""
@@ -142,29 +174,37 @@ class Steps:
     return found
 
 
-def _compiled_steps(run: Run, mesh: jax.sharding.Mesh) -> tuple[Step, Step]:
-  warmup = make_warmup_step(
-    run.network, run.method, run.optimizers, loss=run.loss, micro=run.micro)
-  semi = make_train_step(
-    run.network, run.method, run.optimizers, loss=run.loss, warmup_steps=run.warmup_steps,
-    handover_steps=run.handover_steps, micro=run.micro)
-  if run.config.train.non_finite == 'skip':
-    warmup, semi = skip_not_finite(warmup), skip_not_finite(semi)
-  return sharding.compile_step(warmup, mesh), sharding.compile_step(semi, mesh)
+def _no_step(state: TrainState, batches: dict) -> tuple[TrainState, dict]:
+  raise RuntimeError('no stage has been entered; call Steps.enter_stage first.')
+
+
+def _on_device(stream: Iterator, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
+  """The batches of a stream on the devices, the next one sent before the present one is used."""
+  try:
+    present = sharding.global_batch(next(stream), mesh)
+    while True:
+      following = sharding.global_batch(next(stream), mesh)
+      yield present
+      present = following
+  finally:
+    stream.close()
 
 
 def _stream(
-  run: Run, stream: str, start_step: int, skipped: Skipped
+  run: Run, dataset: Dataset, name: str, start_step: int, skipped: Skipped
 ) -> Iterator[dict[str, np.ndarray]]:
   data, processes = run.config.data, jax.process_count()
   low, high = data.scale
+  labelled = name == 'labelled'
+  size = run.config.train.labelled_batch if labelled else run.config.train.unlabelled_batch
   return training_stream(
-    run.dataset, stream=stream, batch_size=run.config.train[f'{stream}_batch'] // processes,
+    dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
     fill=tuple(round(255 * m) for m in run.network.mean), padding_label=data.padding_label,
-    label_sampling=data.label_sampling, oracle=data.oracle, seed=run.config.seed,
-    start_step=start_step, process_index=jax.process_index(), process_count=processes,
-    threads=data.threads, workers=data.workers, prefetch=data.prefetch, skipped=skipped)
+    label_sampling=data.label_sampling, oracle=data.oracle or name == 'pseudo_labelled',
+    seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),
+    process_count=processes, threads=data.threads, workers=data.workers, prefetch=data.prefetch,
+    skipped=skipped)
 
 
 def _mean(name: str, values: Sequence) -> np.ndarray:

@@ -1,0 +1,190 @@
+"""Step 1 of Algorithm 1: what the teacher says of unlabelled images, as a term to learn from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gta_jax.methods.contract import Batch, Metrics, Tools
+from gta_jax.methods.gradient_step import forward
+from gta_jax.methods.objectives import Term
+from gta_jax.methods.options import choice, number
+from gta_jax.ops.losses import IGNORE, cross_entropy, mean_divisor
+from gta_jax.ops.mixing import mix
+from gta_jax.ops.network import Array, Logits, Variables, with_statistics
+from gta_jax.ops.photometric import augment
+from gta_jax.ops.pseudo_labels import confidence_threshold, confidence_weights, pseudo_labels
+from gta_jax.ops.resizing import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabelling:
+  """Options. The number behind a field is its row in docs/method.md, "Paper and published code"."""
+
+  drop_fraction: float = number(0.2, most=1)  # share of pixels, the least confident (Eq. 2)
+  threshold_images: int = number(0)  # (10) images that share a threshold; 0: all
+  # (19, 20) exact share, ties kept; or np.percentile's, ties dropped
+  threshold_rule: str = choice('rank', 'rank', 'percentile')
+  confidence_pass: str = choice('clean', 'clean', 'mixed')  # (9) which teacher pass weighs
+  reweight: bool = True  # Eq. 6, or every kept pixel alike
+  smoothing: float = number(1.0)  # tau of Eq. 6
+  weight_normalizer: str = choice('kept', 'kept', 'all')  # (7) pixels in Eq. 6's lower sum
+  unlabelled_weight: float = number(1.0)  # mu of Eq. 3
+  reduction: str = choice('mean', 'mean', 'sum')  # (8) of Eq. 7
+
+  # Strong augmentation of the unlabelled images.
+  mixing: str = choice('cutmix', 'none', 'cutmix', 'classmix', 'cutout')  # (11)
+  mixing_images: int = number(0)  # (23) images that are mixed among themselves; 0: all
+  mixing_probability: float = number(0.5, most=1)  # that a batch is mixed
+  jitter: float = number(0.0, most=1)  # probability of colour jitter for an image
+  greyscale: float = number(0.0, most=1)  # probability of greyscale for an image
+  blur: float = number(0.0, most=1)  # probability of a Gaussian blur for an image
+
+
+class Teaching(NamedTuple):
+  """term: the images and their loss. teacher: its running statistics may have moved."""
+
+  term: Term
+  teacher: Variables
+  metrics: Metrics
+
+
+def teach(
+  tools: Tools,
+  options: PseudoLabelling,
+  teacher: Variables,
+  labelled_images: Array,
+  unlabelled: Batch,
+  key: Array,
+  *,
+  joint: bool,
+  own_statistics: bool,
+) -> Teaching:
+  """Labels unlabelled images, drops and weighs their pixels, and augments them (Eq. 1, 2, 6, 7).
+
+  Args:
+    tools: of the method; threshold and weights are those of the whole batch however it is cut.
+    options: every choice.
+    teacher: variables.
+    labelled_images: [B,H,W,3] normalised float, for teacher passes that see both kinds of images.
+    unlabelled: {'image' uint8 [B,H,W,3], 'valid' bool [B,H,W]}, perhaps 'label' for metrics.
+    key: PRNG key.
+    joint: whether the teacher's pass in train mode sees both kinds of images.
+    own_statistics: whether that pass moves the teacher's running statistics (13).
+  """
+  key_mix, key_photometric, key_dropout = jax.random.split(key, 3)
+  valid = unlabelled['valid']
+  size = valid.shape[1:3]
+  # Padding is blanked, so that whatever stands there has no influence through a receptive field.
+  images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+  (logits,), _ = forward(tools, teacher, images, key=key_dropout)
+  num_classes = logits.main.shape[-1]
+  labels, confidence = _label(logits, size)
+  labels = jnp.where(valid, labels, IGNORE)
+  metrics = oracle_metrics(labels, unlabelled, num_classes) if 'label' in unlabelled else {}
+  metrics['confidence'] = jnp.mean(confidence, where=valid)
+  kept = valid
+  if options.confidence_pass == 'clean':
+    kept, metrics['threshold'] = _keep(options, labels, confidence)
+
+  # What is to be dropped is mixed along and dropped afterwards: ClassMix reads whole labels.
+  images, labels, confidence, kept = mix(
+    key_mix, images, labels, confidence, kept, kind=options.mixing, num_classes=num_classes,
+    probability=options.mixing_probability,
+    group=largest_divisor(len(images), options.mixing_images))
+  images = augment(
+    key_photometric, images, tools.network, jitter=options.jitter, greyscale=options.greyscale,
+    blur=options.blur)
+
+  if options.confidence_pass == 'mixed' or own_statistics:
+    seen = (labelled_images, images) if joint else (images,)
+    found, stats = forward(tools, teacher, *seen, key=key_dropout, train=True)
+    if own_statistics:
+      teacher = with_statistics(teacher, stats)
+    if options.confidence_pass == 'mixed':
+      _, confidence = _label(found[-1], size)
+      kept, metrics['threshold'] = _keep(options, labels, confidence)
+
+  labelled = labels != IGNORE
+  labels = jnp.where(kept, labels, IGNORE)
+  kept = labels != IGNORE
+  weights = _weigh(options, kept, confidence, labelled)
+  divisor = mean_divisor(labels)
+
+  def loss(logits: Logits, targets: tuple[Array, Array]) -> Array:
+    logits_full = resize_bilinear(logits.main, size)
+    return options.unlabelled_weight * cross_entropy(
+      logits_full, *targets, reduction=options.reduction, divisor=divisor)
+
+  pixels = jnp.maximum(jnp.sum(kept), 1)
+  metrics |= {
+    'kept_share': jnp.mean(kept),
+    'mean_weight': jnp.sum(weights) / pixels,
+    'kept_share_by_class': class_counts(labels, num_classes) / pixels,
+  }
+  return Teaching(Term(images, (labels, weights), loss), teacher, metrics)
+
+
+def largest_divisor(batch: int, most: int) -> int:
+  """The largest divisor of a batch that is not above `most`; the batch itself for 0."""
+  return max(n for n in range(1, (most or batch) + 1) if batch % n == 0)
+
+
+def _label(logits: Logits, size: tuple[int, int]) -> tuple[Array, Array]:
+  """Labels and confidence at the images' size (Eq. 1)."""
+  return pseudo_labels(jax.nn.softmax(resize_bilinear(logits.main, size)))
+
+
+def _by_group(options: PseudoLabelling, function: Callable, *arrays: Array) -> Any:
+  """Maps `function` over groups of images that share a threshold: the whole batch, or fewer."""
+  group = largest_divisor(len(arrays[0]), options.threshold_images)
+  return jax.vmap(function)(*(x.reshape(-1, group, *x.shape[1:]) for x in arrays))
+
+
+def _keep(options: PseudoLabelling, labels: Array, confidence: Array) -> tuple[Array, Array]:
+  """All but the least confident pixels of each group (Eq. 2), and the mean threshold."""
+  def of_group(labels: Array, confidence: Array) -> tuple[Array, Array]:
+    labelled = labels != IGNORE
+    threshold = confidence_threshold(
+      confidence, labelled, drop_fraction=options.drop_fraction, rule=options.threshold_rule)
+    return labelled & (confidence > threshold), threshold
+
+  kept, threshold = _by_group(options, of_group, labels, confidence)
+  return kept.reshape(labels.shape), jnp.mean(threshold)
+
+
+def _weigh(
+  options: PseudoLabelling, kept: Array, confidence: Array, labelled: Array
+) -> Array:
+  """The weights of the kept pixels, normalised within each group (Eq. 6)."""
+  if not options.reweight:
+    return kept.astype(jnp.float32)
+  weigh = functools.partial(
+    confidence_weights, smoothing=options.smoothing, normalizer=options.weight_normalizer)
+  return _by_group(options, weigh, confidence, kept, labelled).reshape(kept.shape)
+
+
+def class_counts(labels: Array, num_classes: int) -> Array:
+  """[K] pixels of each class in integer labels of any shape."""
+  return jnp.sum(labels[..., None] == jnp.arange(num_classes), axis=tuple(range(labels.ndim)))
+
+
+def oracle_metrics(labels: Array, unlabelled: Batch, num_classes: int) -> Metrics:
+  """Accuracy of pseudo-labels where masks happen to exist; nothing learns from it.
+
+  Args:
+    labels: [B,H,W] int32, IGNORE where there is none.
+    unlabelled: with 'label' uint8 [B,H,W].
+    num_classes: K.
+  """
+  truth = unlabelled['label'].astype(jnp.int32)
+  known = (truth != IGNORE) & (labels != IGNORE)
+  right = class_counts(jnp.where(known & (labels == truth), truth, IGNORE), num_classes)
+  there = class_counts(jnp.where(known, truth, IGNORE), num_classes)
+  return {
+    'oracle_accuracy': jnp.sum(right) / jnp.maximum(jnp.sum(there), 1),
+    'oracle_accuracy_by_class': right / there,
+  }

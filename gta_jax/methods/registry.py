@@ -1,0 +1,142 @@
+"""Every method by name, and the recipes that decide what a paper leaves open.
+
+A new method is a file beside this one and a line in METHODS; docs/new_method.md shows how.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gta_jax.methods.contract import Method
+from gta_jax.methods.gta import ALL, FEATURES, Gta
+from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.supervised import LABELLED, Supervised
+
+
+class Named(NamedTuple):
+  """A method under a name.
+
+  kind: its class.
+  changes: options that differ from the recipe.
+  note: what the name stands for, where the class's summary does not say.
+  """
+
+  kind: Any
+  changes: Mapping[str, Any] = types.MappingProxyType({})
+  note: str = ''
+
+
+# Of each recipe, the options that a method has. `paper` is the methods' defaults.
+RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({
+  'paper': {},
+  'released': {
+    'shared': ('classifier',),
+    'transmission_decay': 0.999,
+    'teacher_decay': 0.999,
+    'ema_ramp': True,
+    'teacher_batch_norm': 'own',
+    'threshold_images': 3,
+    'threshold_rule': 'percentile',
+    'confidence_pass': 'mixed',
+    'weight_normalizer': 'all',
+    'batch_norm': 'joint',
+    'labelled_images': 3,
+    'mixing_images': 3,
+    'initial_networks': 'own',
+    'warmup': 'student',
+    'handover_epochs': 1.0,
+    'assistant_rate': 'constant',
+  },
+  # The paper's, with what the config file sets for training from random weights (docs/results.md).
+  'scratch': {},
+})
+
+# docs/method.md has the paper's figure for each.
+METHODS: Mapping[str, Named] = types.MappingProxyType({
+  'gta': Named(Gta),
+  # Table 1
+  'sup_only': Named(Supervised),
+  'mean_teacher': Named(MeanTeacher, {'mixing': 'none'}),
+  'cutmix': Named(MeanTeacher, {'mixing': 'cutmix'}, 'mean teacher on mixed images'),
+  # Table 4
+  'gta_unweighted': Named(Gta, {'reweight': False}, 'Table 4: no re-weighting'),
+  # Table 5, all without re-weighting
+  'ema_all': Named(Gta, {'reweight': False, 'transmitted': (ALL,), 'shared': ()},
+                   'Table 5: the mask predictor is transmitted too'),
+  'unbiased_st': Named(Gta, {'reweight': False, 'transmitted': (), 'shared': FEATURES},
+                       'Table 5: features are shared'),
+  'ema_encoder': Named(Gta, {'reweight': False}, 'Table 5: features are transmitted'),
+  'ema_backbone': Named(Gta, {'reweight': False, 'transmitted': ('backbone',)},
+                        'Table 5: the backbone alone is transmitted'),
+  # Table 7
+  'assistant_labelled_student_pseudo': Named(
+    Gta, {'assistant_learns': (LABELLED,), 'student_learns': (PSEUDO,)},
+    'Table 7: who learns from what, exchanged'),
+  'assistant_both_student_labelled': Named(
+    Gta, {'assistant_learns': (LABELLED, PSEUDO)}, 'Table 7: the assistant learns from both'),
+  # Table 8
+  **{f'gta_alpha_{alpha}': Named(
+    Gta, {'transmission_decay': alpha, 'teacher_decay': alpha}, f'Table 8: alpha {alpha}')
+    for alpha in (0.99, 0.999, 0.9999)},
+  **{f'gta_warmup_{epochs}': Named(
+    Gta, {'warmup_epochs': float(epochs)}, f'Table 8: {epochs} epochs of warm-up')
+    for epochs in (1, 2, 3)},
+  # Table 9
+  'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+})
+
+
+def option_names(name: str) -> tuple[str, ...]:
+  """The options of a method.
+
+  Raises: ValueError for an unknown name, with the known ones.
+  """
+  return tuple(field.name for field in dataclasses.fields(_look_up('method', name, METHODS).kind))
+
+
+def make_method(
+  name: str = 'gta',
+  *,
+  recipe: str = 'paper',
+  recipe_changes: Mapping[str, Any] = types.MappingProxyType({}),
+  **options: Any,
+) -> Method:
+  """The named method under a recipe, with single options changed.
+
+  Args:
+    name: a key of METHODS.
+    recipe: a key of RECIPES; options that the method does not have are left out.
+    recipe_changes: options that a config file sets for its recipe; the name wins over them.
+    **options: of the method; they win over name and recipe.
+  Raises:
+    ValueError: an unknown name, recipe or option (the known ones are listed), or a bad value.
+  """
+  named, decided = _look_up('method', name, METHODS), _look_up('recipe', recipe, RECIPES)
+  known = option_names(name)
+  if unknown := sorted(options.keys() - set(known)):
+    raise ValueError(
+      f'{name} has no options {", ".join(unknown)}; use some of: {", ".join(known)}.')
+  of_recipe = {k: v for k, v in {**decided, **recipe_changes}.items() if k in known}
+  return named.kind(**{**of_recipe, **named.changes, **options})
+
+
+def _look_up(what: str, value: str, known: Mapping[str, Any]) -> Any:
+  if value not in known:
+    raise ValueError(f'{what}={value!r} is unknown; use one of: {", ".join(known)}.')
+  return known[value]
+
+
+def table() -> str:
+  """Every method in a line: what it is, its paper, its cost in forward-equivalents."""
+  lines, paper = [], ''
+  width = max(map(len, METHODS))
+  for name, (kind, _, note) in METHODS.items():
+    if kind.paper != paper:
+      paper = kind.paper
+      lines.append(f'\n{paper}')
+    cost = f'{make_method(name).cost:g}'
+    lines.append(f'  {name:{width}}  {cost:>5}  {note or kind.summary}')
+  head = ('The number is the cost of a step in forward passes of a batch of one kind; a backward '
+          'pass counts two.\nA supervised step costs 3.')
+  return '\n'.join([head, *lines])
