@@ -53,8 +53,8 @@ class MeanTeacher(PseudoLabelling, Supervised):
     if self.joint and counts[0] != counts[1]:
       raise ValueError(
         f'train.per_device_batch={accumulation.per_device} cuts {tools.labelled_batch} labelled '
-        f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, which '
-        'method.batch_norm=joint takes together; use batches of one size.')
+        f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, '
+        'which method.batch_norm=joint takes together; use batches of one size.')
     return super().check(tools) + tuple(filter(None, notes))
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:

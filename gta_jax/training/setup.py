@@ -24,7 +24,7 @@ from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
-from gta_jax.ops.optim import Optimizer, make_sgd, poly_schedule
+from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules
 
 
