@@ -1,0 +1,1 @@
+"""One training step of each method in NumPy, written from its published description alone."""
