@@ -1,4 +1,4 @@
-"""Cross pseudo supervision (CPS) on the linear model: sheet A, section 1, "Iteration without CutMix".
+"""Cross pseudo supervision (CPS) on the linear model: sheet A, section 1, without CutMix.
 
 Lines of the sheet, and where they are below (k = 1, 2 are 'student' and 'assistant'):
   1  z_k = f_k([x_l; u])                                   forward in `step`
