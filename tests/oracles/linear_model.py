@@ -217,6 +217,10 @@ def make_problem(seed, *, names=('student',), steps=3, batch=2, size=(4, 5), fea
   widths = (3, features, hidden, classes)
   networks = {name: {key: random_layer(rng, a, b) for key, a, b in
                      zip(KEYS, widths[:-1], widths[1:], strict=True)} for name in names}
+  for params in networks.values():
+    # Mid-grey gives small logits, and kernels are large: all classes are predicted somewhere.
+    params['backbone']['kernel'] *= 4
+    params['backbone']['bias'] -= params['backbone']['kernel'].sum(0) / 2
   shape = (batch, *size)
   labelled, unlabelled = [], []
   for _ in range(steps):
