@@ -34,9 +34,10 @@ def step(state, labelled, unlabelled, *, inside, partner=None, hyper):
   mixed = mix_batch(unlabelled, partner, inside)
   labels = {}
   for name in OTHER:
-    maps = [forward(state['networks'][name], pixels(batch))['logits'].reshape(*inside.shape, -1)
-            for batch in (unlabelled, partner)]
-    labels[name] = mix(*maps, inside).argmax(-1).reshape(-1)
+    first, second = (
+      forward(state['networks'][name], pixels(batch))['logits'].reshape(*inside.shape, -1)
+      for batch in (unlabelled, partner))
+    labels[name] = mix(first, second, inside).argmax(-1).reshape(-1)
   if hyper.get('cross_on', 'both') == 'unlabelled':
     weight = mean_weights(mixed['valid'].reshape(-1))
     return learn_from_each_other(state, labelled, pixels(mixed), labels, weight, hyper)

@@ -51,7 +51,7 @@ def step(state, labelled, unlabelled, *, inside, partner=None, hyper):
   student, teacher = (state['networks'][name] for name in ('student', 'teacher'))
   maps = [softmax(forward(teacher, pixels(batch))['logits']).reshape(*inside.shape, -1)
           for batch in (unlabelled, partner)]
-  mixed, target = mix_batch(unlabelled, partner, inside), mix(*maps, inside)
+  mixed, target = mix_batch(unlabelled, partner, inside), mix(maps[0], maps[1], inside)
   if hyper.get('confidence_on', 'mixed') == 'mixed':
     share = confidence(target, mixed['valid'], hyper['threshold'])
   else:

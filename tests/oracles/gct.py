@@ -168,7 +168,8 @@ def targets(networks, labelled, unlabelled, x, hyper):
     g[name] = np.concatenate([
       handle(f, v, blur_sizes(size[0], hyper)[0], hyper.get('unsure', 'as_coded')).reshape(-1)
       for f, v in zip(flaw.reshape(-1, *size), valid, strict=True)])
-  *mutual, both_bad = mutual_targets(*p.values(), *g.values(), hyper.get('threshold', 0.6))
+  (p_l, p_r), (g_l, g_r) = p.values(), g.values()
+  *mutual, both_bad = mutual_targets(p_l, p_r, g_l, g_r, hyper.get('threshold', 0.6))
   weight = mean_weights(valid.reshape(-1))
   return {name: {'target': t, 'both_bad': both_bad, 'weight': weight}
           for name, t in zip(NAMES, mutual, strict=True)}

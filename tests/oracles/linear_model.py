@@ -135,6 +135,19 @@ def initial_state(networks, learners, **memory):
   return {'step': 0, 'networks': networks, 'momentum': momentum, **memory}
 
 
+def iterate(step, state, labelled_batches, unlabelled_batches, *, draws=lambda k: {}, hyper):
+  """Several steps of a method: [(state, losses)] after each.
+
+  Args:
+    draws: number of the step -> the keyword arguments that carry the method's randomness.
+  """
+  results = []
+  for k, batches in enumerate(zip(labelled_batches, unlabelled_batches, strict=True)):
+    state, losses = step(state, *batches, **draws(k), hyper=hyper)
+    results.append((state, losses))
+  return results
+
+
 def sgd(params, buffers, gradient, rate, hyper):
   """torch's SGD: decay joins the gradient before the momentum; returns parameters and buffers.
 

@@ -30,7 +30,11 @@ def problem(seed=0, width=4):
 @pytest.mark.parametrize('feature', ['encoded', 'fused'])
 def test_gradient_agrees_with_finite_differences(feature):
   state, _, unlabelled, perturbations = problem(width=4 if feature == 'encoded' else 5)
+  if feature == 'fused':
+    perturbations = {name: perturbations[name] for name in ('drop', 'vat')}
   options, params = hyper(feature=feature), state['networks']['student']
+  heads = params['auxiliary_decoders']
+  params = {**params, 'auxiliary_decoders': {name: heads[name] for name in perturbations}}
   target, constants = cct.targets(params, unlabelled, perturbations, options)
   _, gradient = cct.consistency(params, unlabelled, target, constants, options)
 
