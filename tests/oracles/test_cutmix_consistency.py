@@ -29,6 +29,8 @@ def test_step_follows_finite_differences(options):
 
   stepped, losses = cutmix_consistency.step(state, labelled, unlabelled, **given)
   assert 0 < losses['confidence'] < 1
+  assert losses['total'] == pytest.approx(
+    losses['labelled'] + 20 * losses['confidence'] * losses['consistency'])
   lm.assert_trees_close(stepped['momentum']['student'],
                         lm.finite_differences(total, state['networks']['student']), 1e-7)
 

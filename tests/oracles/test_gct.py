@@ -104,6 +104,23 @@ def test_flaw_target():
   np.testing.assert_allclose(target, [[0, 0, 0, 0, 0, 1, 1]] * 3, atol=1e-8)
 
 
+@pytest.mark.parametrize('variant', ['pixelssl', 'torchsemiseg'])
+def test_variants_differ_in_divisor_and_in_what_the_detector_sees(variant):
+  state, labelled, unlabelled = problem()
+  stepped, losses = gct.step(state, labelled, unlabelled, hyper=hyper(variant=variant))
+  mean, _ = lm.supervised(state['networks']['student'], labelled)
+  known = (labelled['label'] != 255).mean()
+  old = variant == 'pixelssl'
+  assert losses['student']['labelled'] == pytest.approx(mean * known if old else mean)
+  seen = state['networks'] if old else stepped['networks']
+  x, label = lm.pixels(labelled), labelled['label']
+  p = [lm.softmax(lm.forward(seen[name], x)['logits']) for name in gct.NAMES]
+  flaws = [np.stack([gct.flaw_target(q[i * 20:i * 20 + 20].reshape(4, 5, 3), label[i], (3, 3))
+                     for i in range(2)]).ravel() for q in p]
+  expected, _ = gct.detector_objective(state['networks']['detector'], x, p, flaws, False)
+  assert losses['detector'] == pytest.approx(expected)
+
+
 def test_adam_by_hand():
   params = {'flaw': {'bias': np.zeros(1)}}
   state = gct.adam_state(params)
@@ -119,10 +136,11 @@ def test_exchange_and_padding(variant):
   other = {**state, 'networks': {**state['networks'], 'student': state['networks']['assistant'],
                                  'assistant': state['networks']['student']}}
   image = np.where(unlabelled['valid'][..., None], unlabelled['image'], 200)
-  for _ in range(2):
-    state, losses = gct.step(state, labelled, unlabelled, hyper=hyper(variant=variant))
-    other, swapped = gct.step(other, labelled, {**unlabelled, 'image': image},
-                              hyper=hyper(variant=variant))
+  options = hyper(variant=variant)
+  state, losses = lm.iterate(
+    gct.step, state, [labelled] * 2, [unlabelled] * 2, hyper=options)[-1]
+  other, swapped = lm.iterate(
+    gct.step, other, [labelled] * 2, [{**unlabelled, 'image': image}] * 2, hyper=options)[-1]
   assert losses['student'] == pytest.approx(swapped['assistant'])
   lm.assert_trees_close(state['networks']['student'], other['networks']['assistant'], 1e-12)
   lm.assert_trees_close(state['networks']['detector'], other['networks']['detector'], 1e-12)

@@ -80,8 +80,27 @@ def test_drop_and_negatives_on_given_entropies():
   np.testing.assert_allclose(fixed['queues'][2], [[-1] * 3, [10 / 255, 0, 0], [20 / 255, 0, 0]])
   code = u2pl.targets(teacher, labelled, mixed, memory, {**options, 'negatives': 'code'}, 0.0)
   assert [len(queue) for queue in code['queues']] == [2, 2, 2]
+  # Anchors: the two sure pixels of class 0 are above .34, the labelled one of class 1 is not.
+  assert [len(fixed['candidates'][c]) for c in range(3)] == [2, 1, 0]
+  sure = u2pl.targets(teacher, labelled, mixed, memory, {**options, 'confidence': 0.34}, 0.0)
+  assert [sure['candidates'][c].tolist() for c in range(3)] == [[10, 11], [], []]
+  # Of 11 pixels the 80th percentile is an entropy itself, and that pixel is dropped, too.
+  eleven = {'image': np.concatenate([image, image[:, :, :1] + 200], 2),
+            'valid': np.ones((1, 1, 11), bool), 'label': np.zeros(11, int)}
+  assert u2pl.targets(teacher, labelled, eleven, memory, options, 0.0)['kept'].sum() == 8
   # Half way, ten per cent.
   assert u2pl.targets(teacher, labelled, mixed, memory, options, 0.5)['kept'].sum() == 9
+
+
+def test_labels_are_of_clean_images_and_mixed_with_them():
+  state, _, (unlabelled, *_), _ = problem()
+  teacher = state['networks']['teacher']
+  clean = lm.forward(teacher, lm.pixels(unlabelled))['logits'].argmax(1).reshape(2, 4, 5)
+  mixed = u2pl.pseudo_label(teacher, unlabelled, INSIDE)
+  expected = np.where(INSIDE, clean[::-1], clean)
+  valid = np.where(INSIDE, unlabelled['valid'][::-1], unlabelled['valid'])
+  np.testing.assert_array_equal(mixed['label'].reshape(2, 4, 5), np.where(valid, expected, 255))
+  assert (expected != clean)[valid].any()
 
 
 def test_padding_has_no_influence_over_several_steps():
