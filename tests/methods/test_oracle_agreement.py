@@ -9,7 +9,8 @@ from gta_jax.methods.options import make_method
 from gta_jax.methods.state import init_state, make_optimizers
 from gta_jax.ops.mixing import box_masks
 from gta_jax.ops.optim import poly_schedule
-from tests import oracle, tiny
+from tests import tiny
+from tests.oracles import gta as oracle
 
 STEPS, WARMUP, RATE, DECAY = 6, 2, 0.05, 1e-3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import oracle
+from tests.oracles import gta as oracle
 
 torch = pytest.importorskip('torch')
 ROOT = Path(__file__).parents[2]

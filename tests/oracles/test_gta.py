@@ -1,6 +1,6 @@
 """The oracle's hand-written gradient against finite differences."""
 
-from tests import oracle
+from tests.oracles import gta as oracle
 
 
 def test_gradient_agrees_with_finite_differences():
