@@ -1,4 +1,4 @@
-"""Strong augmentations that mix the images of a batch: CutMix, ClassMix, Cutout; and their boxes."""
+"""Strong augmentations that mix the images of a batch, CutMix, ClassMix, Cutout; and boxes."""
 
 import functools
 

@@ -109,8 +109,8 @@ def _jitter_with_hue(key: Array, rgb: Array, *, largest: float) -> Array:
   for turn in range(4):
     # All four are computed and one of them is taken: a batch has images at each of them.
     now = order[:, turn, None, None, None]
-    changed = (change(rgb, amount) for change, amount in changes)
-    rgb = sum(jnp.where(now == i, x, 0.0) for i, x in enumerate(changed))
+    changed = [change(rgb, amount) for change, amount in changes]
+    rgb = jnp.select([now == i for i in range(4)], changed)
   return rgb
 
 
