@@ -27,11 +27,14 @@ class Objective(NamedTuple):
 
   loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
     The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
+    It may return a third element: what else the passes say, by name, with no gradient; parts' are
+    added up, and the metrics hold the sums under these names.
   batch: tree of [B,...].
   key: PRNG key of the dropout.
   """
 
-  loss: Callable[[Variables, Tree, Array], tuple[Metrics, Params]]
+  loss: Callable[
+    [Variables, Tree, Array], tuple[Metrics, Params] | tuple[Metrics, Params, Metrics]]
   batch: Tree
   key: Array
 
@@ -51,15 +54,15 @@ def gradient_step(
     optimizer: of it.
     *objectives: at least one.
   Returns: the state with the network and its optimiser moved; NAME_LOSS_loss of each loss, before
-    the update, NAME_rate, and the global norms NAME_gradient_norm, NAME_update_norm and
-    NAME_parameter_norm (after the update).
+    the update, what else the objectives say, NAME_rate, and the global norms NAME_gradient_norm,
+    NAME_update_norm and NAME_parameter_norm (after the update).
   """
   variables, gradient, metrics = state.networks[name], None, {}
   for objective in objectives:
-    of_objective, losses, stats = _gradient(tools, variables, objective)
+    of_objective, losses, stats, sums = _gradient(tools, variables, objective)
     gradient = of_objective if gradient is None else trees.add(gradient, of_objective)
     variables = with_statistics(variables, stats)
-    metrics |= {f'{name}_{loss}_loss': value for loss, value in losses.items()}
+    metrics |= {f'{name}_{loss}_loss': value for loss, value in losses.items()} | sums
   updates, optimizer_state = optimizer.update(
     gradient, state.optimizers[name], variables['params'], step=state.step)
   params = optax.apply_updates(variables['params'], updates)
@@ -70,19 +73,19 @@ def gradient_step(
 
 def _gradient(
   tools: Tools, variables: Variables, objective: Objective
-) -> tuple[Params, Metrics, Params]:
-  """Gradient and losses of an objective, and the statistics that its passes leave."""
-  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params]]:
-    def total(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
-      losses, stats = objective.loss({**variables, 'params': params}, part, key)
-      return sum(losses.values()), (losses, stats)
+) -> tuple[Params, Metrics, Params, Metrics]:
+  """Gradient and losses of an objective, the statistics that its passes leave, and its sums."""
+  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params, Metrics]]:
+    def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics]]:
+      losses, stats, *sums = objective.loss({**variables, 'params': params}, part, key)
+      return sum(losses.values()), (losses, stats, sums[0] if sums else {})
 
-    gradient, (losses, stats) = jax.grad(total, has_aux=True)(variables['params'])
-    return (), (gradient, losses, stats)
+    gradient, (losses, stats, sums) = jax.grad(total, has_aux=True)(variables['params'])
+    return (), (gradient, losses, stats, sums)
 
-  _, (gradient, losses, stats), count = over_micro_batches(
+  _, (gradient, losses, stats, sums), count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)
-  return gradient, losses, mean(stats, count)
+  return gradient, losses, mean(stats, count), sums
 
 
 def forward(
