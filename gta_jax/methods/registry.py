@@ -12,6 +12,7 @@ from gta_jax.methods.contract import Method
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
+from gta_jax.methods.unimatch_v2 import UniMatchV2
 
 
 class Named(NamedTuple):
@@ -84,6 +85,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'unimatch_v2': Named(UniMatchV2),
+  'fixmatch_ema': Named(
+    UniMatchV2, {'views': 1, 'feature_dropout': 'none', 'batch_norm': 'joint'},
+    "UniMatch V2's baseline: one strong view, no dropout"),
 })
 
 

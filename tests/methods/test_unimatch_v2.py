@@ -1,0 +1,237 @@
+"""UniMatch V2's step: its oracle, its invariants, and what it refuses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.registry import make_method
+from gta_jax.ops.channel_dropout import complementary_masks
+from gta_jax.ops.mixing import unimatch_boxes
+from gta_jax.ops.optim import make_adam, poly_schedule
+from gta_jax.ops.photometric import strong_view
+from tests import tiny
+from tests.oracles import unimatch_v2 as oracle
+
+STEPS, RATE = 3, 0.01
+QUIET = {'jitter': 0.0, 'greyscale': 0.0, 'blur': 0.0}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def make_tools(network, *, adamw=True, batch=4, size=tiny.SIZE, **options):
+  tools = tiny.make_tools(
+    network, rate=RATE, total_steps=10, batch=batch, size=size, **options)
+  if not adamw:
+    return tools
+  return tools._replace(make_optimizer=lambda **_: make_adam(
+    poly_schedule(RATE, total_steps=10), multiplier=40.0, weight_decay=0.01))
+
+
+@functools.cache
+def compiled(name='unimatch_v2', kind='linear', per_device=0, **options):
+  """(first state, jitted step) of a method on a tiny network; without colours unless asked."""
+  network = tiny.linear_network() if kind == 'linear' else tiny.conv_network(dropout=False)
+  tools = make_tools(network, accumulation=Accumulation(per_device))
+  method = make_method(name, **{'threshold': 0.5, **QUIET, **options})
+  assert not method.check(tools)
+  stage, = method.stages(tools)
+  return tiny.first_state(method, tools), jax.jit(stage.step)
+
+
+def take(state, step, seed=0, batch=4, **changes):
+  labelled, unlabelled = tiny.make_batches(seed, batch=batch)
+  return step(state, {'labelled': labelled, 'unlabelled': {**unlabelled, **changes}})
+
+
+def assert_close(one, other, rtol=1e-5, atol=1e-6):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+def randomness_of(state, unlabelled, network, width):
+  """What the step draws, as the oracle wants it; float64 would not change a draw."""
+  keys = jax.random.split(state.step_key(), 4)
+  valid = unlabelled['valid']
+  images = jnp.where(valid[..., None], unlabelled['image'] / np.float32(255), 0)
+  key_colours, key_box = jax.random.split(keys[0])
+  strong = strong_view(key_colours, jnp.repeat(images, 2, axis=0), network)
+  boxes = []
+  for mask in np.asarray(unimatch_boxes(key_box, 2 * len(valid), valid.shape[1:])):
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else [0] * 4)
+  masks = np.asarray(complementary_masks(keys[1], len(valid), (width,))[0])
+  return {'strong': np.asarray(strong).reshape(-1, 2, *images.shape[1:]).swapaxes(0, 1),
+          'boxes': np.array(boxes).reshape(-1, 2, 4).swapaxes(0, 1),
+          'bernoulli': (masks[:, 0] > 0).astype(int), 'undropped': (masks[:, 0] == 1).all(1)}
+
+
+def to_jax(params):
+  tree = jax.tree.map(jnp.asarray, params)
+  return {'params': tree, 'batch_stats': {key: {} for key in tree}}
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'sgd'])
+def test_three_steps_agree_with_numpy(optimizer):
+  with jax.enable_x64(True):  # In float32 1 - 0.999^t has four digits.
+    _three_steps(optimizer)
+
+
+def _three_steps(optimizer):
+  expected, labelled, unlabelled, _ = oracle.make_problem(
+    3, optimizer=optimizer, batch=5, size=(9, 8), hidden=4)
+  hyper = {'threshold': 0.6, 'rate': RATE, 'optimizer': optimizer, 'total_steps': 10}
+  hyper |= {} if optimizer == 'adamw' else {'weight_decay': 1e-4, 'decoder_multiplier': 10.0}
+  network = tiny.linear_network()
+  tools = make_tools(network, adamw=optimizer == 'adamw', batch=5)
+  method = make_method('unimatch_v2', threshold=0.6)
+  state = tiny.first_state(method, tools, to_jax(expected['networks']['student']))
+  step = jax.jit(method.stages(tools)[0].step)
+  pasted = 0
+  for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
+    randomness = randomness_of(state, batch_u, network, 4)
+    pasted += randomness['boxes'].any(-1).sum()
+    expected, losses = oracle.step(expected, batch_l, batch_u, **randomness, hyper=hyper)
+    state, metrics = step(state, {'labelled': batch_l, 'unlabelled': batch_u})
+    assert_close({name: v['params'] for name, v in state.networks.items()}, expected['networks'])
+    for name, weight in {'labelled': 2, 'strong_1': 4, 'strong_2': 4}.items():
+      np.testing.assert_allclose(weight * metrics[f'student_{name}_loss'], losses[name], rtol=1e-5)
+  assert pasted
+
+
+def test_masks_are_complementary_and_half_of_the_pairs_are_whole():
+  """Invariant (a); one mask for stages of one width, others for other widths."""
+  for batch in (4, 5):
+    one, same, other = complementary_masks(jax.random.key(0), batch, (64, 64, 32))
+    np.testing.assert_array_equal(one, same)
+    assert one.shape == (batch, 2, 64) and other.shape == (batch, 2, 32)
+    np.testing.assert_array_equal(one.sum(1), np.full((batch, 64), 2.0))
+    for mask in (one, other):
+      whole = (mask == 1).all((1, 2))
+      assert whole.sum() == batch // 2
+      assert set(np.unique(mask[~whole])) == {0, 2}
+    assert not np.array_equal(one[..., :32], other)
+
+
+def test_teacher_equals_student_after_the_first_step_and_averages_then():
+  """Invariant (d): d is 0, 1/2, 2/3: the plain mean of the students."""
+  state, step = compiled()
+  students = []
+  for seed in range(3):
+    state, metrics = take(state, step, seed)
+    students.append(state.networks['student']['params'])
+    mean = jax.tree.map(lambda *x: sum(x) / len(x), *students)
+    assert_close(state.networks['teacher']['params'], mean)
+  assert metrics['teacher_decay'] == pytest.approx(2 / 3)
+
+
+def test_equal_views_without_boxes_and_dropout_are_fixmatch():
+  """Invariant (e)."""
+  plain = {'box_probability': 0.0, 'feature_dropout': 'none'}
+  state, step = compiled(**plain)
+  two, of_two = take(state, step)
+  one, of_one = take(state, compiled('fixmatch_ema', **plain)[1])
+  assert of_two['student_strong_1_loss'] == of_two['student_strong_2_loss'] > 0
+  np.testing.assert_allclose(
+    2 * of_two['student_strong_1_loss'], of_one['student_strong_1_loss'], rtol=1e-6)
+  assert_close(two.networks, one.networks)
+
+
+def test_nothing_kept_leaves_half_of_the_supervised_gradient():
+  """Invariant (f): with SGD from rest the update is half of that of labels alone."""
+  tools = make_tools(tiny.linear_network(), adamw=False, weight_decay=0.0)
+  moved = {}
+  for name, options in {'unimatch_v2': {'threshold': 1.1, **QUIET},
+                        'sup_only': {'warmup_epochs': 0.0}}.items():
+    method = make_method(name, **options)
+    state = tiny.first_state(method, tools)
+    labelled, unlabelled = tiny.make_batches(0)
+    after, metrics = jax.jit(method.stages(tools)[0].step)(
+      state, {'labelled': labelled, 'unlabelled': unlabelled})
+    moved[name] = jax.tree.map(lambda a, b: a - b, *(
+      s.networks['student']['params'] for s in (after, state)))
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(metrics))
+  assert_close(moved['unimatch_v2'], jax.tree.map(lambda x: x / 2, moved['sup_only']))
+
+
+def test_divisor_counts_pixels_that_are_not_kept():
+  """The teacher's confidence is the threshold's exact border: half of the pixels, half the loss."""
+  state, step = compiled(threshold=0.0, box_probability=0.0, feature_dropout='none')
+  _, whole = take(state, step)
+  _, unlabelled = tiny.make_batches(0)
+  logits = tiny.low_logits(tiny.linear_network(), state.networks['teacher'], unlabelled['image'])
+  confidence = np.asarray(jax.nn.softmax(logits)).max(-1)
+  losses = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, logits.argmax(-1)))
+  valid = unlabelled['valid']
+  border = np.median(confidence[valid])
+  _, half = take(state, compiled(
+    threshold=float(border), box_probability=0.0, feature_dropout='none')[1])
+  np.testing.assert_allclose(
+    4 * half['student_strong_1_loss'],
+    losses[valid & (confidence >= border)].sum() / valid.sum(), rtol=1e-4)
+  np.testing.assert_allclose(
+    4 * whole['student_strong_1_loss'], losses[valid].mean(), rtol=1e-5)
+  assert half['kept_share'] < whole['kept_share']
+
+
+def test_padding_has_no_influence():
+  state, step = compiled('unimatch_v2', 'conv', threshold=0.35, jitter=0.8, greyscale=0.2, blur=0.5)
+  _, unlabelled = tiny.make_batches(0)
+  image = np.where(unlabelled['valid'][..., None], unlabelled['image'], 7)
+  assert not np.array_equal(image, unlabelled['image'])
+  (one, of_one), (other, of_other) = take(state, step), take(state, step, image=image)
+  assert_close((one.networks, of_one), (other.networks, of_other), rtol=0, atol=0)
+  assert of_one['kept_share'] > 0
+
+
+def test_all_padding_gives_finite_steps():
+  state, step = compiled('unimatch_v2', 'conv', threshold=0.35)
+  after, metrics = take(state, step, valid=np.zeros((4, *tiny.SIZE), bool))
+  assert metrics['student_strong_1_loss'] == 0
+  for leaf in jax.tree.leaves((after.networks, after.optimizers, metrics)):
+    assert np.isfinite(leaf).all()
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize('name', ['unimatch_v2', 'fixmatch_ema'])
+def test_cut_batches_give_the_step_of_the_whole_batch(name):
+  (state, whole), (_, cut) = compiled(name), compiled(name, per_device=2)
+  (one, of_one), (other, of_other) = take(state, whole), take(state, cut)
+  assert_close((one.networks, of_one), (other.networks, of_other))
+
+
+def test_views_share_batch_statistics_and_labels_come_before_them():
+  """Running statistics move twice a step: by labelled images, then by both views together."""
+  state, step = compiled('unimatch_v2', 'conv', threshold=0.35)
+  moved = []
+  for name in ('unimatch_v2', 'fixmatch_ema'):
+    after, _ = take(state, compiled(name, 'conv', threshold=0.35)[1])
+    mean = np.asarray(after.networks['student']['batch_stats']['backbone']['mean'])
+    moved.append(mean)
+    np.testing.assert_array_equal(
+      mean, after.networks['teacher']['batch_stats']['backbone']['mean'])  # d = 0
+  assert not np.allclose(*moved)
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match='views=1 has no second view'):
+    make_method('unimatch_v2', views=1)
+  tools = make_tools(tiny.linear_network(), accumulation=Accumulation(2))._replace(
+    unlabelled_batch=8)
+  make_method('unimatch_v2').check(tools)
+  with pytest.raises(ValueError, match='into 2 and 4 parts'):
+    make_method('fixmatch_ema').check(tools)
+
+
+def test_cost_is_the_sheets():
+  assert make_method('unimatch_v2').cost == 10
+  assert make_method('fixmatch_ema').cost == 7
