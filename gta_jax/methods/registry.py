@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gta_jax.methods.contract import Method
+from gta_jax.methods.corrmatch import CorrMatch
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -85,6 +86,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'corrmatch': Named(CorrMatch),
+  'corrmatch_released': Named(
+    CorrMatch, {'kl_target': 'unmixed', 'threshold_padding': 'mixed', 'padding_counts': True},
+    'CorrMatch as its code has it'),
   'unimatch_v2': Named(UniMatchV2),
   'fixmatch_ema': Named(
     UniMatchV2, {'views': 1, 'feature_dropout': 'none', 'batch_norm': 'joint'},

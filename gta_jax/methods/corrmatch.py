@@ -1,0 +1,258 @@
+"""CorrMatch: labels spread along correlation maps (Sun et al., CVPR 2024).
+
+One network and no teacher. One step on B labelled and B unlabelled images:
+
+    1. In evaluation mode: softmax of the weak view w, for the boxes that others cut from it.
+    2. In train mode, labelled images and w as one batch: logits P_l, P_w (constant from here on), F
+       of w with half of the channels dropped between encoder and decoder, and for each image
+         A = softmax_j(g1_i . g2_j / sqrt(K)),  Z_j = sum_i sg(P_i) A_ij
+       at the last stage's size, from two 1x1 convolutions g1, g2 on a projection of that stage.
+    3. In train mode, the strong view s with a box from the next image: P_s, Z_s.
+    4. tau <- 0.999 tau + 0.001 mean_{c predicted on w} max_{i of class c} kappa_i, from 0.85.
+    5. Labels y and confidence kappa of w, from the partner (1) in the box.
+       conf = [kappa >= tau and no padding], K = conf.
+    6. Regions r, above the middle of 128 random rows of A, in turn: with q = r and conf, if
+       |q| / |r| >= tau and a class has more than tau of q, y is that class on r, and K takes r.
+    7. L_x = (CE(P_l) + CE(Z_l)) / 2; over the pixels that are no padding
+       L_s = CE(P_s, y) on K, L_cs = CE(Z_s, y) on K, L_kl = KL(p_w || p_s) on conf,
+       L_fp = CE(F, y_w), L_cw = CE(Z_w, y_w) on the confident pixels of w itself.
+    8. L = (L_x + (L_s + L_kl + L_fp) / 4 + (L_cs + L_cw) / 8) / 2
+
+Cost 10: w 1, labelled and w 6, s 3; besides them N^2 correlations an image, N places of the last
+stage, and the decoder of the dropped half.
+
+Reported with ResNet-101, best epoch: VOC 2012 (92 183 366 732 1464, the original list) 76.4 78.5
+79.4 80.6 81.8; Cityscapes (186 372 744 1488) 77.3 78.5 79.4 80.4.
+
+Paper and code: options say where they part; `corrmatch_released` does what the code does. Different
+here: the partner is the next image, in the code another view of the same one (so a public issue of
+UniMatch); the decoder is the config's; the rate of step t is that of t, where the code sets it
+after the step. More, and what is unverified, in docs/methods/corrmatch.md.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.corrmatch_losses import Seen, Targets, metrics_of, unlabelled_losses
+from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.objectives import Term, labelled_term
+from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.models.correlation import CorrelationHead
+from gta_jax.models.heads import MakeHead
+from gta_jax.ops import correlation
+from gta_jax.ops.channel_dropout import channel_masks, dropped
+from gta_jax.ops.losses import IGNORE
+from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
+from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
+from gta_jax.ops.photometric import strong_view
+from gta_jax.ops.pseudo_labels import pseudo_labels
+from gta_jax.ops.resizing import resize_bilinear
+
+MODEL = 'model'
+HEAD = 'correlation'
+
+
+class Found(NamedTuple):
+  """logits of a pass. maps: [B,N,N], A. spread: [B,h,w,K], Z."""
+
+  logits: Logits
+  maps: Array
+  spread: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrMatch:
+  """Options; the defaults are the method as described, without its code's peculiarities."""
+
+  summary: ClassVar[str] = 'labels spread along correlation maps, the threshold follows'
+  paper: ClassVar[str] = ('Sun, Yang, Zhang, Cheng, Hou, CorrMatch: Label propagation via '
+                          'correlation matching for semi-supervised semantic segmentation, '
+                          'CVPR 2024')
+  scored: ClassVar[tuple[str, ...]] = (MODEL,)
+  compared: ClassVar[tuple[str, ...]] = ()
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    'voc': {'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4,
+            'data.crop': 321, 'train.epochs': 80,
+            'train.labelled_batch': 8, 'train.unlabelled_batch': 8,  # 4 on each of 2 GPUs
+            'model.multi_grid': (), 'model.dropout': 0.0},
+    'cityscapes': {'optim.rate': 0.005, 'optim.decoder_multiplier': 1.0,
+                   'optim.weight_decay': 1e-4, 'data.crop': 801, 'train.epochs': 240,
+                   'train.labelled_batch': 8, 'train.unlabelled_batch': 8,
+                   'loss.ohem_min_kept': 2 * 200_000, 'model.auxiliary': False,
+                   'model.multi_grid': (), 'model.dropout': 0.0,
+                   'method.threshold_init': 0.0, 'method.threshold_decay': 1.0},
+  }
+
+  threshold_init: float = number(0.85, most=1)  # tau before the first step, a probability
+  threshold_decay: float = number(0.999, most=1)  # 1 keeps tau as it is
+  regions: int = number(128, least=0, most=4096)  # rows of A that become regions; 0: none
+  feature_dropout: float = number(0.5, most=0.99)  # probability of a channel of F's features
+  backbone_learns: bool = True  # from the correlation losses, or the head alone
+  box_probability: float = number(0.5, most=1)  # that an image gets a box
+  jitter: float = number(0.8, most=1)  # probability of colour jitter for an image
+  greyscale: float = number(0.2, most=1)  # probability of greyscale for an image
+  hue: float = number(0.25, most=0.5)  # largest shift of the hue in turns of the colour circle
+  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
+
+  # Where the code does something else.
+  kl_target: str = choice('mixed', 'mixed', 'unmixed')  # p_w in the box: the partner's, or w's own
+  threshold_padding: str = choice('own', 'own', 'mixed')  # what tau leaves out: w's, or the mix's
+  padding_counts: bool = False  # in A: padding is a place like any other, only its image is blank
+
+  def __post_init__(self):
+    check_fields(self)
+
+  @property
+  def heads(self) -> Mapping[str, MakeHead]:
+    return {HEAD: lambda *, num_classes, features: CorrelationHead(num_classes, features)}
+
+  @property
+  def uses_unlabelled(self) -> bool:
+    return True
+
+  @property
+  def cost(self) -> float:
+    return 10
+
+  def check(self, tools: Tools) -> tuple[str, ...]:
+    """See Method."""
+    accumulation = tools.accumulation
+    if any(accumulation.count(n) > 1 for n in (tools.labelled_batch, tools.unlabelled_batch)):
+      raise ValueError(
+        f'train.per_device_batch={accumulation.per_device} cuts the batch, but the threshold of '
+        'corrmatch is that of a whole batch of predictions, which the step makes and learns from '
+        'in one pass; use train.per_device_batch=0 and model.remat=True.')
+    return ()
+
+  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
+    """See Method."""
+    return init_state(key, {MODEL: draw()}, {MODEL: tools.make_optimizer()},
+                      {'threshold': jnp.float32(self.threshold_init)})
+
+  def stages(self, tools: Tools) -> tuple[Stage, ...]:
+    """See Method."""
+    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
+
+  def step(self, tools: Tools) -> Callable:
+    """The step of the only stage."""
+    optimizer = tools.make_optimizer()
+
+    def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
+      keys = jax.random.split(state.step_key())
+      labelled = labelled_term(tools, batches['labelled'])
+      seen = self.see(tools, state.networks[MODEL], batches['unlabelled'], keys[0])
+      loss = self.make_loss(tools, labelled, state.memory['threshold'], batches['unlabelled'])
+      objective = Objective(loss, ((labelled.images, labelled.targets), seen), keys[1])
+      state, metrics = gradient_step(tools, state, MODEL, optimizer, objective)
+      memory = {'threshold': metrics['threshold']}
+      return state.replace(step=state.step + 1, memory=memory), metrics
+
+    return step
+
+  def see(self, tools: Tools, variables: Variables, unlabelled: Batch, key: Array) -> Seen:
+    """Steps 1 and 5 as far as no gradient is needed: views, boxes, the partner's predictions."""
+    key_colours, key_box = jax.random.split(key)
+    valid = unlabelled['valid']
+    # Blanked before and after the change of colours: no blur or mean of the image sees padding.
+    weak = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+    (logits,), _ = forward(tools, variables, weak, key=key)
+    probabilities = jax.nn.softmax(resize_bilinear(logits.main, valid.shape[1:3]))
+    strong = strong_view(key_colours, weak, tools.network, jitter=self.jitter,
+                         greyscale=self.greyscale, blur=self.blur, hue=self.hue)
+    box = unimatch_boxes(key_box, len(valid), valid.shape[1:3], probability=self.box_probability)
+    mixed_valid = paste(valid, next_images(valid), box)
+    strong = jnp.where(mixed_valid[..., None], paste(strong, next_images(strong), box), 0.0)
+    return Seen(weak, valid, strong, mixed_valid, box, next_images(probabilities))
+
+  def make_loss(
+    self, tools: Tools, labelled: Term, threshold: Array, unlabelled: Batch
+  ) -> Callable:
+    """The losses of a step (2 to 8), and what they say besides.
+
+    threshold: [] float32, tau before the step.
+    unlabelled: perhaps with 'label' for metrics.
+    """
+    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
+      (images, truth), seen = batch
+      keys, count = jax.random.split(key, 4), len(images)
+      stages, stats = tools.network.encode(
+        variables, jnp.concatenate([images, seen.weak]), train=True, dropout_key=keys[0])
+      masks = channel_masks(
+        keys[1], len(stages[0]), tuple(x.shape[-1] for x in stages), rate=self.feature_dropout)
+      both = jax.tree.map(lambda *x: jnp.concatenate(x), stages, dropped(stages, masks))
+      clean, variables = self.decode(
+        tools, with_statistics(variables, stats), both, stages, keys[0],
+        jnp.concatenate([jnp.ones(images.shape[:3], bool), self.places(seen.valid)]))
+      stages, stats = tools.network.encode(
+        variables, seen.strong, train=True, dropout_key=keys[2])
+      strong, variables = self.decode(
+        tools, with_statistics(variables, stats), stages, stages, keys[2],
+        self.places(seen.mixed_valid))
+
+      of_labelled = jax.tree.map(lambda x: x[:count], clean.logits)
+      _, weak, _, perturbed = jnp.split(
+        clean.logits.main, [count, len(clean.maps), len(clean.maps) + count])
+      rows = jax.random.randint(
+        keys[3], (self.regions,), 0, max(clean.maps.shape[-1] - 1, 1))  # never the last place
+      rows = clean.maps[count:, rows].reshape(len(weak), -1, *clean.spread.shape[1:3])
+      targets = self.targets(tools, seen, weak, jax.lax.stop_gradient(rows), threshold)
+      losses = {'labelled': (labelled.loss(of_labelled, truth)
+                             + labelled.loss(Logits(clean.spread[:count]), truth)) / 4}
+      losses |= unlabelled_losses(
+        seen, targets, strong=strong.logits.main, strong_spread=strong.spread,
+        perturbed=perturbed, weak_spread=clean.spread[count:])
+      return losses, variables['batch_stats'], metrics_of(tools, targets, unlabelled)
+
+    return loss
+
+  def decode(
+    self, tools: Tools, variables: Variables, decoded: Stages, stages: Stages, key: Array,
+    counted: Array,
+  ) -> tuple[Found, Variables]:
+    """Logits of `decoded` stages, and the maps of `stages` with the logits of their rows spread."""
+    output, stats = tools.network.decode(variables, decoded, train=True, dropout_key=key)
+    variables = with_statistics(variables, stats)
+    if not self.backbone_learns:
+      stages = jax.lax.stop_gradient(stages)
+    (query, of_place), stats = tools.network.head(
+      variables, HEAD, stages, train=True, dropout_key=key)
+    size = query.shape[1:3]
+    counted = resize_bilinear(counted[..., None].astype(jnp.float32), size)[..., 0] > 0.5
+    maps = correlation.correlation_maps(query, of_place, counted)
+    logits = resize_bilinear(output.logits.main[:len(query)], size)
+    spread = correlation.correlation_logits(maps, logits, counted)
+    return Found(output.logits, maps, spread), with_statistics(variables, stats)
+
+  def places(self, valid: Array) -> Array:
+    """The pixels that are places of A."""
+    return jnp.ones_like(valid) if self.padding_counts else valid
+
+  def targets(
+    self, tools: Tools, seen: Seen, weak: Array, rows: Array, threshold: Array
+  ) -> Targets:
+    """Steps 4 to 6.
+
+    weak: [B,h,w,K], P_w. rows: [B,R,h',w'] of A. threshold: tau before the step.
+    """
+    probabilities = jax.nn.softmax(
+      resize_bilinear(jax.lax.stop_gradient(weak), seen.valid.shape[1:3]))
+    own, certainty = pseudo_labels(probabilities)
+    threshold = correlation.moved_threshold(
+      threshold, own, certainty,
+      seen.mixed_valid if self.threshold_padding == 'mixed' else seen.valid,
+      decay=self.threshold_decay, num_classes=tools.num_classes)
+    mixed = paste(probabilities, seen.partner, seen.box)
+    labels, mixed_certainty = pseudo_labels(mixed)
+    confident = seen.mixed_valid & (mixed_certainty >= threshold)
+    labels, kept = correlation.spread_labels(
+      labels, confident, rows, counted=self.places(seen.valid),
+      blocked=seen.box | ~seen.mixed_valid, threshold=threshold, num_classes=tools.num_classes)
+    return Targets(
+      threshold, jnp.where(seen.valid & (certainty >= threshold), own, IGNORE),
+      jnp.where(kept, labels, IGNORE), confident,
+      probabilities if self.kl_target == 'unmixed' else mixed)
