@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gta_jax.methods.contract import Method
+from gta_jax.methods.cps import Cps, CpsCutMix
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -84,6 +85,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'cps': Named(Cps),
+  'cps_cutmix': Named(CpsCutMix),
+  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
+                               'without the labels of labelled images, as the published code'),
 })
 
 
