@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
 from gta_jax.methods.gradient_step import forward
-from gta_jax.methods.objectives import Term
+from gta_jax.methods.objectives import Term, unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.ops.losses import IGNORE, cross_entropy, mean_divisor
 from gta_jax.ops.mixing import MIXINGS, mix
@@ -82,8 +82,7 @@ def teach(
   key_mix, key_photometric, key_dropout = jax.random.split(key, 3)
   valid = unlabelled['valid']
   size = valid.shape[1:3]
-  # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-  images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+  images = unlabelled_images(tools, unlabelled)
   (logits,), _ = forward(tools, teacher, images, key=key_dropout)
   num_classes = logits.main.shape[-1]
   labels, confidence = _label(logits, size)
