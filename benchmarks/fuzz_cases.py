@@ -22,7 +22,7 @@ from configs import shapes
 from gta_jax.data import sources
 from gta_jax.inference import finished
 from gta_jax.inference.predict import ImageReader, find_images
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.training import loop, setup
 from gta_jax.training.checkpoint import Checkpoints
@@ -109,9 +109,10 @@ def tiny_state(step: int) -> TrainState:
   """A state of a few numbers that depend on the step."""
   network = {'params': {'backbone': {'kernel': jnp.full((30, 7), float(step))}},
              'batch_stats': {'backbone': {'mean': jnp.zeros(3)}}}
-  return TrainState(step=jnp.int32(step), key=jax.random.key(0), teacher=network,
-                    student=jax.tree.map(lambda x: x + 1, network), assistant=None,
-                    student_opt=(jnp.zeros(2),), assistant_opt=None)
+  student = jax.tree.map(lambda x: x + 1, network)
+  return TrainState(
+    step=jnp.int32(step), key=jax.random.key(0), networks={'teacher': network, 'student': student},
+    optimizers={'student': (jnp.zeros(2),)})
 
 
 def read_all(root: Path) -> None:
@@ -265,7 +266,7 @@ def fuzz_weights(rng: Rng, base: Path, work: Path) -> None:
     data = b"cos\nsystem\n(S'exit 1'\ntR."
   path.write_bytes(damage(rng, data) if rng.random() < 0.6 else data)
   state = load_state_dict(path, item=rng.choice([None, None, 'model_state']))
-  convert(state, tiny_state(0).teacher, scope=str(rng.choice(['all', 'backbone', 'x'])))
+  convert(state, tiny_state(0).networks['teacher'], scope=str(rng.choice(['all', 'backbone', 'x'])))
 
 
 def fuzz_checkpoints(rng: Rng, base: Path, work: Path) -> None:

@@ -43,7 +43,7 @@ def compile_case(case: Case) -> dict[str, float]:
   for name in ('cold', 'warm'):
     jax.clear_caches()
     started = time.perf_counter()
-    lowered = case.step.lower(case.state, *case.batches)
+    lowered = case.step.lower(case.state, case.batches)
     compiled = lowered.compile()
     seconds[name] = time.perf_counter() - started
   memory = compiled.memory_analysis()

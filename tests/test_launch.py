@@ -9,7 +9,7 @@ import pytest
 import launch as main_program
 from configs import cityscapes, common, folder, shapes, voc
 from gta_jax.data.pipeline import WorkerError
-from gta_jax.methods.options import METHODS, RECIPES
+from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.training.not_finite import NotFiniteError
 from gta_jax.training.signals import Interrupted
 

@@ -12,7 +12,6 @@ from gta_jax.evaluation.batches import centre_crop, make_batches
 from gta_jax.evaluation.protocols import MULTISCALE, Protocol, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import predict_batch
-from gta_jax.ops.network import Logits, Network
 from gta_jax.ops.resizing import interpolation_matrix
 from tests import tiny
 from tests.arrays import random_dataset
@@ -108,9 +107,9 @@ def test_sliding_windows_are_averaged_as_logits():
   def apply(variables, images, **_):
     strength = images.mean((1, 2, 3))[:, None, None]
     one = strength * jax.numpy.ones(images.shape[:3])
-    return Logits(jax.numpy.stack([one, 0 * one], -1)), {}
+    return jax.numpy.stack([one, 0 * one], -1)
 
-  network = Network(lambda key, size: {}, apply, mean=(0.5,) * 3, std=(0.1,) * 3)
+  network = tiny.network_of(apply, mean=(0.5,) * 3, std=(0.1,) * 3)
   data = random_dataset([(6, 10)])
   data.reader.images['0'][:] = 255
   data.reader.images['0'][:, 4:] = 100

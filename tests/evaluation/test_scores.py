@@ -8,7 +8,6 @@ import pytest
 
 from gta_jax.data.sources import DataError
 from gta_jax.evaluation.scores import evaluate, predict
-from gta_jax.ops.network import Logits, Network
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 from tests.arrays import random_dataset
@@ -93,11 +92,11 @@ def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale
 def test_one_trace_for_each_bucket_however_many_networks_and_evaluations(variables):
   traced = []
 
-  def apply(variables, images, **options):
+  def encode(variables, images, **options):
     traced.append(images.shape)
-    return NETWORK.apply(variables, images, **options)
+    return NETWORK.encode(variables, images, **options)
 
-  counting = dataclasses.replace(NETWORK, apply=apply)
+  counting = dataclasses.replace(NETWORK, encode=encode)
   data = random_dataset(SIZES)
   for _ in range(2):
     evaluate(counting, variables, data, batch_size=2, multiple=8)
@@ -109,9 +108,9 @@ def test_padding_is_neutral_colour_and_never_scored():
   """A network that finds class 1 exactly where an image is not of the mean colour."""
   def apply(variables, images, **_):
     strength = abs(images).max(-1)
-    return Logits(jax.numpy.stack([0.1 - strength, strength], -1)), {}
+    return jax.numpy.stack([0.1 - strength, strength], -1)
 
-  network = Network(lambda key, size: {}, apply, mean=(0.2, 0.4, 0.6))
+  network = tiny.network_of(apply, mean=(0.2, 0.4, 0.6))
   data = random_dataset([(5, 6)], classes=2)
   data.reader.images['0'][:] = 255
   data.reader.masks['0'][1:] = 1

@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(finished, tmp_path
   again = loop.train(setup.make_run(tiny_config()), tmp_path)
   assert again['last'] == results['last']
   jax.tree.map(np.testing.assert_array_equal, *(
-    jax.tree.leaves(final_state(w, tiny_config()).student) for w in (workdir, tmp_path)))
+    jax.tree.leaves(final_state(w, tiny_config()).networks) for w in (workdir, tmp_path)))
   other = loop.train(setup.make_run(tiny_config(seed=1)), tmp_path / 'other')
   assert other['last'] != results['last']
 
@@ -180,13 +180,14 @@ def test_a_state_that_overflowed_is_not_saved_though_its_losses_were_finite(
 ):
   workdir = shutil.copytree(finished[0], tmp_path / 'run')
   (workdir / 'checkpoints' / '12.json').unlink()
-  take = steps.Steps.run
+  take = steps.Steps.advance
 
   def overflow(self, state, *arguments):
     state = take(self, state, *arguments)
-    return state.replace(teacher=jax.tree.map(lambda x: x * np.inf, state.teacher))
+    teacher = jax.tree.map(lambda x: x * np.inf, state.networks['teacher'])
+    return state.with_networks(teacher=teacher)
 
-  monkeypatch.setattr(steps.Steps, 'run', overflow)
+  monkeypatch.setattr(steps.Steps, 'advance', overflow)
   with pytest.raises(NotFiniteError, match=r'state after step 12 is not .*last good .* step 8\.'):
     loop.train(setup.make_run(tiny_config()), workdir)
   with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
@@ -299,15 +300,16 @@ def test_bad_configs_are_refused_before_work_starts(overrides, message):
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   """Only the backbone is taken; the decoder stays as it was drawn."""
   made = setup.make_run(tiny_config())
-  start = made.initial_state().student
+  start = made.initial_state().networks['student']
   backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
   state = torch_state(backbone, prefixes={'backbone': ''})
   path = tmp_path / 'weights.safetensors'
   save_file(state, path)
-  loaded = setup.make_run(tiny_config(**{'model.weights': str(path)})).initial_state()
+  config = tiny_config(**{'model.weights': str(path)})
+  loaded = setup.make_run(config).initial_state().networks['student']
   np.testing.assert_array_equal(
-    loaded.student['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
-  jax.tree.map(np.testing.assert_array_equal, loaded.student['params']['decoder'],
+    loaded['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
+  jax.tree.map(np.testing.assert_array_equal, loaded['params']['decoder'],
                start['params']['decoder'])
   assert made.network.mean == (0.485, 0.456, 0.406)
   assert setup.make_network(tiny_config(**{'model.mean': (0.5, 0.5, 0.5)}), 7).mean == (0.5,) * 3
