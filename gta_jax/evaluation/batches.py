@@ -42,7 +42,7 @@ class Arrays(NamedTuple):
   labels: dict[tuple[int, int], np.ndarray]
 
 
-class Batch(NamedTuple):
+class ValidationBatch(NamedTuple):
   """items: (id, the image's own size). output_sizes: of predictions, by crop; 0 is the whole."""
 
   items: tuple[tuple[str, Size], ...]
@@ -61,14 +61,14 @@ def make_batches(
   multiple: int,
   threads: int,
   masks: bool,
-) -> Iterator[Batch]:
+) -> Iterator[ValidationBatch]:
   """Groups images of equal padded size into batches, the last of a group filled up.
 
   Args:
     mean: RGB in [0,1], of the padding.
     protocols: whose views are made.
     masks: whether to read labels.
-    The others are as in evaluate.evaluate.
+    The others are as in scores.evaluate_protocols.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
   """
   if batch_size < 1 or multiple < 1 or not image_scale > 0:
@@ -100,7 +100,7 @@ def make_batches(
           {truth: np.full((batch_size, *output_sizes[truth[0]]), IGNORE, np.uint8)
            for truth in truths})
         list(pool.map(load, items, range(len(items)), [arrays] * len(items)))
-        yield Batch(items, output_sizes, arrays)
+        yield ValidationBatch(items, output_sizes, arrays)
 
 
 def _scaled(size: Size, factor: float) -> Size:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gta_jax.data.sources import Dataset, Reader
 from gta_jax.devices import sharding
-from gta_jax.evaluation.batches import Arrays, Batch, make_batches
+from gta_jax.evaluation.batches import Arrays, ValidationBatch, make_batches
 from gta_jax.evaluation.metrics import IGNORE, Scores, confusion_matrix
 from gta_jax.evaluation.protocols import WHOLE, Protocol
 from gta_jax.evaluation.windows import Prediction, predict_batch
@@ -112,7 +112,7 @@ def evaluate_protocols(
 
 
 def _count_batch(
-  network: Network, variables_by_name: Mapping[str, Variables], batch: Batch,
+  network: Network, variables_by_name: Mapping[str, Variables], batch: ValidationBatch,
   protocols: Sequence[Protocol], num_classes: int,
 ) -> dict[str, tuple[dict, dict]]:
   """What _count finds, by protocol. Protocols that differ in the truth alone predict once."""
@@ -161,7 +161,7 @@ def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
   return {'_'.join(pair): pair for pair in itertools.combinations(sorted(names), 2)}
 
 
-def predict(
+def label_images(
   network: Network,
   variables_by_name: Mapping[str, Variables],
   reader: Reader,

@@ -11,7 +11,7 @@ from PIL import Image
 from gta_jax.data.files import DataError, damaged, decode_image, image_size, read_bytes
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
-from gta_jax.evaluation.scores import predict
+from gta_jax.evaluation.scores import label_images
 from gta_jax.ops.network import Network, Variables
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -125,7 +125,7 @@ def predict_folder(
   if overlays:
     write_image(out / 'overlays' / 'legend.png', legend(classes, palette))
   written = []
-  for id, prediction in predict(
+  for id, prediction in label_images(
     network, {'it': variables}, reader, list(reader.paths),
     batch_size=sharding.round_up_to_devices(batch_size), image_scale=image_scale,
     multiple=multiple, place=sharding.place_locally,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data.sources import DataError
-from gta_jax.evaluation.scores import evaluate, predict
+from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.ops.network import Logits, Network
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
@@ -66,7 +66,7 @@ def test_padded_images_are_predicted_as_larger_ones_and_cut(variables):
   data = random_dataset([(13, 20)])
   larger = np.full((16, 24, 3), np.round(255 * np.array(NETWORK.mean)), np.uint8)
   larger[:13, :20] = data.reader.image('0')
-  (_, found), = predict(NETWORK, variables, data.reader, ['0'], batch_size=2, multiple=8)
+  (_, found), = label_images(NETWORK, variables, data.reader, ['0'], batch_size=2, multiple=8)
   expected = np.asarray(expected_labels(variables['a'], larger))[:13, :20]
   np.testing.assert_array_equal(found['a'].labels, expected)
 
@@ -77,7 +77,7 @@ def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale
   linear = tiny.linear_network()
   weights = linear.init(jax.random.key(0), (8, 8))
   data = random_dataset(SIZES)
-  found = dict(predict(linear, {'it': weights}, data.reader, data.validation, batch_size=2,
+  found = dict(label_images(linear, {'it': weights}, data.reader, data.validation, batch_size=2,
                        image_scale=scale, multiple=8))
   scaled = {id: [max(1, round(s * scale)) for s in data.reader.size(id)] for id in data.validation}
   for id, prediction in found.items():
@@ -101,7 +101,7 @@ def test_one_trace_for_each_bucket_however_many_networks_and_evaluations(variabl
   data = random_dataset(SIZES)
   for _ in range(2):
     evaluate(counting, variables, data, batch_size=2, multiple=8)
-  list(predict(counting, variables, data.reader, data.validation, batch_size=2, multiple=8))
+  list(label_images(counting, variables, data.reader, data.validation, batch_size=2, multiple=8))
   assert sorted(traced) == [(2, 16, 24, 3), (2, 24, 24, 3)]
 
 
