@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from gta_jax.data import skipping
+from gta_jax.data import files, skipping
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
 from gta_jax.data.transforms import RandomCrop
 
@@ -67,7 +67,8 @@ def training_stream(
     oracle: unlabelled batches carry 'label' as well (255 where there is no mask), for diagnostics.
     threads: each makes whole batches, in this process or in each worker.
     workers: spawned processes; 0 reads in this one.
-    prefetch: batches made ahead, in this process or in each worker.
+    prefetch: batches made ahead, in this process or in each worker; at least one a thread, so
+      max(prefetch, threads).
     skipped: counts the unreadable examples of the batches taken; None refuses the first.
   Returns: an iterator with close(); labelled {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]},
     unlabelled {'image', 'valid' bool [B,H,W]}. next() raises DataError for more unreadable files
@@ -212,7 +213,7 @@ def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: i
     if not flags.FLAGS.is_parsed():  # In a notebook or a plain script; Grain has flags of its own.
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    examples = examples.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    examples = examples.mp_prefetch(options, worker_init_fn=_begin_worker)
 
   def read() -> Iterator:
     with contextlib.closing(iter(examples)) as iterator, _naming_dead_workers():
@@ -241,7 +242,12 @@ def _naming_dead_workers() -> Iterator[None]:
         'again: the run goes on from its last checkpoint.') from error
 
 
-def _end_with_parent(*_: int) -> None:
+def _begin_worker(*_: int) -> None:
+  files.use_one_thread()
+  _end_with_parent()
+
+
+def _end_with_parent() -> None:
   """Makes a worker end with the run; Grain's wait for ever where the run is killed.
 
   And not before it: a signal to the whole group, as Ctrl-C, is left to the run, which saves first.
