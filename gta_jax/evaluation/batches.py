@@ -1,23 +1,45 @@
 """Batches of images at their own sizes, each decoded once and shown in every view asked for.
 
-Whole images are padded at the right and at the bottom to a multiple of some pixels; images of equal
-padded size share one compiled program. Padding is not neutral. A small ResNet-18 (output stride 16,
-trained briefly on 96x96 crops of half-size CamVid) changed its class on these shares of pixels
-against multiple=1, which pads nothing (in brackets mIoU in percent, 40 images):
+Whole images are padded at the right and at the bottom to the smallest sides that differ from those
+of the training crop by multiples of 32 pixels (`multiple`); images of equal padded size share one
+compiled program. A crop of 96 asks for 32 k, crops of 321, 513 and 769 for 32 k + 1.
 
-    sides     | multiple 1 | 16           | 32           | 128
+Why the crop decides: cell i of a feature map of stride s is centred on pixel s i, as all strided
+layers pad half their window. Aligned corners put the first cell on the first pixel and the last one
+on the last pixel, n - 1. On a side of n = s k + 1 that is where the last cell is centred; on a side
+of n = s k it is not: torchvision's stem has k cells, the last centred s - 1 pixels before, and the deep stem,
+whose pooling rounds up, has k + 1, the last centred one pixel beyond the image. Resizing to the
+image then shifts, from nothing at the top left to that many pixels at the far edges: 3 for logits
+of stride 4, 1 with the deep stem, and s - 1 for what the decoder resizes from stride s. The shift
+depends on n modulo s alone. With the crop's remainder modulo 32, the largest stride, a network is
+used with the shift that it was trained with, none for 32 k + 1.
+
+What it does to scores is small with the deep stem and of either sign where a network is far from
+trained: ResNet-10 of width 0.25 (output stride 16, 500 supervised steps on crops of 97 from
+half-size CamVid, one seed, 2026-11-25); mIoU in percent of 101 images, in brackets the share of
+pixels with another class than with 32 k + 1:
+
+    stem        | sides     | not padded    | 32 k          | 32 k + 1
+    deep        | 180 x 240 | 21.3 (1.3 %)  | 21.0 (0.9 %)  | 21.1
+                | 160 x 224 | 20.4 (1.1 %)  | 20.4 (1.1 %)  | 20.6
+                | 161 x 225 | 20.6 (0 %)    | 20.3 (2.2 %)  | 20.6
+    torchvision | 180 x 240 | 25.5 (5.5 %)  | 27.2 (9.8 %)  | 25.6
+                | 160 x 224 | 27.2 (11.8 %) | 27.2 (11.8 %) | 25.2
+                | 161 x 225 | 25.3 (0 %)    | 27.3 (10.2 %) | 25.3
+
+Padding itself is not neutral either: it leaks through dilated convolutions and image pooling. A
+ResNet-18 trained briefly on crops of 96 changed its class on these shares of pixels against no
+padding (in brackets mIoU in percent, 40 images). Hence not more than 32:
+
+    sides     | not padded | 16           | 32           | 128
     180 x 240 | (24.4)     | 9.4 % (26.0) | 10.6 % (26.3) | 18.1 % (24.4)
     161 x 225 | (23.9)     | 13.9 % (25.9) | 16.4 % (26.1) | 18.8 % (25.7)
     176 x 240 | (26.4)     | 0 % (26.4)   | 5.2 % (26.4) | 14.2 % (25.0)
 
-Part is a gain: with aligned corners, features and pixels line up as in training only where sides
-are multiples of the output stride. Beyond that, padding leaks through dilated convolutions and
-image pooling. Hence 32; a data set of one size whose sides are such multiples needs none. Crops and
-sliding windows have one size and are never padded further.
+Crops and sliding windows have one size and are never padded further.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -58,6 +80,7 @@ def make_batches(
   *,
   batch_size: int,
   image_scale: float,
+  crop: int,
   multiple: int,
   threads: int,
   masks: bool,
@@ -71,14 +94,15 @@ def make_batches(
     The others are as in scores.evaluate_protocols.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
   """
-  if batch_size < 1 or multiple < 1 or not image_scale > 0:
-    raise ValueError(f'batch_size={batch_size}, multiple={multiple}, image_scale={image_scale}; '
-                     'the first two must be at least 1 and the scale above 0.')
+  if min(batch_size, crop, multiple) < 1 or not image_scale > 0:
+    raise ValueError(f'batch_size={batch_size}, crop={crop}, multiple={multiple}, '
+                     f'image_scale={image_scale}; the first three must be at least 1 and the scale '
+                     'above 0.')
+  pad = functools.partial(_padded_size, crop=crop, multiple=multiple)
   groups: dict[Size, list[tuple[str, Size]]] = {}
   for image_id in ids:
     size = reader.size(image_id)
-    padded = tuple(multiple * math.ceil(side / multiple) for side in _scaled(size, image_scale))
-    groups.setdefault(padded, []).append((image_id, size))
+    groups.setdefault(pad(_scaled(size, image_scale)), []).append((image_id, size))
   views = {view for protocol in protocols for view in protocol.views}
   truths = {(p.crop, p.padding_label) for p in protocols if masks}
   # The mean colour is zero after normalisation, like the padding of the first convolution.
@@ -86,11 +110,11 @@ def make_batches(
   load = functools.partial(_load, reader, colour, image_scale=image_scale)
   with ThreadPoolExecutor(max(threads, 1)) as pool:
     for padded, members in groups.items():
-      # The largest sides that image_scale brings down to `padded`: one program serves the group.
-      output_sizes = {0: tuple(int((side + 0.5) / image_scale) for side in padded)}
-      output_sizes |= {v.crop: _crop_size(v.crop, image_scale) for v in views if v.crop}
-      shapes = {view: _padded(view, padded, output_sizes[0], image_scale, multiple)
-                for view in views}
+      largest = tuple(int((side + 0.5) / image_scale) for side in padded)
+      output_sizes = {0: largest} | {
+        view.crop: _crop_size(view.crop, image_scale) for view in views if view.crop}
+      shapes = {view: _scaled((view.crop, view.crop), view.scale) if view.crop
+                else pad(_scaled(largest, image_scale * view.scale)) for view in views}
       for start in range(0, len(members), batch_size):
         items = tuple(members[start : start + batch_size])
         arrays = Arrays(
@@ -104,22 +128,19 @@ def make_batches(
 
 
 def _scaled(size: Size, factor: float) -> Size:
-  return tuple(max(1, round(side * factor)) for side in size)
+  height, width = size
+  return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _padded_size(size: Size, *, crop: int, multiple: int) -> Size:
+  """The smallest sides that hold `size` and differ from the crop's by multiples of `multiple`."""
+  height, width = size
+  return height + (crop - height) % multiple, width + (crop - width) % multiple
 
 
 def _crop_size(crop: int, image_scale: float) -> Size:
   """Of a crop in the original image."""
   return _scaled((crop, crop), 1 / image_scale)
-
-
-def _padded(view: View, padded: Size, largest: Size, image_scale: float, multiple: int) -> Size:
-  """Of a view in a batch whose images are at most `largest`, and `padded` at scale 1."""
-  if view.crop:
-    return _scaled((view.crop, view.crop), view.scale)
-  if view.scale == 1:
-    return padded
-  sides = _scaled(largest, image_scale * view.scale)
-  return tuple(multiple * math.ceil(side / multiple) for side in sides)
 
 
 def _load(

@@ -174,6 +174,7 @@ def write_picture(
   variables_by_name: Mapping[str, Variables],
   dataset: Dataset,
   *,
+  crop: int,
   count: int = 4,
   batch_size: int = 1,
   image_scale: float = 1.0,
@@ -183,7 +184,8 @@ def write_picture(
 ) -> None:
   """Writes the grid of `count` validation images, spread over their list; nothing for count 0.
 
-  With the batch_size, image_scale, multiple and place of the evaluation nothing new is compiled.
+  With the crop, batch_size, image_scale, multiple and place of the evaluation nothing new is
+  compiled.
   """
   total = len(dataset.validation)
   count = min(count, total)
@@ -191,7 +193,7 @@ def write_picture(
     return
   ids = [dataset.validation[i * total // count] for i in range(count)]
   predictions = dict(label_images(
-    network, variables_by_name, dataset.reader, ids, batch_size=batch_size,
+    network, variables_by_name, dataset.reader, ids, batch_size=batch_size, crop=crop,
     image_scale=image_scale, multiple=multiple, place=place))
   ordered = {image_id: predictions[image_id] for image_id in ids}
   write_image(path, prediction_grid(dataset, ordered, drop_share=drop_share))

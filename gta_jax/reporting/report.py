@@ -266,7 +266,7 @@ def _predict(
     network, variables, _ = load_networks(one.workdir, one.config, num_classes=len(one.classes))
     found = dict(label_images(
       network, {name: variables['teacher']}, dataset.reader, ids, batch_size=1,
-      image_scale=one.config.data.image_scale))
+      crop=one.config.data.crop, image_scale=one.config.data.image_scale))
   except ValueError as error:  # No checkpoint, or a DataError.
     raise _MissingError(f'{one.workdir} cannot be shown. {error}') from error
   return {id: found[id] for id in ids}

@@ -73,7 +73,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
         workdir / 'picture.png', run.network, sharding.local_copy(state.networks), run.dataset,
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
-        image_scale=run.config.data.image_scale)
+        crop=run.config.data.crop, image_scale=run.config.data.image_scale)
       print(final_table(results))
   return results
 
@@ -187,7 +187,7 @@ def _evaluate(
   progress.note_phase('evaluates')
   found = evaluate(
     run.network, sharding.local_copy(state.networks), run.dataset,
-    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
