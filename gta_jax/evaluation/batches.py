@@ -110,7 +110,7 @@ def make_batches(
   load = functools.partial(_load, reader, colour, image_scale=image_scale)
   with ThreadPoolExecutor(max(threads, 1)) as pool:
     for padded, members in groups.items():
-      largest = tuple(int((side + 0.5) / image_scale) for side in padded)
+      largest = _largest(padded[0], image_scale), _largest(padded[1], image_scale)
       output_sizes = {0: largest} | {
         view.crop: _crop_size(view.crop, image_scale) for view in views if view.crop}
       shapes = {view: _scaled((view.crop, view.crop), view.scale) if view.crop
@@ -136,6 +136,22 @@ def _padded_size(size: Size, *, crop: int, multiple: int) -> Size:
   """The smallest sides that hold `size` and differ from the crop's by multiples of `multiple`."""
   height, width = size
   return height + (crop - height) % multiple, width + (crop - width) % multiple
+
+
+def _largest(padded: int, image_scale: float) -> int:
+  """The largest original side that image_scale brings down to `padded` or less.
+
+  Logits of a group come out at these sides, those of the largest image that could be in it. The
+  largest one that is in it would do, but sizes of arrays make programs: a picture of a few of the
+  images, another process's share, another list of ids would each compile anew. As a function of the
+  padded side alone there is one program for each padded size, whoever asks.
+  """
+  # _scaled rounds a product, and no division undoes that for every scale: so try. It grows with
+  # the side, hence whatever it brings down to `padded` is not larger than what this returns.
+  side = int((padded + 0.5) / image_scale) + 1
+  while max(1, round(side * image_scale)) > padded:
+    side -= 1
+  return side
 
 
 def _crop_size(crop: int, image_scale: float) -> Size:

@@ -1,15 +1,17 @@
-"""Sizes of validation batches: corners line up as in training."""
+"""Sizes of validation batches: members fit for every scale, corners line up as in training."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.batches import make_batches
 from gta_jax.evaluation.protocols import make_protocols
 from gta_jax.models.resnet import ResNet
-from tests.arrays import ArrayReader
+from tests.arrays import ArrayReader, random_dataset
 
 
 def batches_of(data: Dataset, ids=None, *, image_scale=1.0, crop=32, multiple=32, names=('whole',)):
@@ -23,6 +25,36 @@ def columns(*sides):
   return Dataset('columns', ('a',), np.zeros((1, 3), np.uint8), (), (), tuple(map(str, sides)),
                  ArrayReader({str(s): np.zeros((s, 1, 3), np.uint8) for s in sides},
                              {str(s): np.full((s, 1), s % 200, np.uint8) for s in sides}))
+
+
+@given(st.integers(1, 2000), st.floats(0.05, 3.0) | st.integers(5, 300).map(lambda n: n / 100),
+       st.integers(1, 100))
+@example(475, 0.54, 32)
+@example(495, 1.1, 32)
+@example(990, 0.55, 32)
+@settings(max_examples=150, deadline=None)
+def test_an_image_fits_into_its_group_at_every_scale(side, image_scale, crop):
+  data = columns(side)
+  (batch,) = batches_of(data, image_scale=image_scale, crop=crop, names=('whole+multiscale',))
+  ((_, size),) = batch.items
+  assert size == (side, 1)
+  (labels,) = batch.arrays.labels.values()
+  assert (labels[0, :side, :1] == side % 200).all() and (labels[0, side:] == 255).all()
+  # Not larger than it must be: one pixel more would belong to another group.
+  height = batch.output_sizes[0][0]
+  (whole,) = (of for view, of in batch.arrays.images.items() if view.scale == 1)
+  padded = whole.image.shape[1]
+  assert round(height * image_scale) <= padded < round((height + 1) * image_scale) + 1
+
+
+def test_shapes_follow_the_padded_size_alone_so_that_few_images_share_the_programs_of_all():
+  data = random_dataset([(33, 60), (64, 64), (40, 50)])
+  shapes = {
+    (tuple(batch.output_sizes.items()),
+     *(of.image.shape for of in batch.arrays.images.values()))
+    for ids in (data.validation, *((id,) for id in data.validation))
+    for batch in batches_of(data, ids, image_scale=0.7)}
+  assert len(shapes) == 2
 
 
 @pytest.mark.parametrize('crop', [321, 96, 97, 75])
