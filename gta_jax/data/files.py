@@ -95,9 +95,10 @@ def open_image(
   """
   with contextlib.ExitStack() as stack:
     try:
-      stream = file
       if isinstance(file, (str, os.PathLike)):
-        stream = stack.enter_context(pathlib.Path(file).open('rb'))
+        stream: BinaryIO = stack.enter_context(pathlib.Path(file).open('rb'))
+      else:
+        stream = file
       start = stream.read(8)
       stream.seek(0)
       image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)

@@ -43,9 +43,11 @@ class Source(Protocol):
 
   def archives(self, folder: Path, *, mirror: str = '') -> tuple[Path, ...]:
     """Paths of the archives in `folder`; DataError where they cannot be had."""
+    ...
 
   def examples(self, *archives: Path) -> dict[str, Iterator[Example]]:
     """The examples by split; one of the splits is 'validation'."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

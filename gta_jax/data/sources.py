@@ -82,8 +82,7 @@ class CachedReader:
   """
 
   def __init__(self, reader: Reader, megabytes: float):
-    self._reader, self._megabytes = reader, megabytes
-    self._free = int(megabytes * 1e6)
+    self._reader, self._megabytes, self._free = reader, megabytes, int(megabytes * 1e6)
     self._kept: dict[tuple[str, str], np.ndarray] = {}
 
   def __getstate__(self) -> dict[str, Any]:

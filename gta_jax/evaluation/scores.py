@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.data.sources import Dataset, Reader
+from gta_jax.data.sources import Dataset, ImageReader
 from gta_jax.devices import sharding
 from gta_jax.evaluation.batches import Arrays, ValidationBatch, make_batches
 from gta_jax.evaluation.metrics import IGNORE, Scores, confusion_matrix
@@ -169,7 +169,7 @@ def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 def label_images(
   network: Network,
   variables_by_name: Mapping[str, Variables],
-  reader: Reader,
+  reader: ImageReader,
   ids: Sequence[str],
   *,
   batch_size: int,
@@ -181,7 +181,7 @@ def label_images(
 ) -> Iterator[tuple[str, dict[str, Prediction]]]:
   """Yields (id, prediction by network) at the images' own sizes, as the batches come.
 
-  Args: as those of evaluate_protocols; the reader needs image and size only.
+  Args: as those of evaluate_protocols.
   Yields: Prediction holds NumPy arrays [H,W]. Images of equal padded size come together, otherwise
     in the order of ids.
   """

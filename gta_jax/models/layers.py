@@ -30,7 +30,7 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Arra
     taps = min(kernel.shape[axis] // 2, (x.shape[axis + 1] - 1) // dilation)
     centre = kernel.shape[axis] // 2
     kernel = jax.lax.slice_in_dim(kernel, centre - taps, centre + taps + 1, axis=axis)
-  padding = [(size // 2 * dilation,) * 2 for size in kernel.shape[:2]]
+  padding = [(size // 2 * dilation, size // 2 * dilation) for size in kernel.shape[:2]]
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

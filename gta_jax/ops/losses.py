@@ -146,7 +146,7 @@ class SupervisedLoss:
     return jnp.array(self.class_weights, jnp.float32) if self.class_weights else None
 
   def _of_head(self, logits_low: Array, labels: Array, divisor: Array | None) -> Array:
-    logits_full = resize_bilinear(logits_low, labels.shape[1:3])
+    logits_full = resize_bilinear(logits_low, (labels.shape[1], labels.shape[2]))
     if self.ohem_threshold is not None:
       return ohem_cross_entropy(
         logits_full, labels, threshold=self.ohem_threshold, min_kept=self.ohem_min_kept

@@ -1,6 +1,7 @@
 """SGD as torch has it, with rates by top-level key and the poly schedule."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def make_optimizer(
   Returns: a transformation for parameters whose top level is a dict of keys. Its state counts
     its own updates for the schedule.
   """
-  def by_key(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+  def by_key(updates: Any, _: optax.Params | None) -> optax.Updates:
     return {
       key: optax.tree.scale(multipliers.get(key, 1.0), part) for key, part in updates.items()
     }
