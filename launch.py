@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     config = _read_config()
   except Exception as error:  # A config file is code: it may raise anything.
     return _refuse(error, what='the flags or the config cannot be used: ')
+  from gta_jax.data.files import use_one_thread  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.training.not_finite import NotFiniteError  # noqa: PLC0415
   from gta_jax.training.signals import Interrupted  # noqa: PLC0415
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int:
   try:
     _join_processes()
     runtime.keep_compiled_programs()
+    use_one_thread()
     modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
              'report': _report}
     modes[_MODE.value](config)

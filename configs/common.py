@@ -68,7 +68,7 @@ def base(
   c.data.label_sampling = 'once' if recipe == 'released' else 'reshuffled'
   c.data.threads = 16  # that read and decode
   c.data.workers = 0  # processes that read and decode; 0: threads of this one
-  c.data.prefetch = 2  # batches ahead
+  c.data.prefetch = 2  # batches ahead; at least one a thread: max(prefetch, threads)
   c.data.cache = 0.0  # megabytes of decoded images and masks to keep in memory
   c.data.skip_limit = 10  # files that may be unreadable in training; each is replaced by another
   c.data.oracle = False  # log the pseudo-labels' accuracy where unlabelled images have masks

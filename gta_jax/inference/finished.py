@@ -94,8 +94,8 @@ def evaluate_run(
   found = evaluate_protocols(
     network, sharding.local_copy(variables), dataset, chosen,
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
-    image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
-    part=(jax.process_index(), jax.process_count()))
+    crop=own.data.crop, image_scale=own.data.image_scale, threads=config.data.threads,
+    place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
             'images': len(dataset.validation),
             'validation_sha256': ids_sha256(dataset.validation),
@@ -130,8 +130,8 @@ def predict_images(
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
     network, *variables.values(), images=images, out=out, classes=classes,
-    palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
-    batch_size=(config or own).evaluate.batch)
+    palette=np.array(described['palette'], np.uint8), crop=own.data.crop,
+    image_scale=own.data.image_scale, batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 

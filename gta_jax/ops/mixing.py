@@ -93,7 +93,7 @@ def mix(
   if kind == 'classmix':
     foreign = ~class_masks(key_mask, labels, num_classes=num_classes)
   else:
-    foreign = box_masks(key_mask, images.shape[0], images.shape[1:3])
+    foreign = box_masks(key_mask, images.shape[0], (images.shape[1], images.shape[2]))
   foreign &= jax.random.bernoulli(key_whether, probability)
 
   def paste(x: Array, blank: float) -> Array:

@@ -13,8 +13,7 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import write_picture
-from gta_jax.evaluation.scores import evaluate
-from gta_jax.evaluation.scores import predict as predict_images
+from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules
@@ -78,7 +77,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
         workdir / 'picture.png', run.network, _scored(run, state), run.dataset,
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
-        image_scale=run.config.data.image_scale)
+        crop=run.config.data.crop, image_scale=run.config.data.image_scale)
       print(final_table(results))
   return results
 
@@ -190,9 +189,9 @@ def _host(run: Run, workdir: Path) -> Host:
     state: TrainState, names: Sequence[str], ids: Sequence[str]
   ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     networks = sharding.local_copy(state.networks)
-    found = predict_images(
+    found = label_images(
       run.network, {name: networks[name] for name in names}, run.dataset.reader, ids,
-      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
       image_scale=run.config.data.image_scale, threads=run.config.data.threads,
       place=sharding.place_locally)
     for image_id, predictions in found:
@@ -223,7 +222,7 @@ def _evaluate(
   progress.note_phase('evaluates')
   found = evaluate(
     run.network, _scored(run, state), run.dataset,
-    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})

@@ -157,7 +157,7 @@ def test_examples_that_could_not_be_read_later_are_not_written(tmp_path, example
   (b'\xff\xfe', 'a list of VOC or SBD is no text'),
 ])
 def test_lists_in_archives_that_cannot_be(tiny_voc, server, tmp_path, ids, message):
-  member = 'VOCdevkit/VOC2012/ImageSets/Segmentation/loop.txt'
+  member = 'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt'
   path = tiny.write_tar(tmp_path / 'x.tar', tiny.voc_members() | {member: ids})
 
   class Changed(type(tiny_voc)):

@@ -36,8 +36,8 @@ def protocol(name):
 def predictions(network, variables, data, protocol, multiple=16, image_scale=1.0):
   """What the package finds: id -> labels and confidence; crops whole, others of the own size."""
   batches = make_batches(
-    network.mean, data.reader, data.validation, [protocol], batch_size=2, multiple=multiple,
-    image_scale=image_scale, threads=1, masks=False)
+    network.mean, data.reader, data.validation, [protocol], batch_size=2, crop=16,
+    multiple=multiple, image_scale=image_scale, threads=1, masks=False)
   found = {}
   for batch in batches:
     labels, confidence = predict_batch(network, variables, batch.arrays.images, protocol,
@@ -139,7 +139,8 @@ def test_crops_are_cut_and_filled_up_as_published(weights, side):
 def test_filling_up_counts_as_class_0_or_not_at_all(weights):
   data = random_dataset([(9, 12), (30, 30)])
   protocols = make_protocols(['crop', 'crop_padding0', 'whole'], crop=CROP)
-  found = evaluate_protocols(NETWORK, {'it': weights[NETWORK]}, data, protocols, batch_size=2)
+  found = evaluate_protocols(NETWORK, {'it': weights[NETWORK]}, data, protocols, batch_size=2,
+                             crop=32)
   ignored, counted, whole = (found[p.name].scores['it'].confusion for p in protocols)
   filled = CROP**2 - 9 * 12
   # The first row is void.
@@ -198,7 +199,7 @@ def test_each_image_is_decoded_once_for_all_protocols_and_networks(weights):
   networks = {'teacher': weights[NETWORK], 'student': NETWORK.init(jax.random.key(0), (8, 8))}
   protocols = make_protocols(['whole', 'sliding', 'crop_padding0', 'crop'], crop=CROP)
   found = evaluate_protocols(NETWORK, networks, dataclasses.replace(data, reader=reader),
-                             protocols, batch_size=2, threads=1)
+                             protocols, batch_size=2, crop=32, threads=1)
   assert sorted(decoded) == sorted(data.validation)
   assert list(found) == [p.name for p in protocols]
   assert all(list(of.scores) == ['teacher', 'student'] for of in found.values())

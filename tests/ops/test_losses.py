@@ -58,6 +58,15 @@ def test_gradient_is_finite_at_extreme_logits():
   assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
+@pytest.mark.parametrize('pixels', [slice(0, 1), slice(None)])
+@pytest.mark.parametrize('min_kept', [1, 10, 1000])
+def test_nan_logits_are_hard_and_make_the_loss_nan(pixels, min_kept):
+  logits, labels = random_case()
+  labels[0, 0, 0] = 1
+  logits[0, 0, pixels] = np.nan
+  assert np.isnan(ohem_cross_entropy(logits, labels, threshold=0.5, min_kept=min_kept))
+
+
 def test_class_weights_agree_with_torch():
   torch = pytest.importorskip('torch')
   logits, labels = random_case()
