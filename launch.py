@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
   from gta_jax.training.signals import Interrupted  # noqa: PLC0415
 
   try:
+    runtime.disable_faulty_cpu_fusion()
     _join_processes()
     runtime.keep_compiled_programs()
     modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,

@@ -11,6 +11,10 @@ import ml_collections
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from gta_jax.devices import runtime  # noqa: E402
+
+# Of every script that imports this, before any of them asks jax for a device.
+runtime.disable_faulty_cpu_fusion()
 
 # name -> (method, recipe)
 STEPS = {
@@ -87,14 +91,14 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
   Args:
     devices: on so many; None for all.
   """
-  from gta_jax.devices import sharding  # noqa: PLC0415  Before jax: it sets flags.
+  import jax  # noqa: PLC0415
+
+  from gta_jax.devices import sharding  # noqa: PLC0415
   from gta_jax.methods.accumulation import MicroBatches  # noqa: PLC0415
   from gta_jax.methods.gta import make_train_step  # noqa: PLC0415
   from gta_jax.methods.state import init_state, make_optimizers  # noqa: PLC0415
   from gta_jax.ops.losses import SupervisedLoss  # noqa: PLC0415
-  from gta_jax.training import setup  # noqa: PLC0415  Before jax: it sets flags.
-
-  import jax  # noqa: PLC0415  isort: skip
+  from gta_jax.training import setup  # noqa: PLC0415
 
   method, optim = setup.make_method_of(config), config.optim
   network = setup.make_network(config, num_classes(config))
