@@ -44,6 +44,20 @@ def test_the_faulty_fusion_is_turned_off_where_the_flag_is_known(
   assert os.environ['XLA_FLAGS'] == expected
 
 
+def test_the_command_turns_it_off_before_jax_is_imported():
+  code = (
+    'import sys\n'
+    'from gta_jax.devices import runtime\n'
+    'def stop():\n'
+    '  assert "jax" not in sys.modules\n'
+    '  sys.exit(7)\n'
+    'runtime.disable_faulty_cpu_fusion = stop\n'
+    'from gta_jax import command\n'
+    'command.main(["gta-jax", "--mode", "evaluate", "--workdir", "w"])\n')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert done.returncode == 7, done.stderr
+
+
 @pytest.mark.parametrize('address, count, index', [
   ('host', 2, 1), (':1234', 2, 1), ('host:port', 2, 1), ('host:65536', 2, 0),
   ('host:1234', 2, 2), ('host:1234', 2, -1)])
