@@ -2,6 +2,7 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_the_requirement_files_and_the_package_ask_for_the_same(wheel):
   assert found[''] == requirements('requirements-cpu.txt')
   assert found['cuda'] == requirements('requirements.txt')
   assert found['test'] == requirements('requirements-test.txt')
+
+
+def test_changelog_and_citation_name_the_version_and_the_paper():
+  versions = re.findall(r'^## \[(.+?)\]', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+  citation = (ROOT / 'CITATION.cff').read_text()
+  cited = re.findall(r'^version: (.+)$', citation, re.MULTILINE)
+  assert versions[0] == gta_jax.__version__ and cited == [gta_jax.__version__]
+  assert 'title: Semi-Supervised Semantic Segmentation via Gentle Teaching Assistant\n' in citation
 
 
 def test_the_installed_command_knows_its_version_and_its_configs(gta_jax_command):
