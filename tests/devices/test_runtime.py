@@ -18,7 +18,7 @@ def test_importing_the_package_or_any_part_of_it_changes_no_environment_variable
   # Some of the libraries set variables themselves; they come first.
   code = (
     'import importlib, os, pkgutil\n'
-    'import cv2, grain, jax, orbax.checkpoint, tensorflow_datasets\n'
+    'import cv2, grain, jax, orbax.checkpoint, scipy.io, tensorflow_datasets\n'
     'before = dict(os.environ)\n'
     'import gta_jax\n'
     'for part in pkgutil.walk_packages(gta_jax.__path__, "gta_jax."):\n'
