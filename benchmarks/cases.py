@@ -11,6 +11,10 @@ import ml_collections
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from gta_jax.devices import runtime  # noqa: E402
+
+# Of every script that imports this, before any of them asks jax for a device.
+runtime.disable_faulty_cpu_fusion()
 
 # name -> (method, recipe)
 STEPS = {
@@ -85,10 +89,10 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
   Args:
     devices: on so many; None for all.
   """
-  from gta_jax.devices import sharding  # noqa: PLC0415  Before jax: it sets flags.
-  from gta_jax.training import config_rules, setup  # noqa: PLC0415
+  import jax  # noqa: PLC0415
 
-  import jax  # noqa: PLC0415  isort: skip
+  from gta_jax.devices import sharding  # noqa: PLC0415
+  from gta_jax.training import config_rules, setup  # noqa: PLC0415
 
   method = setup.make_method_of(config)
   tools = setup.make_tools(

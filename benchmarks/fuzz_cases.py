@@ -6,19 +6,16 @@ import json
 import pathlib
 import shutil
 import struct
-import sys
 import zlib
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
 from configs import shapes
+from gta_jax import command_flags
 from gta_jax.data import sources
 from gta_jax.inference import finished
 from gta_jax.inference.predict import ImageReader, find_images
@@ -199,29 +196,25 @@ VALUES = ['-1', '0', '1', '1e400', 'nan', 'inf', '-inf', '', 'abc', '9' * 30, '0
           '()', '(1,)', '(0.5, 2.0)', '(2.0, 0.5)', "('x',)", '[1, 2', '1e-300', '²', '{}', '12']
 COLONS = ['', ':', ':48', ':²', ':' + '9' * 5000, ':-1', ':4,method=gta', ':4,method=x', ':x=y',
           ':recipe=released', ':4,recipe=', ':,,,', ':=', ':4,4,=4', ':method=sup_only']
-FILES = ['configs/shapes.py', 'configs/folder.py', 'configs/none.py', '', 'configs', 'README.md']
+FILES = ['configs/shapes.py', 'folder', 'configs/none.py', '', 'configs', 'README.md']
 
 
 def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
-  """As launch.py parses, then everything that is checked before work starts."""
+  """As the command parses, then everything that is checked before work starts."""
   names = [*loop.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
   file = str(rng.choice(FILES, p=[.65, .15, .05, .05, .05, .05])) + str(rng.choice(COLONS))
   chosen = {str(rng.choice(names)): str(rng.choice(VALUES)) for _ in range(rng.integers(1, 4))}
   if rng.random() < 0.5:
     chosen |= {'data.dir': str(rng.choice([base / 'data', 'nowhere', '\x01', 'a' * 5000]))}
   arguments = [f'--config={file}', *(f'--config.{name}={value}' for name, value in chosen.items())]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file('config', flag_values=values)
   try:
-    # config_flags looks for the fields set in sys.argv, whatever it is given.
-    with contextlib.chdir(ROOT), mock.patch.object(sys, 'argv', ['fuzz', *arguments]):
-      values(sys.argv)
-      holder.value.seed  # noqa: B018
-  except Exception as error:
-    if not str(error).strip('\'" '):  # launch.py prints these: they must say something.
+    with contextlib.chdir(ROOT):
+      values = command_flags.parse(['fuzz', *arguments, '--workdir=w'])
+  except command_flags.UsageError as error:
+    if not str(error).strip('\'" '):  # The command prints these: they must say something.
       raise UndocumentedError('an empty message') from error
     return 'refused'
-  setup.make_run(holder.value)
+  setup.make_run(values.config)
   return 'success'
 
 

@@ -16,12 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from cases import STEPS, Case, make_case, read_config
-
-import gta_jax  # noqa: F401  Sets flags before jax starts.
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 
 def matmul_peak(dtype: str, *, side: int, repeats: int = 5) -> float:

@@ -136,7 +136,15 @@ def predict_images(
 
 
 def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
-  """The config of a run, and the classes and colours of its data set."""
+  """The config of a run, and the classes and colours of its data set.
+
+  Raises:
+    ValueError: the folder is missing, holds no run, or a file of it is damaged.
+  """
+  if not workdir.is_dir():
+    raise ValueError(f'{workdir} does not exist; give the --workdir of a run.')
+  if not (workdir / 'config.json').is_file():
+    raise ValueError(f'{workdir} holds no run: config.json is missing; give the --workdir of one.')
   config, path = setup.from_json(workdir / 'config.json'), workdir / 'dataset.json'
   described = setup.read_json(path)
   classes, palette = described.get('classes'), described.get('palette')

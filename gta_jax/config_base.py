@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from gta_jax.methods.registry import METHODS, make_method
 
@@ -93,7 +94,7 @@ def base(
   c.model.std = ()
 
   c.loss = ml_collections.ConfigDict()
-  c.loss.ohem_threshold = ml_collections.config_dict.placeholder(float)  # None: no OHEM
+  c.loss.ohem_threshold = config_dict.placeholder(float)  # None: no OHEM
   c.loss.ohem_min_kept = 100_000  # pixels of the global batch
   c.loss.auxiliary_weight = 0.4
   c.loss.class_weights = ()
