@@ -59,5 +59,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 16
   c.evaluate.batch = 2  # of 1024x2048 pixels
   c.evaluate.protocols = ('sliding', 'whole')
-  common.publish(c, 'cityscapes')
+  config_base.publish(c, 'cityscapes')
   return c

@@ -52,5 +52,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 12
   # As the paper, as its released code counts padding, and as most other work.
   c.evaluate.protocols = ('crop', 'crop_padding0', 'whole')
-  common.publish(c, 'voc')
+  config_base.publish(c, 'voc')
   return c
