@@ -118,6 +118,7 @@ def base(
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
   c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
+  c.train.deterministic = False  # GPU kernels that give the same bits every time; slower
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 
   c.evaluate = ml_collections.ConfigDict()

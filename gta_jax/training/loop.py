@@ -23,6 +23,7 @@ from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.setup import Run, read_json, to_json
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
+from gta_jax.training.workdir_lock import locked
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
@@ -42,13 +43,18 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   Returns: what results.json holds.
   Raises:
     ValueError: the config differs from the one that started the run, or ends before the newest
-      checkpoint.
+      checkpoint; or another run is under way in the folder.
     DataError: more files became unreadable than data.skip_limit allows, or a validation file.
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
     Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
+  with locked(workdir):
+    return _train(run, workdir, allow_config_change=allow_config_change)
+
+
+def _train(run: Run, workdir: Path, *, allow_config_change: bool) -> dict[str, Any]:
   # First, as it refuses weights that do not fit; a run that goes on needs none.
   state = None if has_checkpoint(workdir) else run.initial_state()
   _write_config(run, workdir, allow_config_change=allow_config_change)

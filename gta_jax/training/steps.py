@@ -77,7 +77,8 @@ class Steps:
     self._stage = stage
     guarded = self._run.config.train.non_finite == 'skip'
     self._compiled = sharding.compile_step(
-      skip_not_finite(stage.step) if guarded else stage.step, self._mesh)
+      skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
+      deterministic=self._run.config.train.deterministic)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:

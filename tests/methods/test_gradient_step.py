@@ -7,6 +7,7 @@ import pytest
 
 from gta_jax.methods.accumulation import WHOLE, Accumulation, over_micro_batches
 from gta_jax.methods.registry import make_method, option_names
+from gta_jax.ops import trees
 from gta_jax.ops.losses import SupervisedLoss
 from tests import tiny
 
@@ -60,6 +61,20 @@ def test_class_weights_divide_by_those_of_the_whole_batch():
   network, loss = tiny.linear_network(), SupervisedLoss(class_weights=(1.0, 5.0, 0.2))
   assert_same(
     *(take_step(network, cut, loss=loss, stage='warmup') for cut in (WHOLE, TWO)))
+
+
+def test_norms_are_those_of_gradient_update_and_parameters():
+  network, method = tiny.linear_network(), make_method('sup_only')
+  tools = tiny.make_tools(network, weight_decay=0.0)
+  state = tiny.first_state(method, tools)
+  after, metrics = tiny.make_steps(method, tools)['main'](state, *tiny.make_batches(0))
+  before, params = (x.networks['student']['params'] for x in (state, after))
+  moved = jax.tree.map(lambda a, b: a - b, params, before)
+  # With a fresh optimiser and no decay the update is the rate by key times the gradient.
+  gradient = {key: jax.tree.map(lambda x, k=key: x / (0.05 if k == 'backbone' else 0.5), part)
+              for key, part in moved.items()}
+  for name, tree in (('gradient', gradient), ('update', moved), ('parameter', params)):
+    assert metrics[f'student_{name}_norm'] == pytest.approx(float(trees.norm(tree)), rel=1e-4)
 
 
 def test_each_part_drops_channels_of_its_own():

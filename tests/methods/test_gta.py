@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gta_jax.methods.gta import Gta
+from gta_jax.methods.pseudo_labelling import teach
 from gta_jax.methods.registry import METHODS, make_method, option_names
 from gta_jax.methods.supervised import Supervised
 from gta_jax.ops import trees
@@ -319,6 +320,27 @@ def test_thresholds_of_groups_drop_the_same_share_of_each():
   four = make_method(threshold_images=4)
   assert four.check(s.tools) == (
     'method.threshold_images=4 does not divide the batch of 6; groups of 3 are used',)
+
+
+def test_classmix_masks_know_nothing_of_the_threshold():
+  """What is dropped is dropped after mixing: a kept class has no holes from the next image."""
+  seen = {}
+  for share in (0.0, 0.5):
+    s = Setup('gta', mixing='classmix', mixing_probability=1.0, drop_fraction=share)
+    labelled, unlabelled = tiny.make_batches(9, batch=6)
+    said = teach(s.tools, s.method, s.state.networks['teacher'], None, unlabelled, s.state.key,
+                 joint=False, own_statistics=False)
+    seen[share] = said.term.images, float(said.metrics['kept_share'])
+  assert_equal(seen[0.0][0], seen[0.5][0])
+  assert seen[0.5][1] < 0.7 < seen[0.0][1]
+
+
+@pytest.mark.parametrize('name', ['sup_only', 'cutmix', 'gta'])
+def test_released_networks_start_with_weights_of_their_own(name):
+  for recipe, alike in (('paper', True), ('released', False)):
+    networks = tiny.first_state(setup(name, recipe).method, setup(name, recipe).tools).networks
+    kernels = [variables['params']['backbone']['kernel'] for variables in networks.values()]
+    assert all(differs(kernels[0], other) != alike for other in kernels[1:])
 
 
 def test_oracle_labels_are_only_measured():

@@ -142,6 +142,17 @@ def test_leftovers_of_a_killed_save_are_never_read_and_go_with_the_next(saved, t
   assert names(folder) == ['2', '2.json', '8', '8.json', '9', '9.json']
 
 
+def test_what_a_user_keeps_among_the_checkpoints_stays(saved, tmp_path):
+  folder = shutil.copytree(saved, tmp_path / 'checkpoints')
+  kept = ['1000.keep', '7.txt', '6.old', '2.json.bak', 'notes']
+  for name in kept:
+    (folder / name).mkdir() if name == '1000.keep' else (folder / name).write_text('mine')
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(8, state_of(8))
+    checkpoints.wait()
+  assert set(kept) <= set(names(folder)) and '4' not in names(folder)
+
+
 def test_a_save_that_fails_is_told_and_the_next_one_tried(saved, tmp_path, capsys, monkeypatch):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)

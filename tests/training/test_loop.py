@@ -288,6 +288,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
   ({'loss.class_weights': (1.0,)}, '1 values for 7'),
   ({'method.mixing': 'mixup'}, 'none, cutmix'),
   ({'train.per_device_batch': 3}, 'per_device_batch=3 on . devices does not divide a batch of 2'),
+  ({'data.padding_label': 200}, 'padding_label=200 is none of the 7 classes; use 0 to 6, or 255'),
   ({'train.per_device_batch': 1, 'loss.ohem_threshold': 0.7}, 'use model.remat=True'),
   ({'train.per_device_batch': 1, 'train.labelled_batch': 4, 'method.batch_norm': 'joint'},
    'into 4 and 2 parts'),
@@ -335,3 +336,26 @@ def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   loop.train(setup.make_run(tiny_config('4', **{'train.evaluate_epochs': 3})), tmp_path)
   # All but the last line, which the evaluation waits for.
   assert written == {2: 4, 4: 6, 6: 8, 8: 10, 10: 12, 12: 12}
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
+  start = setup.make_run(tiny_config()).initial_state().networks['student']
+  path = tmp_path / 'weights.safetensors'
+  backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
+  save_file(torch_state(backbone, prefixes={'backbone': ''}), path)
+  changes = {'model.weights': str(path), 'method.warmup_epochs': 3.0, 'data.validation': 1}
+  loop.train(setup.make_run(tiny_config(**changes, **{'train.epochs': 1})), tmp_path / 'run')
+  path.unlink()
+  longer = tiny_config(**changes, **{'train.epochs': 2})
+  assert loop.has_checkpoint(tmp_path / 'run')
+  made = setup.make_run(longer, resumed=True)
+  results = loop.train(made, tmp_path / 'run', allow_config_change=True)
+  assert results['last']['step'] == 8 and results['seconds_from_step'] == 4
+  with pytest.raises(ValueError, match='weights.safetensors does not exist'):
+    setup.make_run(longer)
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(steps.sharding, 'global_batch', lambda batch, mesh: batch)
+  with pytest.raises(Exception, match='[Dd]isallowed host-to-device transfer'):
+    loop.train(setup.make_run(tiny_config(**{'train.deterministic': True})), tmp_path)
