@@ -50,6 +50,14 @@ def base(
   c.method = ml_collections.ConfigDict(
     {'name': method, 'recipe': recipe, **dataclasses.asdict(chosen)})
 
+  _data(c, recipe)
+  _model(c)
+  _optimisation(c)
+  _training(c)
+  return c
+
+
+def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data = ml_collections.ConfigDict()
   c.data.source = ''  # folder | shapes | voc | cityscapes
   c.data.dir = ''  # the data set's folder; '' for voc, cityscapes: records, made in data.store
@@ -74,6 +82,8 @@ def base(
   c.data.skip_limit = 10  # files that may be unreadable in training; each is replaced by another
   c.data.oracle = False  # log the pseudo-labels' accuracy where unlabelled images have masks
 
+
+def _model(c: ml_collections.ConfigDict) -> None:
   c.model = ml_collections.ConfigDict()
   c.model.depth = 50  # 10 | 18 | 34 | 50 | 101 | 152
   c.model.stem = 'deep'  # deep | torchvision
@@ -93,6 +103,8 @@ def base(
   c.model.mean = ()  # RGB in [0,1] that the weights expect; () follows them
   c.model.std = ()
 
+
+def _optimisation(c: ml_collections.ConfigDict) -> None:
   c.loss = ml_collections.ConfigDict()
   c.loss.ohem_threshold = config_dict.placeholder(float)  # None: no OHEM
   c.loss.ohem_min_kept = 100_000  # pixels of the global batch
@@ -108,6 +120,8 @@ def base(
   c.optim.name = 'sgd'  # sgd | adamw; momentum is sgd's
   c.optim.decay = 'all'  # what weight_decay is for: all | kernels, neither biases nor BatchNorm
 
+
+def _training(c: ml_collections.ConfigDict) -> None:
   c.train = ml_collections.ConfigDict()
   c.train.epochs = 80  # passes over the unlabelled images, warm-up included
   c.train.labelled_batch = 8  # images of all devices together
@@ -125,7 +139,6 @@ def base(
   c.evaluate.batch = 8  # images
   c.evaluate.pictures = 4  # validation images in the picture
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
-  return c
 
 
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:

@@ -12,6 +12,7 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Host, Stage, TrainState
+from gta_jax.ops.network import Network
 from gta_jax.training.diagnostics import CollapseWatch, distances
 from gta_jax.training.logs import MetricWriter, Progress
 from gta_jax.training.not_finite import (
@@ -191,6 +192,12 @@ def _on_device(stream: Iterator, mesh: jax.sharding.Mesh) -> Iterator[dict[str, 
     stream.close()
 
 
+def fill_colour(network: Network) -> tuple[int, int, int]:
+  """RGB of 255 that comes nearest to zero after normalising; it fills crops beyond their image."""
+  red, green, blue = (round(255 * mean) for mean in network.mean)
+  return red, green, blue
+
+
 def _stream(
   run: Run, dataset: Dataset, name: str, start_step: int, skipped: Skipped
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -201,7 +208,7 @@ def _stream(
   return training_stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
-    fill=tuple(round(255 * m) for m in run.network.mean), padding_label=data.padding_label,
+    fill=fill_colour(run.network), padding_label=data.padding_label,
     label_sampling=data.label_sampling, oracle=data.oracle or name == 'pseudo_labelled',
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),
     process_count=processes, threads=data.threads, workers=data.workers, prefetch=data.prefetch,
