@@ -82,7 +82,7 @@ def teach(
   images, labels, confidence, kept = mix(
     key_mix, *said, kind=options.mixing, num_classes=num_classes,
     probability=options.mixing_probability,
-    group=largest_divisor(tools.unlabelled_batch, options.mixing_images))
+    group=largest_divisor(len(said[0]), options.mixing_images))
   images = augment(
     key_photometric, images, tools.network, jitter=options.jitter, greyscale=options.greyscale,
     blur=options.blur)
