@@ -45,7 +45,7 @@ def training_stream(
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE,
     label_sampling: str = 'reshuffled', oracle: bool = False, start_step: int = 0,
     process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
-    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Iterator[Batch]:
+    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Generator[Batch, None, None]:
   """Endless batches; every pass over the ids is a new permutation of them.
 
   Global batch i is examples [i B, (i+1) B) of one sequence that depends on the seed alone, with
@@ -204,7 +204,7 @@ def _stream_ids(dataset: Dataset, stream: str, label_sampling: str, seed: int) -
 
 
 def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: int,
-          skipped: skipping.Skipped) -> Iterator:
+          skipped: skipping.Skipped) -> Generator[Batch, None, None]:
   """An iterator whose close() leaves nothing of Grain's behind; at exit it closes by itself."""
   # Grain's default buffer of 500 holds gigabytes of crops; less than the threads idles some.
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))

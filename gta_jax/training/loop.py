@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -99,9 +99,9 @@ def _train_to_the_end(
   first = sharding.is_first_process()
   with (
     MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
-    if first else Silent() as writer,
+    if first else cast(MetricWriter, Silent()) as writer,
     Progress(run.total_steps, start_step=first_step, images_per_step=batches)
-    if first else Silent() as progress,
+    if first else cast(Progress, Silent()) as progress,
     Steps(run, sharding.make_mesh(), _host(run, workdir), writer, progress, skipped,
           checkpoints.unlogged(first_step) if first_step else ()) as steps,
   ):
@@ -241,14 +241,15 @@ def _results(
   run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the mIoU of the first scored network."""
-  if checkpoints.last_step != run.total_steps or not checkpoints.scores(run.total_steps):
+  last, best = checkpoints.last_step, checkpoints.best_step
+  if last != run.total_steps or best is None or not checkpoints.scores(last):
     raise OSError(
       f'step {run.total_steps}, the last one, or its scores could not be saved in '
       f'{checkpoints.folder}; make room and give the same command again: it goes on from the '
       'newest checkpoint.')
 
   def record(step: int) -> dict[str, Any]:
-    return {'step': step, **checkpoints.scores(step)}
+    return {'step': step, **(checkpoints.scores(step) or {})}
 
   return {
     'method': run.config.method.name,
@@ -261,6 +262,6 @@ def _results(
     'validation_sha256': ids_sha256(run.dataset.validation),
     'seconds': round(seconds, 1),
     'seconds_from_step': first_step,
-    'last': record(checkpoints.last_step),
-    'best': record(checkpoints.best_step),
+    'last': record(last),
+    'best': record(best),
   }

@@ -1,7 +1,7 @@
 """Training steps between two stops of the host loop: stages, streams, log, what is not finite."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +42,8 @@ class Steps:
     self._writer, self._progress, self._skipped = writer, progress, skipped
     self._stage: Stage | None = None
     self._compiled: Callable = _no_step
-    self._streams: dict[str, Iterator] = {}
+    self._streams: dict[str, Generator] = {}
+    self._of_stage = self._streams
     # Steps whose losses have been looked at, then those that may still be under way.
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
@@ -85,6 +86,7 @@ class Steps:
       if name not in self._streams:
         stream = _stream(self._run, dataset, name, step, self._skipped)
         self._streams[name] = _on_device(stream, self._mesh)
+    self._of_stage = {name: self._streams[name] for name in stage.streams}
     return state
 
   def advance(self, state: TrainState, stop: int, signals: Signals) -> TrainState:
@@ -97,7 +99,7 @@ class Steps:
     for step in range(int(state.step), stop):
       if (alone or step % log_steps == 0) and signals.agreed():
         break
-      batches = {name: next(self._streams[name]) for name in self._stage.streams}
+      batches = {name: next(stream) for name, stream in self._of_stage.items()}
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
       self._waiting.append((step + 1, metrics))
@@ -143,7 +145,7 @@ class Steps:
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
-    means = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
+    means: dict[str, Any] = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
     means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
@@ -180,7 +182,9 @@ def _no_step(state: TrainState, batches: dict) -> tuple[TrainState, dict]:
   raise RuntimeError('no stage has been entered; call Steps.enter_stage first.')
 
 
-def _on_device(stream: Iterator, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
+def _on_device(
+  stream: Generator, mesh: jax.sharding.Mesh
+) -> Generator[dict[str, jax.Array], None, None]:
   """The batches of a stream on the devices, the next one sent before the present one is used."""
   try:
     present = sharding.global_batch(next(stream), mesh)
@@ -200,7 +204,7 @@ def fill_colour(network: Network) -> tuple[int, int, int]:
 
 def _stream(
   run: Run, dataset: Dataset, name: str, start_step: int, skipped: Skipped
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
   data, processes = run.config.data, jax.process_count()
   low, high = data.scale
   labelled = name == 'labelled'
