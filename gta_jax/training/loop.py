@@ -242,7 +242,7 @@ def _results(
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the mIoU of the first scored network."""
   last, best = checkpoints.last_step, checkpoints.best_step
-  if last != run.total_steps or best is None or not checkpoints.scores(last):
+  if last is None or best is None or last != run.total_steps or not checkpoints.scores(last):
     raise OSError(
       f'step {run.total_steps}, the last one, or its scores could not be saved in '
       f'{checkpoints.folder}; make room and give the same command again: it goes on from the '
