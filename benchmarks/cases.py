@@ -11,6 +11,10 @@ import ml_collections
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from gta_jax.devices import runtime  # noqa: E402
+
+# Of every script that imports this, before any of them asks jax for a device.
+runtime.disable_faulty_cpu_fusion()
 
 # name -> (method, recipe)
 STEPS = {
@@ -31,12 +35,12 @@ class Case:
 
   step: Callable
   state: object
-  batches: list
+  batches: dict
 
   def run(self) -> None:
     import jax  # noqa: PLC0415
 
-    self.state, metrics = self.step(self.state, *self.batches)
+    self.state, metrics = self.step(self.state, self.batches)
     jax.block_until_ready((self.state, metrics))
 
 
@@ -56,8 +60,6 @@ def read_config(
   config = module.get_config(f'{argument},method={method},recipe={recipe}'.strip(','))
   pairs = (item.partition('=') for item in overrides)
   config.update_from_flattened_dict({field: json.loads(value) for field, _, value in pairs})
-  if config.train.unlabelled_batch % (config.method.threshold_images or 1):
-    config.method.threshold_images = 0
   return config
 
 
@@ -87,29 +89,26 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
   Args:
     devices: on so many; None for all.
   """
-  from gta_jax.devices import sharding  # noqa: PLC0415  Before jax: it sets flags.
-  from gta_jax.methods.accumulation import MicroBatches  # noqa: PLC0415
-  from gta_jax.methods.gta import make_train_step  # noqa: PLC0415
-  from gta_jax.methods.state import init_state, make_optimizers  # noqa: PLC0415
-  from gta_jax.ops.losses import SupervisedLoss  # noqa: PLC0415
-  from gta_jax.training import setup  # noqa: PLC0415  Before jax: it sets flags.
+  import jax  # noqa: PLC0415
 
-  import jax  # noqa: PLC0415  isort: skip
+  from gta_jax.devices import sharding  # noqa: PLC0415
+  from gta_jax.training import config_rules, setup  # noqa: PLC0415
 
-  method, optim = setup.make_method_of(config), config.optim
-  network = setup.make_network(config, num_classes(config))
-  optimizers = make_optimizers(
-    method, rate=optim.rate, total_steps=10_000, power=optim.power, momentum=optim.momentum,
-    decoder_multiplier=optim.decoder_multiplier, weight_decay=optim.weight_decay)
-  loss = SupervisedLoss(**config.loss)
+  method = setup.make_method_of(config)
+  tools = setup.make_tools(
+    config_rules.complete(config), num_classes=num_classes(config), epoch_steps=100)
   mesh = sharding.make_mesh(jax.devices()[:devices])
   key = jax.random.key(0)
-  variables = jax.jit(network.init, static_argnums=1)(key, (config.data.crop,) * 2)
-  state = sharding.replicate(init_state(key, variables, method, optimizers), mesh)
+  init = jax.jit(tools.network.init, static_argnums=1)
+
+  def draw(own: jax.Array | None = None) -> dict:
+    return init(key if own is None else own, (config.data.crop,) * 2)
+
+  state = sharding.replicate(method.init(key, draw, tools), mesh)
+  stage = method.stages(tools)[-1]
   labelled, unlabelled = random_batches(config)
-  if not method.uses_unlabelled:
-    unlabelled = {}
-  micro = MicroBatches(config.train.per_device_batch, jax.device_count())
-  step = make_train_step(network, method, optimizers, loss=loss, micro=micro)
-  step = sharding.compile_step(step, mesh)
-  return Case(step, state, [sharding.global_batch(b, mesh) for b in (labelled, unlabelled)])
+  batches = {'labelled': labelled, 'unlabelled': unlabelled, 'pseudo_labelled': {
+    **unlabelled, 'label': labelled['label'][:len(unlabelled['image'])]}}
+  step = sharding.compile_step(stage.step, mesh)
+  return Case(
+    step, state, {name: sharding.global_batch(batches[name], mesh) for name in stage.streams})

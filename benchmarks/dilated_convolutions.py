@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cases  # noqa: F401  Finds the package.
+import cases  # noqa: F401  Finds the package and sets flags.
+import jax
+import jax.numpy as jnp
 
 from gta_jax.models.layers import conv
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 Array = jax.Array
 

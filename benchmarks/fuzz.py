@@ -26,6 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import fuzz_archives, fuzz_cases
 from benchmarks.fuzz_cases import ROOT, UndocumentedError
+from gta_jax.devices import runtime
 
 SECONDS = 20  # for a case
 
@@ -110,4 +111,5 @@ def main() -> int:
 
 if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  runtime.disable_faulty_cpu_fusion()
   sys.exit(main())

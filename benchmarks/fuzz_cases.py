@@ -6,23 +6,20 @@ import json
 import pathlib
 import shutil
 import struct
-import sys
 import zlib
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
 from configs import shapes
+from gta_jax import command_flags
 from gta_jax.data import sources
 from gta_jax.inference import finished
 from gta_jax.inference.predict import ImageReader, find_images
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.training import loop, setup
 from gta_jax.training.checkpoint import Checkpoints
@@ -109,9 +106,10 @@ def tiny_state(step: int) -> TrainState:
   """A state of a few numbers that depend on the step."""
   network = {'params': {'backbone': {'kernel': jnp.full((30, 7), float(step))}},
              'batch_stats': {'backbone': {'mean': jnp.zeros(3)}}}
-  return TrainState(step=jnp.int32(step), key=jax.random.key(0), teacher=network,
-                    student=jax.tree.map(lambda x: x + 1, network), assistant=None,
-                    student_opt=(jnp.zeros(2),), assistant_opt=None)
+  student = jax.tree.map(lambda x: x + 1, network)
+  return TrainState(
+    step=jnp.int32(step), key=jax.random.key(0), networks={'teacher': network, 'student': student},
+    optimizers={'student': (jnp.zeros(2),)})
 
 
 def read_all(root: Path) -> None:
@@ -198,29 +196,25 @@ VALUES = ['-1', '0', '1', '1e400', 'nan', 'inf', '-inf', '', 'abc', '9' * 30, '0
           '()', '(1,)', '(0.5, 2.0)', '(2.0, 0.5)', "('x',)", '[1, 2', '1e-300', '²', '{}', '12']
 COLONS = ['', ':', ':48', ':²', ':' + '9' * 5000, ':-1', ':4,method=gta', ':4,method=x', ':x=y',
           ':recipe=released', ':4,recipe=', ':,,,', ':=', ':4,4,=4', ':method=sup_only']
-FILES = ['configs/shapes.py', 'configs/folder.py', 'configs/none.py', '', 'configs', 'README.md']
+FILES = ['configs/shapes.py', 'folder', 'configs/none.py', '', 'configs', 'README.md']
 
 
 def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
-  """As launch.py parses, then everything that is checked before work starts."""
+  """As the command parses, then everything that is checked before work starts."""
   names = [*loop.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
   file = str(rng.choice(FILES, p=[.65, .15, .05, .05, .05, .05])) + str(rng.choice(COLONS))
   chosen = {str(rng.choice(names)): str(rng.choice(VALUES)) for _ in range(rng.integers(1, 4))}
   if rng.random() < 0.5:
     chosen |= {'data.dir': str(rng.choice([base / 'data', 'nowhere', '\x01', 'a' * 5000]))}
   arguments = [f'--config={file}', *(f'--config.{name}={value}' for name, value in chosen.items())]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file('config', flag_values=values)
   try:
-    # config_flags looks for the fields set in sys.argv, whatever it is given.
-    with contextlib.chdir(ROOT), mock.patch.object(sys, 'argv', ['fuzz', *arguments]):
-      values(sys.argv)
-      holder.value.seed  # noqa: B018
-  except Exception as error:
-    if not str(error).strip('\'" '):  # launch.py prints these: they must say something.
+    with contextlib.chdir(ROOT):
+      values = command_flags.parse(['fuzz', *arguments, '--workdir=w'])
+  except command_flags.UsageError as error:
+    if not str(error).strip('\'" '):  # The command prints these: they must say something.
       raise UndocumentedError('an empty message') from error
     return 'refused'
-  setup.make_run(holder.value)
+  setup.make_run(values.config)
   return 'success'
 
 
@@ -265,7 +259,7 @@ def fuzz_weights(rng: Rng, base: Path, work: Path) -> None:
     data = b"cos\nsystem\n(S'exit 1'\ntR."
   path.write_bytes(damage(rng, data) if rng.random() < 0.6 else data)
   state = load_state_dict(path, item=rng.choice([None, None, 'model_state']))
-  convert(state, tiny_state(0).teacher, scope=str(rng.choice(['all', 'backbone', 'x'])))
+  convert(state, tiny_state(0).networks['teacher'], scope=str(rng.choice(['all', 'backbone', 'x'])))
 
 
 def fuzz_checkpoints(rng: Rng, base: Path, work: Path) -> None:

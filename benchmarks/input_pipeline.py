@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from gta_jax.data import pipeline, records, shapes, sources
+from gta_jax.data import files, pipeline, records, shapes, sources
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -158,6 +158,7 @@ def measure_memory(dataset: sources.Dataset, options: argparse.Namespace) -> lis
 def main() -> None:
   """Measures both streams and prints a table."""
   options = parse_arguments()
+  files.use_one_thread()
   with tempfile.TemporaryDirectory() as temporary:
     if not options.dir:
       write_voc_sized(pathlib.Path(temporary))

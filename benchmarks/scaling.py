@@ -56,7 +56,7 @@ def measure(flags: argparse.Namespace) -> list[dict]:
   config, rows = read_config(flags.config, flags.step, flags.set), []
   for devices in flags.devices:
     case = make_case(config, devices)
-    case.step = case.step.lower(case.state, *case.batches).compile()
+    case.step = case.step.lower(case.state, case.batches).compile()
     found = collectives(parse(case.step.as_text()))
     case.run()
     times = []

@@ -166,7 +166,7 @@ def main() -> None:
   flags = parser.parse_args()
   config = read_config(flags.config, flags.step, flags.set)
   case = make_case(config)
-  lowered = case.step.lower(case.state, *case.batches)
+  lowered = case.step.lower(case.state, case.batches)
   compiled = lowered.compile()
   case.step = compiled
   counted = parse(compiled.as_text())

@@ -16,12 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from cases import STEPS, Case, make_case, read_config
-
-import gta_jax  # noqa: F401  Sets flags before jax starts.
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 
 def matmul_peak(dtype: str, *, side: int, repeats: int = 5) -> float:
@@ -43,7 +40,7 @@ def compile_case(case: Case) -> dict[str, float]:
   for name in ('cold', 'warm'):
     jax.clear_caches()
     started = time.perf_counter()
-    lowered = case.step.lower(case.state, *case.batches)
+    lowered = case.step.lower(case.state, case.batches)
     compiled = lowered.compile()
     seconds[name] = time.perf_counter() - started
   memory = compiled.memory_analysis()

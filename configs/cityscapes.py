@@ -24,13 +24,13 @@ not fit: model.remat, see README.
 
 import ml_collections
 
-from configs import common
+from gta_jax import config_base
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """ResNet-101 with the deep stem at output stride 8, OHEM, an auxiliary head, 200 epochs."""
-  choice = common.parse(arg, split='186', method='gta', recipe='paper')
-  c = common.base(choice['method'], choice['recipe'])
+  choice = config_base.parse(arg, split='186', method='gta', recipe='paper')
+  c = config_base.base(choice['method'], choice['recipe'])
   if choice['recipe'] == 'released':
     for name in ('threshold_images', 'labelled_images', 'mixing_images'):
       if name in c.method:
@@ -59,5 +59,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 16
   c.evaluate.batch = 2  # of 1024x2048 pixels
   c.evaluate.protocols = ('sliding', 'whole')
-  common.publish(c, 'cityscapes')
+  config_base.publish(c, 'cityscapes')
   return c

@@ -10,16 +10,16 @@ run here). What it gives on CamVid, and when it does not help: docs/results.md.
 
 import ml_collections
 
-from configs import common
+from gta_jax import config_base
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet for images of a few hundred pixels."""
-  choice = common.parse(arg, split='', method='gta', recipe='scratch')
+  choice = config_base.parse(arg, split='', method='gta', recipe='scratch')
   # Long averages: a step on labels moves the features for 1 / (1 - alpha) steps, and 1,000 is all
   # that a short run has.
   scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999}
-  c = common.base(choice['method'], choice['recipe'], scratch=scratch)
+  c = config_base.base(choice['method'], choice['recipe'], scratch=scratch)
   c.data.source = 'folder'
   c.data.split = choice['split']
   c.data.crop = 96

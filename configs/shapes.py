@@ -9,13 +9,13 @@ cores), of sup_only 39.3 ± 0.3; docs/results.md has the table.
 
 import ml_collections
 
-from configs import common
+from gta_jax import config_base
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet on 64-pixel crops, minutes on two cores."""
-  choice = common.parse(arg, split='48', method='gta', recipe='scratch')
-  c = common.base(choice['method'], choice['recipe'], scratch={'warmup_epochs': 6.0})
+  choice = config_base.parse(arg, split='48', method='gta', recipe='scratch')
+  c = config_base.base(choice['method'], choice['recipe'], scratch={'warmup_epochs': 6.0})
   c.data.source = 'shapes'
   c.data.split = choice['split']
   c.data.unlabelled = 512  # images

@@ -25,13 +25,13 @@ bfloat16 should take less. If it does not fit: model.remat or train.per_device_b
 
 import ml_collections
 
-from configs import common
+from gta_jax import config_base
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """ResNet-101 with the deep stem at output stride 8, ImageNet weights, 80 epochs."""
-  choice = common.parse(arg, split='183', method='gta', recipe='paper')
-  c = common.base(choice['method'], choice['recipe'])
+  choice = config_base.parse(arg, split='183', method='gta', recipe='paper')
+  c = config_base.base(choice['method'], choice['recipe'])
   c.data.source = 'voc'
   c.data.split = choice['split']
   c.data.crop = 513
@@ -52,5 +52,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 12
   # As the paper, as its released code counts padding, and as most other work.
   c.evaluate.protocols = ('crop', 'crop_padding0', 'whole')
-  common.publish(c, 'voc')
+  config_base.publish(c, 'voc')
   return c

@@ -30,7 +30,9 @@ def make_run(seed: int = 0) -> setup.Run:
     'data.cache': 0.0, 'train.labelled_batch': 4, 'train.unlabelled_batch': 4,
     'train.epochs': STEPS, 'train.evaluate_epochs': STOP, 'train.log_steps': 1,
     'method.warmup_epochs': 1.0, 'evaluate.batch': 1, 'evaluate.pictures': 1})
-  return dataclasses.replace(setup.make_run(config), network=_NETWORK)
+  made = setup.make_run(config)
+  tools = made.tools._replace(network=_NETWORK)
+  return dataclasses.replace(made, tools=tools, stages=made.method.stages(tools))
 
 
 class Stopped(Exception):

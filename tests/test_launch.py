@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import launch as main_program
-from configs import cityscapes, common, folder, shapes, voc
+from configs import cityscapes, folder, shapes, voc
+from gta_jax import command, command_flags, config_base
 from gta_jax.data.pipeline import WorkerError
-from gta_jax.methods.options import METHODS, RECIPES
+from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.training.not_finite import NotFiniteError
 from gta_jax.training.signals import Interrupted
 
@@ -32,19 +32,26 @@ def test_every_method_and_recipe_can_be_asked_for(config):
 
 
 def test_the_part_after_the_colon():
-  assert common.parse('46,method=gta', split='', method='x') == {'split': '46', 'method': 'gta'}
-  assert common.parse(None, split='7') == {'split': '7'}
+  found = config_base.parse('46,method=gta', split='', method='x')
+  assert found == {'split': '46', 'method': 'gta'}
+  assert config_base.parse(None, split='7') == {'split': '7'}
   with pytest.raises(ValueError, match="'metod=gta'.*split=..., method=..."):
-    common.parse('46,metod=gta', split='', method='x')
+    config_base.parse('46,metod=gta', split='', method='x')
 
 
 @pytest.mark.parametrize('arguments, message', [
   ((), '--mode train needs --config and --workdir'),
   (('--mode', 'predict', '--workdir', 'w'), 'needs --images and --out'),
-  (('--config', 'configs/none.py', '--workdir', 'w'), 'none.py'),
+  (('--config', 'configs/none.py', '--workdir', 'w'), "'configs/none.py' is neither"),
+  (('--config', 'shape', '--workdir', 'w'), 'use one of cityscapes, folder, shapes, voc, or'),
   (('--config', 'README.md', '--workdir', 'w'), 'the config cannot be used: '),
   (('--config', 'configs/shapes.py:24,method=gtaa', '--workdir', 'w'), 'use one of: gta, sup_only'),
-  (('--config', 'configs/shapes.py', '--config.optim.rat=1', '--workdir', 'w'), 'rate'),
+  (('--config', 'configs/shapes.py', '--config.optim.rat=1', '--workdir', 'w'),
+   'error: unknown field optim.rat, did you mean optim.rate?\n'),
+  (('--config', 'shapes', '--noconfig.daat.flip', '--workdir', 'w'), 'did you mean data.flip?'),
+  (('--config', 'shapes', '--config.seed.x', '3'), 'unknown field seed.x, '),
+  (('--config', 'shapes', '--config.zzz', '3'), 'unknown field zzz, the config has data.cache, '),
+  (('--config', 'shapes', '--workdir', 'w', 'train'), "unexpected 'train'; flags start with --"),
   (('--config', 'configs/shapes.py', '--config.optim.rate=fast', '--workdir', 'w'), 'fast'),
   (('--config', 'configs/folder.py:46', '--workdir', 'w'), '--config.data.dir'),
   (('--config', 'configs/folder.py:46', '--config.data.dir=nowhere', '--workdir', 'w'), 'nowhere'),
@@ -60,9 +67,48 @@ def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
   (OSError('step 12 could not be saved'), 2), (NotFiniteError('step 3'), 3),
   (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75)])
 def test_exit_statuses_tell_what_ended_a_run(error, status, monkeypatch, capsys):
-  def fail(_):
+  def fail(*_):
     raise error
 
-  monkeypatch.setattr(main_program, '_evaluate', fail)
-  assert main_program.main(['launch.py', '--mode', 'evaluate', '--workdir', 'w']) == status
+  monkeypatch.setattr(command, '_evaluate', fail)
+  assert command.main(['gta-jax', '--mode', 'evaluate', '--workdir', 'w']) == status
   assert str(error) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [
+  ('--mode', 'evaluate'), ('--mode', 'predict', '--images', '.', '--out', 'o')])
+def test_a_missing_workdir_is_called_missing(arguments, tmp_path, capsys):
+  for workdir, message in ((tmp_path / 'w', 'w does not exist; give the --workdir of a run.\n'),
+                           (tmp_path, 'holds no run: config.json is missing;')):
+    assert command.main(['gta-jax', *arguments, '--workdir', str(workdir)]) == 2
+    assert message in capsys.readouterr().err
+  report = ['gta-jax', '--mode', 'report', '--workdirs', str(tmp_path / 'w'), '--out', 'o']
+  assert command.main(report) == 2
+  assert 'w does not exist;' in capsys.readouterr().err
+
+
+def test_a_config_by_name_is_the_one_by_path_with_its_choice_and_fields():
+  by_name, by_path = (
+    command_flags.parse(['', f'--config={config}:24', '--config.data.crop', '32', '--workdir=w'])
+    for config in ('shapes', 'configs/shapes.py'))
+  assert by_name.config == by_path.config
+  assert by_name.config.data.split == '24' and by_name.config.data.crop == 32
+
+
+def test_a_file_of_flags_sets_fields_and_an_unknown_one_is_named(tmp_path):
+  file = tmp_path / 'flags'
+  file.write_text('--config=shapes\n--config.data.crop=32\n--workdir=w\n')
+  assert command_flags.parse(['', f'--flagfile={file}']).config.data.crop == 32
+  file.write_text('--config=shapes\n--config.data.crp=32\n')
+  with pytest.raises(command_flags.UsageError, match='did you mean data.crop?'):
+    command_flags.parse(['', f'--flagfile={file}'])
+
+
+def test_help_explains_every_flag_and_mode(capsys):
+  assert command.main(['gta-jax', '--help']) == 0
+  printed = capsys.readouterr().out
+  for flag in set(command_flags.parse(['', '-h'])) - {'h'}:
+    assert f'\n  --{flag} ' in printed
+  for mode in command_flags.MODES:
+    assert f'\n  {mode} ' in printed
+  assert max(map(len, printed.splitlines())) <= 110

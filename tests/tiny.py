@@ -58,6 +58,17 @@ def linear_network(
   return Network(init, encode, decode, head, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
+def network_of(logits_of, **options) -> Network:
+  """A network without parameters: (variables, images) -> logits [B,h,w,K]."""
+  def encode(variables, images, **_):
+    return (images,), {}
+
+  def decode(variables, stages, **_):
+    return Decoded(Logits(logits_of(variables, stages[0])), stages[0]), {}
+
+  return Network(lambda key, size: {}, encode, decode, no_head, **options)
+
+
 def no_head(variables, name, inputs, **_):
   raise ValueError(f'{name} is no head of this network.')
 
@@ -156,3 +167,15 @@ def first_state(method, tools: Tools, variables=None, *, seed: int = 1):
     return tools.network.init(key if own is None else own, SIZE)
 
   return method.init(key, draw, tools)
+
+
+def make_steps(method, tools: Tools, **jit_options):
+  """Stage's name -> jitted (state, labelled, unlabelled) -> (state, metrics)."""
+  def positional(stage):
+    def step(state, labelled, unlabelled):
+      batches = {'labelled': labelled, 'unlabelled': unlabelled, 'pseudo_labelled': unlabelled}
+      return stage.step(state, {name: batches[name] for name in stage.streams})
+
+    return jax.jit(step, **jit_options)
+
+  return {stage.name: positional(stage) for stage in method.stages(tools)}

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from gta_jax.data.files import IGNORE, DataError, decode_image, decode_mask
+from gta_jax.data.files import IGNORE, DataError, decode_image, decode_mask, image_size
 from gta_jax.data.records import VERSION, Example, Source
 
 _ENCODED = {name: tfds.decode.SkipDecoding() for name in ('image', 'label')}
@@ -78,17 +77,11 @@ def open_split(folder: Path, split: str) -> Any:
   return builder.as_data_source(split, decoders=_ENCODED)
 
 
-def image_size(image: bytes) -> tuple[int, int]:
-  """(H,W) from the header of an encoded image."""
-  with Image.open(io.BytesIO(image)) as opened:
-    return opened.size[::-1]
-
-
 def _check(example: Example, num_classes: int) -> None:
   """Decodes an example, so that reading its record later cannot fail."""
   try:
-    height, width = image_size(example.image)
-  except Exception as error:  # Pillow raises almost anything on damaged bytes.
+    height, width = image_size(io.BytesIO(example.image), example.id)
+  except DataError as error:
     raise DataError(f'{example.id}: the image is damaged; get the archives again.') from error
   if height * width > _MAX_PIXELS:
     raise DataError(f'{example.id} has {height}x{width} pixels; it is not from this data set.')

@@ -129,7 +129,7 @@ def _no_room(part: Path, url: str, needed: int = 0) -> DataError:
 
 def _download(url: str, part: Path) -> None:
   """Appends to `part` until it is whole; a connection that breaks off is opened again."""
-  tries = 0
+  tries, size, total = 0, 0, None
   while tries < _TRIES:
     before = part.stat().st_size if part.exists() else 0
     total = _append(url, part)

@@ -1,18 +1,22 @@
 """Image and mask files: decoding them, and telling cheaply whether they are whole."""
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image
-
-# The pipeline's own threads share the cores; OpenCV's pool on top of them only costs switches.
-cv2.setNumThreads(0)
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 IGNORE = 255
 _PNG = b'\x89PNG\r\n\x1a\n'
@@ -21,7 +25,13 @@ _PNG_END = b'IEND\xaeB`\x82'
 _TAIL = 4096
 # 180 megapixels, 540 MB as RGB: a small file whose header claims more is no photograph.
 MAX_PIXELS = 180_000_000
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns from half of that on, without a remedy.
+_JPEG = b'\xff\xd8'
+# First bytes -> Pillow's class. Image.open would apply a limit of its own, which warns from half of
+# ours on, without a remedy. That limit is a global of the whole process, and the user's. (WebP's
+# class refuses above twice the limit all the same, and TIFF's asks for it when it decodes.)
+_FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
+  _JPEG: JpegImageFile, _PNG: PngImageFile, b'BM': BmpImageFile, b'RIFF': WebPImageFile,
+  **dict.fromkeys((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile)}
 
 
 class DataError(ValueError):
@@ -63,16 +73,51 @@ class FileReader:
     return size
 
 
-def image_size(file: str | os.PathLike | io.BytesIO, path: str | os.PathLike) -> tuple[int, int]:
-  """(H,W) of any image from its header alone. Raises DataError above MAX_PIXELS."""
-  try:
-    with Image.open(file) as image:
+def use_one_thread() -> None:
+  """Lets OpenCV compute in the thread that calls it, in the whole process.
+
+  For commands, and processes of their own, that read in threads: these share the cores, and
+  OpenCV's pool on top of them only costs switches. Results are the same.
+  """
+  cv2.setNumThreads(0)
+
+
+@contextlib.contextmanager
+def open_image(
+  file: str | os.PathLike | BinaryIO, path: str | os.PathLike
+) -> Iterator[ImageFile.ImageFile]:
+  """Opens a JPEG, PNG, BMP, TIFF or WebP in Pillow; nothing but the header is decoded yet.
+
+  Args:
+    file: a path, or the bytes as a stream.
+    path: for messages.
+  Raises: DataError for other and for damaged files, and above MAX_PIXELS.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      if isinstance(file, (str, os.PathLike)):
+        stream: BinaryIO = stack.enter_context(pathlib.Path(file).open('rb'))
+      else:
+        stream = file
+      start = stream.read(8)
+      stream.seek(0)
+      image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
       width, height = image.size
-  except Exception as error:  # Pillow raises almost anything on damaged bytes.
-    raise damaged(path) from error
-  if width * height > MAX_PIXELS:
-    raise DataError(f'{path} claims {height} x {width} pixels, more than {MAX_PIXELS}; cut it into '
-                    'tiles, or take it out if that is not its size.')
+    except Image.DecompressionBombError as error:
+      # WebP. Twice Pillow's limit is one per cent below ours, unless it was changed.
+      raise DataError(f'{path}: {error} Cut it into tiles, or take it out.') from error
+    except Exception as error:  # Pillow raises almost anything on damaged bytes.
+      raise damaged(path) from error
+    if width * height > MAX_PIXELS:
+      raise DataError(f'{path} claims {height} x {width} pixels, more than {MAX_PIXELS}; cut it '
+                      'into tiles, or take it out if that is not its size.')
+    yield image
+
+
+def image_size(file: str | os.PathLike | BinaryIO, path: str | os.PathLike) -> tuple[int, int]:
+  """(H,W) of an image from its header alone; arguments and errors as open_image."""
+  with open_image(file, path) as image:
+    width, height = image.size
   return height, width
 
 
@@ -99,12 +144,12 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
 def decode_mask(data: bytes, path: str) -> np.ndarray:
   """Decodes an 8-bit grey or palette PNG to uint8 [H,W], palette indices as they are."""
   _mask_size(data[:_TAIL], path)
-  image_size(io.BytesIO(data), path)
-  _check_whole(data[:_TAIL], data[-_TAIL:], path)
-  try:
-    return np.asarray(Image.open(io.BytesIO(data)))
-  except Exception as error:  # As above.
-    raise damaged(path) from error
+  with open_image(io.BytesIO(data), path) as image:
+    _check_whole(data[:_TAIL], data[-_TAIL:], path)
+    try:
+      return np.asarray(image)
+    except Exception as error:  # As above.
+      raise damaged(path) from error
 
 
 def damaged(path: str | os.PathLike) -> DataError:
@@ -131,7 +176,7 @@ def _read_ends(path: str) -> tuple[bytes, bytes]:
 
 
 def _check_whole(head: bytes, tail: bytes, path: str) -> None:
-  if head.startswith(b'\xff\xd8'):
+  if head.startswith(_JPEG):
     # The end marker must follow the last scan: a thumbnail in the header has one of its own.
     whole = tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
   elif head.startswith(_PNG):

@@ -10,13 +10,13 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags
 
-from gta_jax.data import skipping
+from gta_jax.data import files, skipping
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
 from gta_jax.data.transforms import RandomCrop
 
@@ -45,7 +45,7 @@ def training_stream(
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE,
     label_sampling: str = 'reshuffled', oracle: bool = False, start_step: int = 0,
     process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
-    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Iterator[Batch]:
+    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Generator[Batch, None, None]:
   """Endless batches; every pass over the ids is a new permutation of them.
 
   Global batch i is examples [i B, (i+1) B) of one sequence that depends on the seed alone, with
@@ -67,7 +67,8 @@ def training_stream(
     oracle: unlabelled batches carry 'label' as well (255 where there is no mask), for diagnostics.
     threads: each makes whole batches, in this process or in each worker.
     workers: spawned processes; 0 reads in this one.
-    prefetch: batches made ahead, in this process or in each worker.
+    prefetch: batches made ahead, in this process or in each worker; at least one a thread, so
+      max(prefetch, threads).
     skipped: counts the unreadable examples of the batches taken; None refuses the first.
   Returns: an iterator with close(); labelled {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]},
     unlabelled {'image', 'valid' bool [B,H,W]}. next() raises DataError for more unreadable files
@@ -113,7 +114,7 @@ class _MakeExample:
         image, label = self._read(id)
       except DataError as error:
         failures.append((id, str(error)))
-        id = self.ids[rng.integers(len(self.ids))]
+        id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
       return ({'image': image, skipping.FIELD: skipping.encode(failures)}
@@ -203,19 +204,19 @@ def _stream_ids(dataset: Dataset, stream: str, label_sampling: str, seed: int) -
 
 
 def _open(examples: grain.MapDataset, *, threads: int, prefetch: int, workers: int,
-          skipped: skipping.Skipped) -> Iterator:
+          skipped: skipping.Skipped) -> Generator[Batch, None, None]:
   """An iterator whose close() leaves nothing of Grain's behind; at exit it closes by itself."""
   # Grain's default buffer of 500 holds gigabytes of crops; less than the threads idles some.
   read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-  examples = examples.to_iter_dataset(read_options)
+  streamed = examples.to_iter_dataset(read_options)
   if workers:
     if not flags.FLAGS.is_parsed():  # In a notebook or a plain script; Grain has flags of its own.
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    examples = examples.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    streamed = streamed.mp_prefetch(options, worker_init_fn=_begin_worker)
 
-  def read() -> Iterator:
-    with contextlib.closing(iter(examples)) as iterator, _naming_dead_workers():
+  def read() -> Generator[Batch, None, None]:
+    with contextlib.closing(iter(streamed)) as iterator, _naming_dead_workers():
       for batch in iterator:
         skipped.add(skipping.decode(batch.pop(skipping.FIELD)))
         yield batch
@@ -241,13 +242,20 @@ def _naming_dead_workers() -> Iterator[None]:
         'again: the run goes on from its last checkpoint.') from error
 
 
-def _end_with_parent(*_: int) -> None:
+def _begin_worker(*_: int) -> None:
+  files.use_one_thread()
+  _end_with_parent()
+
+
+def _end_with_parent() -> None:
   """Makes a worker end with the run; Grain's wait for ever where the run is killed.
 
   And not before it: a signal to the whole group, as Ctrl-C, is left to the run, which saves first.
   """
   def wait() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
   for number in (signal.SIGTERM, signal.SIGINT):

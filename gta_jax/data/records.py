@@ -7,6 +7,7 @@ and an index beside its shards. Without an index it is not taken for whole.
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gta_jax.data.downloads import locked
-from gta_jax.data.files import DataError, decode_image, decode_mask
+from gta_jax.data.files import DataError, decode_image, decode_mask, image_size
 
 VERSION = '1.0.0'
 _INDEX = 'index.json'
@@ -42,9 +43,11 @@ class Source(Protocol):
 
   def archives(self, folder: Path, *, mirror: str = '') -> tuple[Path, ...]:
     """Paths of the archives in `folder`; DataError where they cannot be had."""
+    ...
 
   def examples(self, *archives: Path) -> dict[str, Iterator[Example]]:
     """The examples by split; one of the splits is 'validation'."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _write_index(folder: Path) -> None:
     source = builders.open_split(folder, split)
     for position in range(len(source)):
       record = source[position]
-      size = builders.image_size(record['image'])
+      size = image_size(io.BytesIO(record['image']), record['id'].decode())
       entries[record['id'].decode()] = (split, position, *size)
   temporary = folder / f'{_INDEX}.tmp'
   temporary.write_text(json.dumps({'entries': entries, 'shards': _shards(folder)}))

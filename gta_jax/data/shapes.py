@@ -165,7 +165,7 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 def _colour(rng: np.random.Generator, hue: float, low: int, high: int,
             saturation: tuple[float, float] = (0.3, 0.9)) -> np.ndarray:
   """float32 [3,1,1] RGB of a hue in degrees, its brightness between low and high."""
-  hsv = np.float32([[[hue % 360, rng.uniform(*saturation), rng.uniform(low, high)]]])
+  hsv = np.array([[[hue % 360, rng.uniform(*saturation), rng.uniform(low, high)]]], np.float32)
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).reshape(3, 1, 1)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,17 +19,12 @@ _CHECK_THREADS = 8
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
-class Reader(Protocol):
-  """Reads one example by its id; picklable, and safe to share between threads."""
+class ImageReader(Protocol):
+  """Reads one image by its id; picklable, and safe to share between threads."""
 
   def image(self, id: str) -> np.ndarray:
     """uint8 [H,W,3] RGB. Raises DataError for a file that is missing or damaged."""
-
-  def mask(self, id: str) -> np.ndarray:
-    """uint8 [H,W] class ids, 255 = ignore. Raises DataError as image does."""
-
-  def has_mask(self, id: str) -> bool:
-    """Whether mask(id) exists."""
+    ...
 
   def size(self, id: str) -> tuple[int, int]:
     """(H,W) from the headers alone.
@@ -37,6 +32,19 @@ class Reader(Protocol):
     Raises DataError for what can be seen without decoding: a missing or truncated file, a mask of
     the wrong kind, a mask that is not of its image's size.
     """
+    ...
+
+
+class Reader(ImageReader, Protocol):
+  """Reads masks as well."""
+
+  def mask(self, id: str) -> np.ndarray:
+    """uint8 [H,W] class ids, 255 = ignore. Raises DataError as image does."""
+    ...
+
+  def has_mask(self, id: str) -> bool:
+    """Whether mask(id) exists."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +78,15 @@ class CachedReader:
   """Keeps decoded images and masks in memory until they take up `megabytes`; safe for threads.
 
   Nothing is evicted: what fits stays, the rest is decoded anew each time. A worker process fills a
-  cache of its own.
+  cache of its own: pickled, the reader is empty.
   """
 
   def __init__(self, reader: Reader, megabytes: float):
-    self._reader, self._free = reader, int(megabytes * 1e6)
+    self._reader, self._megabytes, self._free = reader, megabytes, int(megabytes * 1e6)
     self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return vars(CachedReader(self._reader, self._megabytes))
 
   def image(self, id: str) -> np.ndarray:
     return self._keep('image', id)

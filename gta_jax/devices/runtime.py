@@ -8,9 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-# jaxlib 0.10.2 fuses reductions through YNNPACK on the CPU: two to three times slower here, and
-# known to return wrong values (jax issues 39103, 39257, 40412). An empty value turns it off. Other
-# jaxlib versions abort on a flag they do not know, so the version must match exactly.
 _YNN_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 _YNN_JAXLIB = '0.10.2'
 
@@ -18,10 +15,17 @@ _YNN_JAXLIB = '0.10.2'
 _SHUTDOWN_SECONDS = 120
 
 
-def set_cpu_flags() -> None:
-  """Turns the faulty CPU fusion of jaxlib 0.10.2 off; does nothing on any other version.
+def disable_faulty_cpu_fusion() -> None:
+  """Turns a faulty CPU optimisation of jaxlib 0.10.2 off, in XLA_FLAGS; nothing on other versions.
 
-  A user's own choice of the same flag in XLA_FLAGS stands.
+  That version fuses reductions through YNNPACK on the CPU: two to three times slower here, and
+  known to return wrong values (jax issues 39103, 39257, 40412). An empty value of its flag turns
+  that off. Only for exactly this version, as XLA ends a process whose XLA_FLAGS hold a flag that it
+  does not know, and other versions, older and newer, do not know this one.
+
+  Call it before anything asks jax for a device: XLA reads its flags once. The command does;
+  notebooks, tests and benchmarks do it themselves, as importing the package changes no environment
+  variable. A user's own choice of the same flag in XLA_FLAGS stands.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if importlib.metadata.version('jaxlib') == _YNN_JAXLIB and _YNN_FLAG not in flags:
@@ -34,9 +38,10 @@ def keep_compiled_programs() -> None:
   At most 2 GB; the least recently used go first. JAX_COMPILATION_CACHE_DIR names another folder,
   JAX_ENABLE_COMPILATION_CACHE=false turns it off. Starts the backend: jax.distributed comes before.
   """
-  import jax  # noqa: PLC0415  set_cpu_flags comes first.
+  import jax  # noqa: PLC0415  It takes seconds, which setting flags is spared.
 
-  if jax.config.jax_compilation_cache_dir:
+  # jax makes attributes of its options at run time, where a type checker does not see them.
+  if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     return
   folder = Path('~/.cache/gta_jax/xla').expanduser()
   if jax.default_backend() == 'cpu':
@@ -68,7 +73,7 @@ def join_processes(address: str, count: int, index: int, *, seconds: int = 300) 
   else:
     _check_free(int(port))
     print(f'waits up to {seconds} s at {address} for {count - 1} more processes', file=sys.stderr)
-  import jax  # noqa: PLC0415  Seconds, and after the flags above.
+  import jax  # noqa: PLC0415  It takes seconds; bad addresses are refused before.
 
   jax.distributed.initialize(
     address, count, index, cluster_detection_method='deactivate', initialization_timeout=seconds,

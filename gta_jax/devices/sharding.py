@@ -70,11 +70,16 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def compile_step(step: Callable, mesh: Mesh) -> Callable:
-  """Jits (state, {stream: batch}) -> (state, metrics); the given state is used up."""
+def compile_step(step: Callable, mesh: Mesh, *, deterministic: bool = False) -> Callable:
+  """Jits (state, {stream: batch}) -> (state, metrics); the given state is used up.
+
+  deterministic: GPU kernels that give the same bits every time, which may be slower: no sums by
+    atomics, no choice of kernels by measuring them. Means nothing on a CPU.
+  """
   whole, rows = replicated(mesh), split(mesh)
   return jax.jit(
-    step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=(whole, whole))
+    step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=(whole, whole),
+    compiler_options={'xla_gpu_deterministic_ops': True} if deterministic else None)
 
 
 def check_batch(name: str, size: int) -> None:

@@ -1,32 +1,54 @@
 """Batches of images at their own sizes, each decoded once and shown in every view asked for.
 
-Whole images are padded at the right and at the bottom to a multiple of some pixels; images of equal
-padded size share one compiled program. Padding is not neutral. A small ResNet-18 (output stride 16,
-trained briefly on 96x96 crops of half-size CamVid) changed its class on these shares of pixels
-against multiple=1, which pads nothing (in brackets mIoU in percent, 40 images):
+Whole images are padded at the right and at the bottom to the smallest sides that differ from those
+of the training crop by multiples of 32 pixels (`multiple`); images of equal padded size share one
+compiled program. A crop of 96 asks for 32 k, crops of 321, 513 and 769 for 32 k + 1.
 
-    sides     | multiple 1 | 16           | 32           | 128
+Why the crop decides: cell i of a feature map of stride s is centred on pixel s i, as all strided
+layers pad half their window. Aligned corners put the first cell on the first pixel and the last one
+on the last pixel, n - 1. On a side of n = s k + 1 that is where the last cell is centred; on a side
+of n = s k it is not: torchvision's stem has k cells, the last centred s - 1 pixels before, and the
+deep stem, whose pooling rounds up, has k + 1, the last centred one pixel beyond. Resizing to the
+image then shifts, from nothing at the top left to that many pixels at the far edges: 3 for logits
+of stride 4, 1 with the deep stem, and s - 1 for what the decoder resizes from stride s. The shift
+depends on n modulo s alone. With the crop's remainder modulo 32, the largest stride, a network is
+used with the shift that it was trained with, none for 32 k + 1.
+
+What it does to scores is small with the deep stem and of either sign where a network is far from
+trained: ResNet-10 of width 0.25 (output stride 16, 500 supervised steps on crops of 97 from
+half-size CamVid, seed 0; with seed 1 torchvision's 32 k gains 0.6 to 0.9; 2026-11-25). mIoU in
+percent of 101 images, in brackets the share of pixels with another class than with 32 k + 1:
+
+    stem        | sides     | not padded    | 32 k          | 32 k + 1
+    deep        | 180 x 240 | 21.3 (1.3 %)  | 21.0 (0.9 %)  | 21.1
+                | 160 x 224 | 20.4 (1.1 %)  | 20.4 (1.1 %)  | 20.6
+                | 161 x 225 | 20.6 (0 %)    | 20.3 (2.2 %)  | 20.6
+    torchvision | 180 x 240 | 25.5 (5.5 %)  | 27.2 (9.8 %)  | 25.6
+                | 160 x 224 | 27.2 (11.8 %) | 27.2 (11.8 %) | 25.2
+                | 161 x 225 | 25.3 (0 %)    | 27.3 (10.2 %) | 25.3
+
+Padding itself is not neutral either: it leaks through dilated convolutions and image pooling. A
+ResNet-18 trained briefly on crops of 96 changed its class on these shares of pixels against no
+padding (in brackets mIoU in percent, 40 images). Hence not more than 32:
+
+    sides     | not padded | 16           | 32           | 128
     180 x 240 | (24.4)     | 9.4 % (26.0) | 10.6 % (26.3) | 18.1 % (24.4)
     161 x 225 | (23.9)     | 13.9 % (25.9) | 16.4 % (26.1) | 18.8 % (25.7)
     176 x 240 | (26.4)     | 0 % (26.4)   | 5.2 % (26.4) | 14.2 % (25.0)
 
-Part is a gain: with aligned corners, features and pixels line up as in training only where sides
-are multiples of the output stride. Beyond that, padding leaks through dilated convolutions and
-image pooling. Hence 32; a data set of one size whose sides are such multiples needs none. Crops and
-sliding windows have one size and are never padded further.
+Crops and sliding windows have one size and are never padded further.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.sources import Reader
+from gta_jax.data.sources import ImageReader, Reader
 from gta_jax.evaluation.protocols import Protocol, View
 from gta_jax.evaluation.windows import Images, Size
 
@@ -42,7 +64,7 @@ class Arrays(NamedTuple):
   labels: dict[tuple[int, int], np.ndarray]
 
 
-class Batch(NamedTuple):
+class ValidationBatch(NamedTuple):
   """items: (id, the image's own size). output_sizes: of predictions, by crop; 0 is the whole."""
 
   items: tuple[tuple[str, Size], ...]
@@ -52,33 +74,35 @@ class Batch(NamedTuple):
 
 def make_batches(
   mean: Sequence[float],
-  reader: Reader,
+  reader: ImageReader,
   ids: Sequence[str],
   protocols: Sequence[Protocol],
   *,
   batch_size: int,
   image_scale: float,
+  crop: int,
   multiple: int,
   threads: int,
   masks: bool,
-) -> Iterator[Batch]:
+) -> Iterator[ValidationBatch]:
   """Groups images of equal padded size into batches, the last of a group filled up.
 
   Args:
     mean: RGB in [0,1], of the padding.
     protocols: whose views are made.
-    masks: whether to read labels.
-    The others are as in evaluate.evaluate.
+    masks: whether to read labels, from a Reader.
+    The others are as in scores.evaluate_protocols.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
   """
-  if batch_size < 1 or multiple < 1 or not image_scale > 0:
-    raise ValueError(f'batch_size={batch_size}, multiple={multiple}, image_scale={image_scale}; '
-                     'the first two must be at least 1 and the scale above 0.')
+  if min(batch_size, crop, multiple) < 1 or not image_scale > 0:
+    raise ValueError(f'batch_size={batch_size}, crop={crop}, multiple={multiple}, '
+                     f'image_scale={image_scale}; the first three must be at least 1 and the scale '
+                     'above 0.')
+  pad = functools.partial(_padded_size, crop=crop, multiple=multiple)
   groups: dict[Size, list[tuple[str, Size]]] = {}
   for image_id in ids:
     size = reader.size(image_id)
-    padded = tuple(multiple * math.ceil(side / multiple) for side in _scaled(size, image_scale))
-    groups.setdefault(padded, []).append((image_id, size))
+    groups.setdefault(pad(_scaled(size, image_scale)), []).append((image_id, size))
   views = {view for protocol in protocols for view in protocol.views}
   truths = {(p.crop, p.padding_label) for p in protocols if masks}
   # The mean colour is zero after normalisation, like the padding of the first convolution.
@@ -86,11 +110,11 @@ def make_batches(
   load = functools.partial(_load, reader, colour, image_scale=image_scale)
   with ThreadPoolExecutor(max(threads, 1)) as pool:
     for padded, members in groups.items():
-      # The largest sides that image_scale brings down to `padded`: one program serves the group.
-      output_sizes = {0: tuple(int((side + 0.5) / image_scale) for side in padded)}
-      output_sizes |= {v.crop: _crop_size(v.crop, image_scale) for v in views if v.crop}
-      shapes = {view: _padded(view, padded, output_sizes[0], image_scale, multiple)
-                for view in views}
+      largest = _largest(padded[0], image_scale), _largest(padded[1], image_scale)
+      output_sizes = {0: largest} | {
+        view.crop: _crop_size(view.crop, image_scale) for view in views if view.crop}
+      shapes = {view: _scaled((view.crop, view.crop), view.scale) if view.crop
+                else pad(_scaled(largest, image_scale * view.scale)) for view in views}
       for start in range(0, len(members), batch_size):
         items = tuple(members[start : start + batch_size])
         arrays = Arrays(
@@ -100,11 +124,34 @@ def make_batches(
           {truth: np.full((batch_size, *output_sizes[truth[0]]), IGNORE, np.uint8)
            for truth in truths})
         list(pool.map(load, items, range(len(items)), [arrays] * len(items)))
-        yield Batch(items, output_sizes, arrays)
+        yield ValidationBatch(items, output_sizes, arrays)
 
 
 def _scaled(size: Size, factor: float) -> Size:
-  return tuple(max(1, round(side * factor)) for side in size)
+  height, width = size
+  return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _padded_size(size: Size, *, crop: int, multiple: int) -> Size:
+  """The smallest sides that hold `size` and differ from the crop's by multiples of `multiple`."""
+  height, width = size
+  return height + (crop - height) % multiple, width + (crop - width) % multiple
+
+
+def _largest(padded: int, image_scale: float) -> int:
+  """The largest original side that image_scale brings down to `padded` or less.
+
+  Logits of a group come out at these sides, those of the largest image that could be in it. The
+  largest one that is in it would do, but sizes of arrays make programs: a picture of a few of the
+  images, another process's share, another list of ids would each compile anew. As a function of the
+  padded side alone there is one program for each padded size, whoever asks.
+  """
+  # _scaled rounds a product, and no division undoes that for every scale: so try. It grows with
+  # the side, hence whatever it brings down to `padded` is not larger than what this returns.
+  side = int((padded + 0.5) / image_scale) + 1
+  while max(1, round(side * image_scale)) > padded:
+    side -= 1
+  return side
 
 
 def _crop_size(crop: int, image_scale: float) -> Size:
@@ -112,18 +159,8 @@ def _crop_size(crop: int, image_scale: float) -> Size:
   return _scaled((crop, crop), 1 / image_scale)
 
 
-def _padded(view: View, padded: Size, largest: Size, image_scale: float, multiple: int) -> Size:
-  """Of a view in a batch whose images are at most `largest`, and `padded` at scale 1."""
-  if view.crop:
-    return _scaled((view.crop, view.crop), view.scale)
-  if view.scale == 1:
-    return padded
-  sides = _scaled(largest, image_scale * view.scale)
-  return tuple(multiple * math.ceil(side / multiple) for side in sides)
-
-
 def _load(
-  reader: Reader, colour: np.ndarray, item: tuple[str, Size], row: int, arrays: Arrays, *,
+  reader: ImageReader, colour: np.ndarray, item: tuple[str, Size], row: int, arrays: Arrays, *,
   image_scale: float,
 ) -> None:
   """Decodes an image, and its mask if wanted, into a row of a batch's arrays."""
@@ -133,7 +170,7 @@ def _load(
     image, size = whole, _scaled(own_size, image_scale * view.scale)
     if view.crop:
       image = centre_crop(whole, _crop_size(view.crop, image_scale), colour)
-      size = images.shape[1:3]
+      size = images.shape[1], images.shape[2]
     original = image.shape[:2]
     if size != original:
       image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -141,6 +178,7 @@ def _load(
     images[row, : size[0], : size[1]] = image
     sizes[row] = size
   for (crop, padding_label), labels in arrays.labels.items():
+    assert mask is not None
     if crop:
       labels[row] = centre_crop(mask, _crop_size(crop, image_scale), padding_label)
     else:
@@ -148,11 +186,12 @@ def _load(
 
 
 def _read(
-  reader: Reader, image_id: str, size: Size, *, masks: bool
+  reader: ImageReader, image_id: str, size: Size, *, masks: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
   try:
-    image, mask = reader.image(image_id), reader.mask(image_id) if masks else None
-    if image.shape[:2] != size or (masks and mask.shape != size):
+    image = reader.image(image_id)
+    mask = cast(Reader, reader).mask(image_id) if masks else None
+    if image.shape[:2] != size or (mask is not None and mask.shape != size):
       raise DataError(f'{image_id!r} or its mask has changed its size since {size} was read.')
   except DataError as error:
     if not masks:

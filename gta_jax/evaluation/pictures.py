@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gta_jax.data.sources import Dataset
-from gta_jax.evaluation.scores import Place, predict
+from gta_jax.evaluation.scores import Place, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.ops.network import Network, Variables
 
@@ -115,7 +115,7 @@ def prediction_grid(
 
   Args:
     dataset: of the images, with masks.
-    predictions: image id -> network's name -> prediction at the image's size, as `evaluate.predict`
+    predictions: image id -> network's name -> prediction at the image's size, as `label_images`
       yields them; at least one.
     confidence_of: the network whose confidence is shown; the first one if None.
     drop_share: of all pixels shown, the least confident ones that are marked, in [0,1].
@@ -174,6 +174,7 @@ def write_picture(
   variables_by_name: Mapping[str, Variables],
   dataset: Dataset,
   *,
+  crop: int,
   count: int = 4,
   batch_size: int = 1,
   image_scale: float = 1.0,
@@ -183,14 +184,16 @@ def write_picture(
 ) -> None:
   """Writes the grid of `count` validation images, spread over their list; nothing for count 0.
 
-  With the batch_size, image_scale, multiple and place of the evaluation nothing new is compiled.
+  With the crop, batch_size, image_scale, multiple and place of the evaluation nothing new is
+  compiled.
   """
   total = len(dataset.validation)
   count = min(count, total)
   if count < 1:
     return
   ids = [dataset.validation[i * total // count] for i in range(count)]
-  predictions = dict(predict(network, variables_by_name, dataset.reader, ids, batch_size=batch_size,
-                             image_scale=image_scale, multiple=multiple, place=place))
+  predictions = dict(label_images(
+    network, variables_by_name, dataset.reader, ids, batch_size=batch_size, crop=crop,
+    image_scale=image_scale, multiple=multiple, place=place))
   ordered = {image_id: predictions[image_id] for image_id in ids}
   write_image(path, prediction_grid(dataset, ordered, drop_share=drop_share))

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.data.sources import Dataset, Reader
+from gta_jax.data.sources import Dataset, ImageReader
 from gta_jax.devices import sharding
-from gta_jax.evaluation.batches import Arrays, Batch, make_batches
+from gta_jax.evaluation.batches import Arrays, ValidationBatch, make_batches
 from gta_jax.evaluation.metrics import IGNORE, Scores, confusion_matrix
 from gta_jax.evaluation.protocols import WHOLE, Protocol
 from gta_jax.evaluation.windows import Prediction, predict_batch
@@ -63,6 +63,7 @@ def evaluate_protocols(
   protocols: Sequence[Protocol],
   *,
   batch_size: int,
+  crop: int,
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
@@ -79,9 +80,12 @@ def evaluate_protocols(
     variables_by_name: on the device already, or they travel at every batch.
     protocols: with names of their own.
     batch_size: images a batch; memory grows with it, at least 4 B H W K bytes of logits.
+    crop: side of the crops that the networks were trained on, in pixels after image_scale; whole
+      images are padded to sides that line up with feature maps as the crop's do (see batches).
     image_scale: images are resized by this factor before the network, logits back after it.
-    multiple: sides are padded to a multiple of this many pixels; the larger, the fewer programs
-      are compiled, and the further predictions are from those without padding (multiple=1).
+    multiple: padded sides differ from `crop` by multiples of this many pixels; the larger, the
+      fewer programs are compiled, and the further predictions are from those without padding
+      (multiple=1).
     threads: images decoded at a time.
     place: puts a batch's arrays (batch first) onto devices, say split over several.
     part: (i, n): of n processes that all call this, the i-th; each scores every n-th image, all
@@ -99,7 +103,8 @@ def evaluate_protocols(
   total, waiting = {protocol.name: (zeros, alike) for protocol in protocols}, None
   batches = make_batches(
     network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
-    batch_size=batch_size, image_scale=image_scale, multiple=multiple, threads=threads, masks=True)
+    batch_size=batch_size, image_scale=image_scale, crop=crop, multiple=multiple, threads=threads,
+    masks=True)
   for batch in batches:
     placed = batch._replace(arrays=place(batch.arrays))
     counts = _count_batch(network, variables_by_name, placed, protocols, classes)
@@ -112,7 +117,7 @@ def evaluate_protocols(
 
 
 def _count_batch(
-  network: Network, variables_by_name: Mapping[str, Variables], batch: Batch,
+  network: Network, variables_by_name: Mapping[str, Variables], batch: ValidationBatch,
   protocols: Sequence[Protocol], num_classes: int,
 ) -> dict[str, tuple[dict, dict]]:
   """What _count finds, by protocol. Protocols that differ in the truth alone predict once."""
@@ -161,13 +166,14 @@ def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
   return {'_'.join(pair): pair for pair in itertools.combinations(sorted(names), 2)}
 
 
-def predict(
+def label_images(
   network: Network,
   variables_by_name: Mapping[str, Variables],
-  reader: Reader,
+  reader: ImageReader,
   ids: Sequence[str],
   *,
   batch_size: int,
+  crop: int,
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
@@ -175,12 +181,12 @@ def predict(
 ) -> Iterator[tuple[str, dict[str, Prediction]]]:
   """Yields (id, prediction by network) at the images' own sizes, as the batches come.
 
-  Args: as those of evaluate_protocols; the reader needs image and size only.
+  Args: as those of evaluate_protocols.
   Yields: Prediction holds NumPy arrays [H,W]. Images of equal padded size come together, otherwise
     in the order of ids.
   """
   batches = make_batches(
-    network.mean, reader, ids, (WHOLE,), batch_size=batch_size, image_scale=image_scale,
+    network.mean, reader, ids, (WHOLE,), batch_size=batch_size, image_scale=image_scale, crop=crop,
     multiple=multiple, threads=threads, masks=False)
   for batch in batches:
     images = place(batch.arrays).images

@@ -62,7 +62,7 @@ def predict_batch(
   options = {'output_size': output_size, 'window': protocol.window}
   if len(protocol.views) == 1 and not protocol.flip:
     return _predict(network, variables, images[protocol.views[0]], **options)
-  total = 0
+  total: Any = 0
   for view in protocol.views:
     for mirrored in (False, True)[: 1 + protocol.flip]:
       # Mirrored or not is a value, not a shape: the two share a program.
@@ -102,7 +102,7 @@ def _logits(
   """[B,H,W,K] float32 at the original resolution, mirrored back."""
   sides = images.image.shape[1:3]
   starts = [_window_starts(images.size[:, i], sides[i], window) for i in (0, 1)]
-  low = _window_logits(network, variables, images.image, *(start for start, _ in starts), window)
+  low = _window_logits(network, variables, images.image, starts[0][0], starts[1][0], window)
   size = images.size.astype(jnp.float32)
   positions = [jnp.arange(output_size[i]) * images.ratio[:, i, None] for i in (0, 1)]
   positions[1] = jnp.where(mirrored, size[:, 1, None] - 1 - positions[1], positions[1])

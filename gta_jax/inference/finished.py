@@ -94,8 +94,8 @@ def evaluate_run(
   found = evaluate_protocols(
     network, sharding.local_copy(variables), dataset, chosen,
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
-    image_scale=own.data.image_scale, threads=config.data.threads, place=sharding.place_locally,
-    part=(jax.process_index(), jax.process_count()))
+    crop=own.data.crop, image_scale=own.data.image_scale, threads=config.data.threads,
+    place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
             'images': len(dataset.validation),
             'validation_sha256': ids_sha256(dataset.validation),
@@ -130,13 +130,21 @@ def predict_images(
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
     network, *variables.values(), images=images, out=out, classes=classes,
-    palette=np.array(described['palette'], np.uint8), image_scale=own.data.image_scale,
-    batch_size=(config or own).evaluate.batch)
+    palette=np.array(described['palette'], np.uint8), crop=own.data.crop,
+    image_scale=own.data.image_scale, batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 
 def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
-  """The config of a run, and the classes and colours of its data set."""
+  """The config of a run, and the classes and colours of its data set.
+
+  Raises:
+    ValueError: the folder is missing, holds no run, or a file of it is damaged.
+  """
+  if not workdir.is_dir():
+    raise ValueError(f'{workdir} does not exist; give the --workdir of a run.')
+  if not (workdir / 'config.json').is_file():
+    raise ValueError(f'{workdir} holds no run: config.json is missing; give the --workdir of one.')
   config, path = setup.from_json(workdir / 'config.json'), workdir / 'dataset.json'
   described = setup.read_json(path)
   classes, palette = described.get('classes'), described.get('palette')

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from gta_jax.data.files import DataError, damaged, decode_image, image_size, read_bytes
+from gta_jax.data.files import DataError, damaged, decode_image, image_size, open_image, read_bytes
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
-from gta_jax.evaluation.scores import predict
+from gta_jax.evaluation.scores import label_images
 from gta_jax.ops.network import Network, Variables
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -38,12 +37,11 @@ class ImageReader:
     path = self.paths[id]
     if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
       return decode_image(read_bytes(path), str(path))
-    image_size(path, path)
-    try:
-      with Image.open(path) as image:
+    with open_image(path, path) as image:
+      try:
         mode, pixels = image.mode, np.asarray(image.convert('RGB'))
-    except Exception as error:  # Pillow raises almost anything on damaged bytes.
-      raise damaged(path) from error
+      except Exception as error:  # Pillow raises almost anything on damaged bytes.
+        raise damaged(path) from error
     if mode not in _MODES:
       raise DataError(f'{path} has pixels of kind {mode}; convert it to 8 bits a channel.')
     return pixels
@@ -98,6 +96,7 @@ def predict_folder(
   out: Path,
   classes: Sequence[str],
   palette: np.ndarray,
+  crop: int,
   image_scale: float = 1.0,
   batch_size: int = 8,
   multiple: int = 32,
@@ -113,7 +112,7 @@ def predict_folder(
     images: folder of images; folders in it are not searched.
     out: folder for the results, made if missing; not `images` nor inside it.
     classes: K names, with palette uint8 [K,3].
-    batch_size: images a batch; it, image_scale and multiple are as in evaluation.
+    batch_size: images a batch; it, crop, image_scale and multiple are as in evaluation.
   Returns: the masks' paths.
   Raises: DataError before any work for folders that cannot be used (see check_folders) and files
     that are no images; and for a damaged image when it is reached, then the masks written before it
@@ -125,10 +124,10 @@ def predict_folder(
   if overlays:
     write_image(out / 'overlays' / 'legend.png', legend(classes, palette))
   written = []
-  for id, prediction in predict(
+  for id, prediction in label_images(
     network, {'it': variables}, reader, list(reader.paths),
-    batch_size=sharding.round_up_to_devices(batch_size), image_scale=image_scale,
-    multiple=multiple, place=sharding.place_locally,
+    batch_size=sharding.round_up_to_devices(batch_size), crop=crop,
+    image_scale=image_scale, multiple=multiple, place=sharding.place_locally,
   ):
     labels = prediction['it'].labels
     if overlays:

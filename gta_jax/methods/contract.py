@@ -135,6 +135,7 @@ class Method(Protocol):
       method was published where they differ from the config file's.
   """
 
+  __dataclass_fields__: ClassVar[dict[str, Any]]
   summary: ClassVar[str]
   paper: ClassVar[str]
   scored: ClassVar[tuple[str, ...]]
@@ -144,15 +145,18 @@ class Method(Protocol):
   @property
   def heads(self) -> Mapping[str, MakeHead]:
     """Further heads, by their top-level key."""
+    ...
 
   @property
   def uses_unlabelled(self) -> bool:
     """Whether a stage reads unlabelled images."""
+    ...
 
   @property
   def cost(self) -> float:
     """Forward passes of a batch of one kind that a step of the longest stage is worth; a backward
     pass counts two."""
+    ...
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """Refuses what does not fit the network, the batches or the classes, before any work.
@@ -160,6 +164,7 @@ class Method(Protocol):
     Returns: sentences that the user should read when the run starts.
     Raises: ValueError with the option, the rule and the remedy.
     """
+    ...
 
   def init(self, key: Array, draw: Callable[[Array], Variables], tools: Tools) -> TrainState:
     """The state before the first step.
@@ -170,9 +175,11 @@ class Method(Protocol):
         key, those that the run's seed gives.
       tools: as for stages.
     """
+    ...
 
   def stages(self, tools: Tools) -> tuple[Stage, ...]:
     """The phases of a run, in order; their steps add up to tools.total_steps."""
+    ...
 
 
 def init_state(

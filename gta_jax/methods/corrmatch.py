@@ -40,8 +40,10 @@ import jax.numpy as jnp
 from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
 from gta_jax.methods.corrmatch_losses import Seen, Targets, metrics_of, unlabelled_losses
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term, labelled_term
+from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
 from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.methods.pseudo_labelling import image_size
+from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.correlation import CorrelationHead
 from gta_jax.models.heads import MakeHead
 from gta_jax.ops import correlation
@@ -99,6 +101,8 @@ class CorrMatch:
   hue: float = number(0.25, most=0.5)  # largest shift of the hue in turns of the colour circle
   blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
 
+  warmup_epochs: float = number(0.0)  # of labelled images alone, before
+
   # Where the code does something else.
   kl_target: str = choice('mixed', 'mixed', 'unmixed')  # p_w in the box: the partner's, or w's own
   threshold_padding: str = choice('own', 'own', 'mixed')  # what tau leaves out: w's, or the mix's
@@ -127,6 +131,9 @@ class CorrMatch:
         f'train.per_device_batch={accumulation.per_device} cuts the batch, but the threshold of '
         'corrmatch is that of a whole batch of predictions, which the step makes and learns from '
         'in one pass; use train.per_device_batch=0 and model.remat=True.')
+    if self.warmup_epochs and self.stages(tools)[-1].name == 'warmup':
+      return ('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
+              'raise train.epochs or lower method.warmup_epochs',)
     return ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
@@ -136,10 +143,26 @@ class CorrMatch:
 
   def stages(self, tools: Tools) -> tuple[Stage, ...]:
     """See Method."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
+    warmup = min(round(self.warmup_epochs * tools.epoch_steps), tools.total_steps)
+    stages = (
+      Stage('warmup', warmup, self.warmup_step(tools)),
+      Stage('main', tools.total_steps - warmup, self.step(tools), ('labelled', 'unlabelled')))
+    return tuple(stage for stage in stages if stage.steps)
+
+  def warmup_step(self, tools: Tools) -> Callable:
+    """The step of the warm-up: cross-entropy with ground truth; the correlation head rests."""
+    optimizer = tools.make_optimizer()
+
+    def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
+      terms = {LABELLED: labelled_term(tools, batches['labelled'])}
+      objectives = passes(tools, terms, (LABELLED,), joint=False, key=state.step_key())
+      state, metrics = gradient_step(tools, state, MODEL, optimizer, *objectives)
+      return state.replace(step=state.step + 1), metrics
+
+    return step
 
   def step(self, tools: Tools) -> Callable:
-    """The step of the only stage."""
+    """The step of the main stage."""
     optimizer = tools.make_optimizer()
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
@@ -158,14 +181,15 @@ class CorrMatch:
     """Steps 1 and 5 as far as no gradient is needed: views, boxes, the partner's predictions."""
     key_colours, key_box = jax.random.split(key)
     valid = unlabelled['valid']
-    # Blanked before and after the change of colours: no blur or mean of the image sees padding.
-    weak = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+    weak = unlabelled_images(tools, unlabelled)
     (logits,), _ = forward(tools, variables, weak, key=key)
-    probabilities = jax.nn.softmax(resize_bilinear(logits.main, valid.shape[1:3]))
+    size = image_size(valid)
+    probabilities = jax.nn.softmax(resize_bilinear(logits.main, size))
     strong = strong_view(key_colours, weak, tools.network, jitter=self.jitter,
                          greyscale=self.greyscale, blur=self.blur, hue=self.hue)
-    box = unimatch_boxes(key_box, len(valid), valid.shape[1:3], probability=self.box_probability)
+    box = unimatch_boxes(key_box, len(valid), size, probability=self.box_probability)
     mixed_valid = paste(valid, next_images(valid), box)
+    # Blanked once more: the change of colours has filled the padding.
     strong = jnp.where(mixed_valid[..., None], paste(strong, next_images(strong), box), 0.0)
     return Seen(weak, valid, strong, mixed_valid, box, next_images(probabilities))
 
@@ -221,7 +245,7 @@ class CorrMatch:
       stages = jax.lax.stop_gradient(stages)
     (query, of_place), stats = tools.network.head(
       variables, HEAD, stages, train=True, dropout_key=key)
-    size = query.shape[1:3]
+    size = image_size(query)
     counted = resize_bilinear(counted[..., None].astype(jnp.float32), size)[..., 0] > 0.5
     maps = correlation.correlation_maps(query, of_place, counted)
     logits = resize_bilinear(output.logits.main[:len(query)], size)
@@ -240,7 +264,7 @@ class CorrMatch:
     weak: [B,h,w,K], P_w. rows: [B,R,h',w'] of A. threshold: tau before the step.
     """
     probabilities = jax.nn.softmax(
-      resize_bilinear(jax.lax.stop_gradient(weak), seen.valid.shape[1:3]))
+      resize_bilinear(jax.lax.stop_gradient(weak), image_size(seen.valid)))
     own, certainty = pseudo_labels(probabilities)
     threshold = correlation.moved_threshold(
       threshold, own, certainty,

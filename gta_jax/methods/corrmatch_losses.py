@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.pseudo_labelling import class_counts, image_size, oracle_metrics
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.network import Array
 from gta_jax.ops.resizing import resize_bilinear
@@ -51,7 +51,7 @@ def unlabelled_losses(
   weak_spread: Array,
 ) -> Metrics:
   """Step 7 without labelled images, times the weights of step 8; logits [B,h,w,K] of any size."""
-  size = seen.valid.shape[1:3]
+  size = image_size(seen.valid)
   pixels, mixed_pixels = (jnp.maximum(jnp.sum(x), 1) for x in (seen.valid, seen.mixed_valid))
 
   def of_weak(logits: Array) -> Array:

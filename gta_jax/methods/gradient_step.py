@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gta_jax.methods.accumulation import mean, over_micro_batches
@@ -57,7 +58,7 @@ def gradient_step(
     the update, what else the objectives say, NAME_rate, and the global norms NAME_gradient_norm,
     NAME_update_norm and NAME_parameter_norm (after the update).
   """
-  variables, gradient, metrics = state.networks[name], None, {}
+  variables, metrics, gradient = state.networks[name], {}, None
   for objective in objectives:
     of_objective, losses, stats, sums = _gradient(tools, variables, objective)
     gradient = of_objective if gradient is None else trees.add(gradient, of_objective)
@@ -66,7 +67,9 @@ def gradient_step(
   updates, optimizer_state = optimizer.update(
     gradient, state.optimizers[name], variables['params'], step=state.step)
   params = optax.apply_updates(variables['params'], updates)
-  metrics[f'{name}_rate'] = optimizer.rate(state.step)
+  metrics[f'{name}_rate'] = jnp.asarray(optimizer.rate(state.step), jnp.float32)
+  metrics |= {f'{name}_{what}_norm': trees.norm(tree) for what, tree in (
+    ('gradient', gradient), ('update', updates), ('parameter', params))}
   state = state.with_networks(**{name: {**variables, 'params': params}})
   return state.replace(optimizers=state.optimizers | {name: optimizer_state}), metrics
 
@@ -78,7 +81,7 @@ def _gradient(
   def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params, Metrics]]:
     def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics]]:
       losses, stats, *sums = objective.loss({**variables, 'params': params}, part, key)
-      return sum(losses.values()), (losses, stats, sums[0] if sums else {})
+      return jnp.asarray(sum(losses.values())), (losses, stats, sums[0] if sums else {})
 
     gradient, (losses, stats, sums) = jax.grad(total, has_aux=True)(variables['params'])
     return (), (gradient, losses, stats, sums)
@@ -101,7 +104,7 @@ def forward(
   Returns: Logits of each of `images`, and the running statistics afterwards.
   """
   def of_part(parts: tuple[Array, ...], key: Array) -> tuple[tuple[Logits, ...], Params]:
-    joined = parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts)
+    joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     logits, stats = tools.network.apply(
       variables, joined, train=train, dropout_key=key if train else None)
     found, start = [], 0

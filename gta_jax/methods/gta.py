@@ -9,6 +9,7 @@ Cost 7 forward-equivalents of B images (teacher 1, assistant 3, student 3); reci
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
@@ -92,9 +93,9 @@ class Gta(MeanTeacher):
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    keys = jax.eval_shape(tools.network.init, jax.random.key(0), (tools.crop, tools.crop))['params']
-    named = set(self.transmitted_keys(keys)) | set(self.shared)
-    if unknown := sorted(named - keys.keys()):
+    named = {*self.transmitted, *self.shared} - {ALL, *known_keys()}
+    init = functools.partial(tools.network.init, jax.random.key(0), (tools.crop, tools.crop))
+    if unknown := named and sorted(named - jax.eval_shape(init)['params'].keys()):
       raise ValueError(
         f'method.transmitted or method.shared holds {", ".join(unknown)}, a head that the network '
         'does not have; take it out, or set model.auxiliary=True.')

@@ -80,24 +80,13 @@ def teach(
     own_statistics: whether that pass moves the teacher's running statistics (13).
   """
   key_mix, key_photometric, key_dropout = jax.random.split(key, 3)
-  valid = unlabelled['valid']
-  size = valid.shape[1:3]
-  images = unlabelled_images(tools, unlabelled)
-  (logits,), _ = forward(tools, teacher, images, key=key_dropout)
-  num_classes = logits.main.shape[-1]
-  labels, confidence = _label(logits, size)
-  labels = jnp.where(valid, labels, IGNORE)
-  metrics = oracle_metrics(labels, unlabelled, num_classes) if 'label' in unlabelled else {}
-  metrics['confidence'] = jnp.mean(confidence, where=valid)
-  kept = valid
-  if options.confidence_pass == 'clean':
-    kept, metrics['threshold'] = _keep(options, labels, confidence)
-
+  said, metrics = _say(tools, options, teacher, unlabelled, key_dropout)
+  num_classes, size = tools.num_classes, image_size(unlabelled['valid'])
   # What is to be dropped is mixed along and dropped afterwards: ClassMix reads whole labels.
   images, labels, confidence, kept = mix(
-    key_mix, images, labels, confidence, kept, kind=options.mixing, num_classes=num_classes,
+    key_mix, *said, kind=options.mixing, num_classes=num_classes,
     probability=options.mixing_probability,
-    group=largest_divisor(len(images), options.mixing_images))
+    group=largest_divisor(len(said[0]), options.mixing_images))
   images = augment(
     key_photometric, images, tools.network, jitter=options.jitter, greyscale=options.greyscale,
     blur=options.blur, hue=options.hue)
@@ -129,6 +118,28 @@ def teach(
     'kept_share_by_class': class_counts(labels, num_classes) / pixels,
   }
   return Teaching(Term(images, (labels, weights), loss), teacher, metrics)
+
+
+def _say(
+  tools: Tools, options: PseudoLabelling, teacher: Variables, unlabelled: Batch, key: Array
+) -> tuple[tuple[Array, Array, Array, Array], Metrics]:
+  """Images, labels, confidence and what is kept, before augmentation (Eq. 1, 2), and metrics."""
+  valid = unlabelled['valid']
+  images = unlabelled_images(tools, unlabelled)
+  (logits,), _ = forward(tools, teacher, images, key=key)
+  labels, confidence = _label(logits, image_size(valid))
+  labels = jnp.where(valid, labels, IGNORE)
+  metrics = oracle_metrics(labels, unlabelled, tools.num_classes) if 'label' in unlabelled else {}
+  metrics['confidence'] = jnp.mean(confidence, where=valid)
+  kept = valid
+  if options.confidence_pass == 'clean':
+    kept, metrics['threshold'] = _keep(options, labels, confidence)
+  return (images, labels, confidence, kept), metrics
+
+
+def image_size(pixels: Array) -> tuple[int, int]:
+  """(H, W) of [B,H,W,...]."""
+  return pixels.shape[1], pixels.shape[2]
 
 
 def largest_divisor(batch: int, most: int) -> int:

@@ -35,9 +35,9 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term
+from gta_jax.methods.objectives import Term, check_joint, unlabelled_images
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.pseudo_labelling import class_counts, image_size, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops.channel_dropout import complementary_masks, dropped
 from gta_jax.ops.losses import IGNORE, cross_entropy
@@ -100,12 +100,8 @@ class UniMatchV2(Supervised):
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    counts = [tools.accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
-    if self.joint and counts[0] != counts[1]:
-      raise ValueError(
-        f'train.per_device_batch={tools.accumulation.per_device} cuts {tools.labelled_batch} '
-        f'labelled and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} '
-        'parts, which method.batch_norm=joint takes together; use batches of one size.')
+    if self.joint:
+      check_joint(tools)
     return super().check(tools)
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:
@@ -140,11 +136,10 @@ class UniMatchV2(Supervised):
       [B,V,C]}; [V] pixels of each view of the batch that are no padding, at least 1; metrics.
     """
     valid = unlabelled['valid']
-    # Blanked before and after the change of colours: no blur or mean of the image sees padding.
-    images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+    images = unlabelled_images(tools, unlabelled)
     (logits,), _ = forward(tools, teacher, images, key=key)
     labels, confidence = pseudo_labels(
-      jax.nn.softmax(resize_bilinear(logits.main, valid.shape[1:3])))
+      jax.nn.softmax(resize_bilinear(logits.main, image_size(valid))))
     metrics = {'confidence': jnp.sum(confidence * valid) / jnp.maximum(jnp.sum(valid), 1)}
     if 'label' in unlabelled:
       metrics |= oracle_metrics(
@@ -174,7 +169,7 @@ class UniMatchV2(Supervised):
       key_colours, images, tools.network, jitter=self.jitter, greyscale=self.greyscale,
       blur=self.blur, hue=self.hue)
     boxes = unimatch_boxes(
-      key_box, len(valid), valid.shape[1:3], probability=self.box_probability)
+      key_box, len(valid), image_size(valid), probability=self.box_probability)
 
     def mixed(x: Array) -> Array:
       by_image = x.reshape(-1, self.views, *x.shape[1:])
@@ -182,6 +177,7 @@ class UniMatchV2(Supervised):
       return paste(x, partner.reshape(x.shape), boxes).reshape(by_image.shape)
 
     images, labels, valid = map(mixed, (images, labels, valid))
+    # Blanked once more: the change of colours has filled the padding.
     return jnp.where(valid[..., None], images, 0.0), labels, valid
 
   def make_loss(self, tools: Tools, labelled: Term, divisors: Array) -> Callable:
@@ -219,7 +215,7 @@ class UniMatchV2(Supervised):
       losses[LABELLED] = labelled.loss(of_labelled, targets) / 2
     if STRONG in batch:
       labels = batch[STRONG]['labels']
-      of_views = resize_bilinear(logits.main[start:], labels.shape[2:])
+      of_views = resize_bilinear(logits.main[start:], image_size(labels[:, 0]))
       of_views = of_views.reshape(self.views, len(labels), *of_views.shape[1:])
       for view in range(self.views):
         losses[f'{STRONG}_{view + 1}'] = cross_entropy(

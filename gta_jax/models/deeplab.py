@@ -60,7 +60,7 @@ class Decoder(nn.Module):
     high = Conv(self.features, name='head_0')(high)
     high = nn.relu(BatchNorm(name='head_1')(high, train=train))
     high = dropout(high, self.dropout, active=drop)
-    return jnp.concatenate([low, resize_bilinear(high, low.shape[1:3])], axis=-1)
+    return jnp.concatenate([low, resize_bilinear(high, (low.shape[1], low.shape[2]))], axis=-1)
 
 
 class DeepLab(nn.Module):

@@ -52,7 +52,8 @@ def region(row: Array, counted: Array) -> Array:
     counted: [B,H,W] bool, the pixels that are looked at.
   Returns: [B,H,W] bool, false where not counted; empty where the map is flat.
   """
-  full = resize_bilinear(row[..., None], counted.shape[1:3])[..., 0]
+  _, height, width = counted.shape
+  full = resize_bilinear(row[..., None], (height, width))[..., 0]
   low = jnp.min(full, axis=(1, 2), keepdims=True, where=counted, initial=jnp.inf)
   high = jnp.max(full, axis=(1, 2), keepdims=True, where=counted, initial=-jnp.inf)
   spread = jnp.where(high > low, high - low, 1.0)

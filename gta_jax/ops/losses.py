@@ -110,7 +110,7 @@ def ohem_cross_entropy(
     labels: [B,H,W] integer, IGNORE where there is none.
     threshold: in [0,1].
     min_kept: at least so many pixels of the whole batch.
-  Returns: [] float32; zero if no pixel has a label.
+  Returns: [] float32; zero if no pixel has a label, NaN if a labelled pixel's probability is.
   """
   losses = pixel_cross_entropy(logits, labels)
   labelled = labels != IGNORE
@@ -119,7 +119,8 @@ def ohem_cross_entropy(
   rank = jnp.minimum(min_kept, jnp.sum(labelled)) - 1
   border = threshold_below_rank(probability, labelled, jnp.maximum(rank, 0))
   border = jnp.nextafter(border, jnp.float32(jnp.inf))
-  hard = labelled & (probability <= jnp.maximum(border, threshold))
+  # Not "<=": a probability that is NaN is hard, so that the loss is NaN and seen.
+  hard = labelled & ~(probability > jnp.maximum(border, threshold))
   return jnp.sum(jnp.where(hard, losses, 0.0)) / jnp.maximum(jnp.sum(hard), 1)
 
 
@@ -168,7 +169,7 @@ class SupervisedLoss:
   def _of_head(
     self, logits_low: Array, labels: Array, weights: Array | None, divisor: Array | None
   ) -> Array:
-    logits_full = resize_bilinear(logits_low, labels.shape[1:3])
+    logits_full = resize_bilinear(logits_low, (labels.shape[1], labels.shape[2]))
     if self.ohem_threshold is not None:
       return ohem_cross_entropy(
         logits_full, labels, threshold=self.ohem_threshold, min_kept=self.ohem_min_kept

@@ -183,9 +183,9 @@ def mix(
     foreign = ~class_masks(key_mask, labels, num_classes=num_classes)
   elif kind == 'boxes':
     foreign = unimatch_boxes(
-      key_mask, images.shape[0], images.shape[1:3], probability=probability)
+      key_mask, images.shape[0], (images.shape[1], images.shape[2]), probability=probability)
   else:
-    foreign = box_masks(key_mask, images.shape[0], images.shape[1:3])
+    foreign = box_masks(key_mask, images.shape[0], (images.shape[1], images.shape[2]))
   if kind != 'boxes':
     foreign &= jax.random.bernoulli(key_whether, probability)
 

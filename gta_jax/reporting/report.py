@@ -13,7 +13,7 @@ import ml_collections
 from gta_jax.data.files import DataError
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.pictures import comparison_grid, prediction_grid, write_image
-from gta_jax.evaluation.scores import predict
+from gta_jax.evaluation.scores import label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference.finished import load_networks, read_run
 from gta_jax.reporting import paper
@@ -271,9 +271,9 @@ def _predict(
 ) -> dict[str, dict[str, Prediction]]:
   try:
     network, variables, _ = load_networks(one.workdir, one.config, num_classes=len(one.classes))
-    found = dict(predict(
+    found = dict(label_images(
       network, {name: variables[one.scored[0]]}, dataset.reader, ids, batch_size=1,
-      image_scale=one.config.data.image_scale))
+      crop=one.config.data.crop, image_scale=one.config.data.image_scale))
   except ValueError as error:  # No checkpoint, or a DataError.
     raise _MissingError(f'{one.workdir} cannot be shown. {error}') from error
   return {id: found[id] for id in ids}

@@ -17,7 +17,8 @@ from gta_jax.ops.network import Variables
 from gta_jax.training.logs import note, replace_text
 
 _REST = 'rest'  # the item that holds all but the networks
-_OURS = re.compile(r'(\d+)(\..*)?')  # STEP, STEP.json, and what a killed save leaves of them
+# STEP, STEP.json, and what a killed save leaves of them; whatever else lies there is the user's.
+_OURS = re.compile(r'(\d+)(\.json(\.partial)?|\.orbax-checkpoint-tmp.*)?')
 
 
 class Checkpoints:

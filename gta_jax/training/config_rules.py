@@ -117,6 +117,7 @@ RULES = {
   'train.per_device_batch': _whole(0, 65_536, optional=True),
   'train.log_steps': _whole(1, 10**9),
   'train.checkpoint_steps': _whole(0, 10**9, optional=True),
+  'train.deterministic': _Rule(bool, optional=True),
   'train.non_finite': _Rule(str, known=('stop', 'skip'), optional=True),
   'train.evaluate_epochs': _real(_TINY, 1e6),
   'evaluate.batch': _whole(1, 65_536),
@@ -125,11 +126,12 @@ RULES = {
 }
 
 
-# Fields that a config from before them, or one of a user's own, may lack; as in configs/common.py.
+# Fields that a config from before them, or one of a user's own, may lack; as in config_base.py.
 DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
   'data.skip_limit': 10, 'train.per_device_batch': 0, 'train.checkpoint_steps': 0,
   'train.non_finite': 'stop', 'optim.name': 'sgd', 'optim.decay': 'all',
+  'train.deterministic': False,
 }
 
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,8 +13,7 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import write_picture
-from gta_jax.evaluation.scores import evaluate
-from gta_jax.evaluation.scores import predict as predict_images
+from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules
@@ -24,6 +23,7 @@ from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.setup import Run, read_json, to_json
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
+from gta_jax.training.workdir_lock import locked
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
@@ -43,13 +43,18 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   Returns: what results.json holds.
   Raises:
     ValueError: the config differs from the one that started the run, or ends before the newest
-      checkpoint.
+      checkpoint; or another run is under way in the folder.
     DataError: more files became unreadable than data.skip_limit allows, or a validation file.
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
     Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
+  with locked(workdir):
+    return _train(run, workdir, allow_config_change=allow_config_change)
+
+
+def _train(run: Run, workdir: Path, *, allow_config_change: bool) -> dict[str, Any]:
   # First, as it refuses weights that do not fit; a run that goes on needs none.
   state = None if has_checkpoint(workdir) else run.initial_state()
   _write_config(run, workdir, allow_config_change=allow_config_change)
@@ -78,7 +83,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
         workdir / 'picture.png', run.network, _scored(run, state), run.dataset,
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
-        image_scale=run.config.data.image_scale)
+        crop=run.config.data.crop, image_scale=run.config.data.image_scale)
       print(final_table(results))
   return results
 
@@ -94,9 +99,9 @@ def _train_to_the_end(
   first = sharding.is_first_process()
   with (
     MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
-    if first else Silent() as writer,
+    if first else cast(MetricWriter, Silent()) as writer,
     Progress(run.total_steps, start_step=first_step, images_per_step=batches)
-    if first else Silent() as progress,
+    if first else cast(Progress, Silent()) as progress,
     Steps(run, sharding.make_mesh(), _host(run, workdir), writer, progress, skipped,
           checkpoints.unlogged(first_step) if first_step else ()) as steps,
   ):
@@ -190,9 +195,9 @@ def _host(run: Run, workdir: Path) -> Host:
     state: TrainState, names: Sequence[str], ids: Sequence[str]
   ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     networks = sharding.local_copy(state.networks)
-    found = predict_images(
+    found = label_images(
       run.network, {name: networks[name] for name in names}, run.dataset.reader, ids,
-      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
       image_scale=run.config.data.image_scale, threads=run.config.data.threads,
       place=sharding.place_locally)
     for image_id, predictions in found:
@@ -223,7 +228,7 @@ def _evaluate(
   progress.note_phase('evaluates')
   found = evaluate(
     run.network, _scored(run, state), run.dataset,
-    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
+    batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
@@ -236,14 +241,15 @@ def _results(
   run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the mIoU of the first scored network."""
-  if checkpoints.last_step != run.total_steps or not checkpoints.scores(run.total_steps):
+  last, best = checkpoints.last_step, checkpoints.best_step
+  if last is None or best is None or last != run.total_steps or not checkpoints.scores(last):
     raise OSError(
       f'step {run.total_steps}, the last one, or its scores could not be saved in '
       f'{checkpoints.folder}; make room and give the same command again: it goes on from the '
       'newest checkpoint.')
 
   def record(step: int) -> dict[str, Any]:
-    return {'step': step, **checkpoints.scores(step)}
+    return {'step': step, **(checkpoints.scores(step) or {})}
 
   return {
     'method': run.config.method.name,
@@ -256,6 +262,6 @@ def _results(
     'validation_sha256': ids_sha256(run.dataset.validation),
     'seconds': round(seconds, 1),
     'seconds_from_step': first_step,
-    'last': record(checkpoints.last_step),
-    'best': record(checkpoints.best_step),
+    'last': record(last),
+    'best': record(best),
   }

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from gta_jax.methods.contract import Method, Stage, Tools, TrainState
 from gta_jax.methods.registry import make_method, option_names
 from gta_jax.models import pretrained, weights
 from gta_jax.models.deeplab import make_deeplab
-from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules
+
+_MANY_CLASSES = 255  # enough for every method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +99,8 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
   train, model = config.train, config.model
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
-  _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
-  loss = SupervisedLoss(**config.loss)
-  accumulation = _accumulation(config, loss)
-  # Before the data, which may have to be downloaded; so many classes only then.
-  method.check(_tools(config, make_network(config, num_classes=2, heads=method.heads), loss,
-                      accumulation, num_classes=256, epoch_steps=1))
+  # Before the data, which may have to be downloaded; how many classes there are is known only then.
+  method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
   if not resumed:
     weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
   dataset = make_dataset(config)
@@ -112,27 +109,35 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
   classes = len(dataset.classes)
   _check_classes(config, classes)
-  network = make_network(config, classes, heads=method.heads)
   sources.check(dataset)
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
-  tools = _tools(config, network, loss, accumulation, num_classes=classes, epoch_steps=epoch_steps)
+  tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   notes = tuple(filter(None, (dataset.note, *method.check(tools))))
   return Run(config, dataset, method, tools, method.stages(tools), notes)
 
 
-def _tools(
-  config: ml_collections.ConfigDict, network: Network, loss: SupervisedLoss,
-  accumulation: Accumulation, *, num_classes: int, epoch_steps: int,
+def make_tools(
+  config: ml_collections.ConfigDict, *, num_classes: int, epoch_steps: int
 ) -> Tools:
-  train = config.train
+  """What the config's method is given.
+
+  Args:
+    config: complete.
+    num_classes: K.
+    epoch_steps: steps of a pass over the unlabelled images.
+  Raises: ValueError for fields of network or loss that do not fit each other.
+  """
+  _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
+  loss, train = SupervisedLoss(**config.loss), config.train
   total_steps = max(1, round(train.epochs * epoch_steps))
   return Tools(
-    network, loss, functools.partial(_make_optimizer, config.optim, total_steps), total_steps,
-    epoch_steps, num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
-    accumulation)
+    make_network(config, num_classes), loss,
+    functools.partial(_make_optimizer, config.optim, total_steps), total_steps, epoch_steps,
+    num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
+    _accumulation(config, loss))
 
 
 def _make_optimizer(
@@ -223,21 +228,14 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
     f'{", ".join(published.NAMES)}.')
 
 
-def make_network(
-  config: ml_collections.ConfigDict, num_classes: int, *,
-  heads: Mapping[str, MakeHead] | None = None,
-) -> Network:
-  """The config's network for so many classes.
-
-  heads: of the method, in the place of those of the config's method.
-  """
+def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
+  """The config's network for so many classes, with the further heads of its method."""
   model = {k: v for k, v in config.model.items() if not k.startswith('weights')}
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
   _check_names('model', model, list(inspect.signature(make_deeplab).parameters))
-  heads = make_method_of(config).heads if heads is None else heads
-  return make_deeplab(num_classes=num_classes, heads=heads, **model)
+  return make_deeplab(num_classes=num_classes, heads=make_method_of(config).heads, **model)
 
 
 def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Training steps between two stops of the host loop: stages, streams, log, what is not finite."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Host, Stage, TrainState
+from gta_jax.ops.network import Network
 from gta_jax.training.diagnostics import CollapseWatch, distances
 from gta_jax.training.logs import MetricWriter, Progress
 from gta_jax.training.not_finite import (
@@ -41,7 +42,8 @@ class Steps:
     self._writer, self._progress, self._skipped = writer, progress, skipped
     self._stage: Stage | None = None
     self._compiled: Callable = _no_step
-    self._streams: dict[str, Iterator] = {}
+    self._streams: dict[str, Generator] = {}
+    self._of_stage = self._streams
     # Steps whose losses have been looked at, then those that may still be under way.
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
@@ -77,12 +79,14 @@ class Steps:
     self._stage = stage
     guarded = self._run.config.train.non_finite == 'skip'
     self._compiled = sharding.compile_step(
-      skip_not_finite(stage.step) if guarded else stage.step, self._mesh)
+      skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
+      deterministic=self._run.config.train.deterministic)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:
         stream = _stream(self._run, dataset, name, step, self._skipped)
         self._streams[name] = _on_device(stream, self._mesh)
+    self._of_stage = {name: self._streams[name] for name in stage.streams}
     return state
 
   def advance(self, state: TrainState, stop: int, signals: Signals) -> TrainState:
@@ -95,7 +99,7 @@ class Steps:
     for step in range(int(state.step), stop):
       if (alone or step % log_steps == 0) and signals.agreed():
         break
-      batches = {name: next(self._streams[name]) for name in self._stage.streams}
+      batches = {name: next(stream) for name, stream in self._of_stage.items()}
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
       self._waiting.append((step + 1, metrics))
@@ -141,7 +145,7 @@ class Steps:
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
-    means = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
+    means: dict[str, Any] = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
     means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
@@ -178,7 +182,9 @@ def _no_step(state: TrainState, batches: dict) -> tuple[TrainState, dict]:
   raise RuntimeError('no stage has been entered; call Steps.enter_stage first.')
 
 
-def _on_device(stream: Iterator, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
+def _on_device(
+  stream: Generator, mesh: jax.sharding.Mesh
+) -> Generator[dict[str, jax.Array], None, None]:
   """The batches of a stream on the devices, the next one sent before the present one is used."""
   try:
     present = sharding.global_batch(next(stream), mesh)
@@ -190,9 +196,15 @@ def _on_device(stream: Iterator, mesh: jax.sharding.Mesh) -> Iterator[dict[str, 
     stream.close()
 
 
+def fill_colour(network: Network) -> tuple[int, int, int]:
+  """RGB of 255 that comes nearest to zero after normalising; it fills crops beyond their image."""
+  red, green, blue = (round(255 * mean) for mean in network.mean)
+  return red, green, blue
+
+
 def _stream(
   run: Run, dataset: Dataset, name: str, start_step: int, skipped: Skipped
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
   data, processes = run.config.data, jax.process_count()
   low, high = data.scale
   labelled = name == 'labelled'
@@ -200,7 +212,7 @@ def _stream(
   return training_stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
-    fill=tuple(round(255 * m) for m in run.network.mean), padding_label=data.padding_label,
+    fill=fill_colour(run.network), padding_label=data.padding_label,
     label_sampling=data.label_sampling, oracle=data.oracle or name == 'pseudo_labelled',
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),
     process_count=processes, threads=data.threads, workers=data.workers, prefetch=data.prefetch,

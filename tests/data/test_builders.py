@@ -8,8 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 
-import launch
 from configs import voc as voc_config
+from gta_jax import command
 from gta_jax.data import builders, pipeline, published, records, sources, voc
 from gta_jax.data.downloads import RemoteFile, file_sha256
 from gta_jax.data.files import DataError
@@ -157,7 +157,7 @@ def test_examples_that_could_not_be_read_later_are_not_written(tmp_path, example
   (b'\xff\xfe', 'a list of VOC or SBD is no text'),
 ])
 def test_lists_in_archives_that_cannot_be(tiny_voc, server, tmp_path, ids, message):
-  member = 'VOCdevkit/VOC2012/ImageSets/Segmentation/loop.txt'
+  member = 'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt'
   path = tiny.write_tar(tmp_path / 'x.tar', tiny.voc_members() | {member: ids})
 
   class Changed(type(tiny_voc)):
@@ -214,7 +214,7 @@ def test_from_a_download_to_figures(tiny_voc, server, tmp_path, capsys):
     'model.weights': '', 'model.depth': 10, 'model.width': 0.125, 'model.multi_grid': (),
     'train.labelled_batch': 2, 'train.unlabelled_batch': 2, 'train.epochs': 1,
     'evaluate.pictures': 1})
-  launch._prepare(config)
+  command._prepare(config, None)
   assert 'voc_aug is ready: 2 labelled, 5 unlabelled, 2 validation' in capsys.readouterr().out
   results = loop.train(setup.make_run(config), tmp_path / 'run')
   assert results['last']['step'] == 2 and results['labelled_sha256'] == ids_sha256(LABELLED)

@@ -1,5 +1,10 @@
+import io
+import os
 import pathlib
+import pickle
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -272,6 +277,56 @@ def test_a_cache_keeps_what_fits_and_changes_nothing():
     for id in '123':
       assert (cached.image(id) == int(id)).all()
   assert Counting.reads == 2 + 3  # two of 300 bytes fit; the third is read every time
+
+
+def test_a_cache_is_pickled_empty():
+  cached = sources.CachedReader(files.FileReader({}, {}), 1e-3)
+  array = np.zeros(1000, np.uint8)
+  cached._kept['image', 'a'], cached._free = array, 0
+  copy = pickle.loads(pickle.dumps(cached))
+  assert not copy._kept and copy._free == 1000
+  assert cached.image('a') is array
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif'])
+@pytest.mark.filterwarnings('error')
+def test_pillows_limit_is_neither_used_nor_changed(tmp_path, monkeypatch, suffix):
+  Image.fromarray(np.full((20, 30), 7, np.uint8)).save(tmp_path / f'x.{suffix}')
+  data = (tmp_path / f'x.{suffix}').read_bytes()
+  for limit in (400, 100):  # Image.open would warn, and refuse.
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
+    assert files.image_size(io.BytesIO(data), 'x') == (20, 30)
+    with files.open_image(tmp_path / f'x.{suffix}', 'x') as image:
+      # TIFF's class asks for the limit again when it decodes.
+      assert suffix == 'tif' or abs(np.asarray(image).astype(int) - 7).max() < 2
+    if suffix in ('jpg', 'png'):
+      assert files.decode_image(data, 'x').shape == (20, 30, 3)
+    if suffix == 'png':
+      assert files.decode_mask(data, 'x').shape == (20, 30)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+_IMPORTS = """
+import importlib, os, pathlib
+import cv2, flax, grain, gta_jax, jax, optax, scipy.io
+from PIL import Image, ImageFile
+
+def found():
+  return (dict(os.environ), cv2.getNumThreads(), cv2.useOptimized(), Image.MAX_IMAGE_PIXELS,
+          ImageFile.LOAD_TRUNCATED_IMAGES)
+
+before = found()
+for room in ('data', 'evaluation', 'models', 'ops'):
+  for path in (pathlib.Path(gta_jax.__file__).parent / room).glob('*.py'):
+    if path.stem != 'builders':  # Imported only when needed.
+      importlib.import_module(f'gta_jax.{room}.{path.stem}')
+assert found() == before, (found(), before)
+"""
+
+
+def test_importing_changes_no_global_of_others():
+  subprocess.run([sys.executable, '-c', _IMPORTS], check=True, timeout=300,
+                 env=os.environ | {'PYTHONPATH': ':'.join(sys.path)})
 
 
 def claims(path, height, width):

@@ -1,11 +1,61 @@
-"""Joining several processes: what is refused, in a sentence, before jax could abort."""
+"""Flags before jax starts; joining several processes: what is refused, before jax could abort."""
 
+import importlib.metadata
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from gta_jax.devices import runtime
 from tests.test_launch import launch
+
+FLAG = '--xla_cpu_experimental_ynn_fusion_type='
+
+
+def test_importing_the_package_or_any_part_of_it_changes_no_environment_variable():
+  # Some of the libraries set variables themselves; they come first.
+  code = (
+    'import importlib, os, pkgutil\n'
+    'import cv2, grain, jax, orbax.checkpoint, scipy.io, tensorflow_datasets\n'
+    'before = dict(os.environ)\n'
+    'import gta_jax\n'
+    'for part in pkgutil.walk_packages(gta_jax.__path__, "gta_jax."):\n'
+    '  importlib.import_module(part.name)\n'
+    '  assert dict(os.environ) == before, part.name\n'
+    'print(part.name)\n')
+  clean = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  done = subprocess.run(
+    [sys.executable, '-c', code], env=clean, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and done.stdout.startswith('gta_jax.'), done.stderr
+
+
+@pytest.mark.parametrize('version, given, expected', [
+  ('0.10.2', '', FLAG), ('0.10.2', '--a=1', f'--a=1 {FLAG}'),
+  ('0.10.2', f'{FLAG}2 --a=1', f'{FLAG}2 --a=1'),  # the user's own choice
+  ('0.10.1', '', ''), ('0.11.2', '--a=1', '--a=1')])  # they would end the process on it
+def test_the_faulty_fusion_is_turned_off_where_the_flag_is_known(
+  version, given, expected, monkeypatch
+):
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: {'jaxlib': version}[name])
+  monkeypatch.setenv('XLA_FLAGS', given)
+  runtime.disable_faulty_cpu_fusion()
+  assert os.environ['XLA_FLAGS'] == expected
+
+
+def test_the_command_turns_it_off_before_jax_is_imported():
+  code = (
+    'import sys\n'
+    'from gta_jax.devices import runtime\n'
+    'def stop():\n'
+    '  assert "jax" not in sys.modules\n'
+    '  sys.exit(7)\n'
+    'runtime.disable_faulty_cpu_fusion = stop\n'
+    'from gta_jax import command\n'
+    'command.main(["gta-jax", "--mode", "evaluate", "--workdir", "w"])\n')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert done.returncode == 7, done.stderr
 
 
 @pytest.mark.parametrize('address, count, index', [

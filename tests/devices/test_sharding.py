@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 
 from gta_jax.devices import sharding
-from gta_jax.methods.accumulation import WHOLE, MicroBatches, over_micro_batches
-from gta_jax.methods.gta import make_train_step
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.accumulation import WHOLE, Accumulation, over_micro_batches
+from gta_jax.methods.registry import make_method
 from gta_jax.ops.pseudo_labels import confidence_threshold
 from gta_jax.training import loop
 from tests import processes, tiny
@@ -30,24 +28,26 @@ STEPS = 5
 # Those that differ in what is computed over the batch: no unlabelled images; no assistant; GTA;
 # joint batch statistics, a threshold for each group of images, the teacher's own statistics.
 METHODS = [('sup_only', 'paper'), ('mean_teacher', 'paper'), ('gta', 'paper'), ('gta', 'released')]
-MICRO = MicroBatches(per_device=1, devices=4)
+MICRO = Accumulation(per_device=1, devices=4)
 # Sums in another order, through five steps of batch statistics: float32 has a precision of 6e-8.
 TOLERANCE = {'rtol': 2e-4, 'atol': 2e-5}
 ROOT = Path(__file__).parents[2]
 
 
-def run_steps(name: str, recipe: str, devices: int, micro=WHOLE) -> list[np.ndarray]:
+def run_steps(name: str, recipe: str, devices: int, accumulation=WHOLE) -> list[np.ndarray]:
   """All leaves of the state after five steps on so many devices."""
-  method = make_method(name, recipe=recipe, threshold_images=4 if recipe == 'released' else 0)
-  network, mesh = tiny.conv_network(), sharding.make_mesh(jax.devices()[:devices])
-  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
-  key = jax.random.key(3)
-  state = init_state(key, network.init(key, tiny.SIZE), method, optimizers)
-  state = sharding.replicate(state, mesh)
-  step = sharding.compile_step(make_train_step(network, method, optimizers, micro=micro), mesh)
+  method = make_method(name, recipe=recipe)
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  tools = tiny.make_tools(
+    tiny.conv_network(), total_steps=10, epoch_steps=0, batch=8, accumulation=accumulation)
+  stage = method.stages(tools)[-1]
+  state = sharding.replicate(tiny.first_state(method, tools, seed=3), mesh)
+  step = sharding.compile_step(stage.step, mesh)
   for seed in range(STEPS):
-    batches = [sharding.global_batch(batch, mesh) for batch in tiny.make_batches(seed, batch=8)]
-    state, _ = step(state, *batches)
+    labelled, unlabelled = (
+      sharding.global_batch(batch, mesh) for batch in tiny.make_batches(seed, batch=8))
+    batches = {'labelled': labelled, 'unlabelled': unlabelled}
+    state, _ = step(state, {name: batches[name] for name in stage.streams})
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
   return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=None))]
 

@@ -63,10 +63,10 @@ def test_picture_of_a_data_set_with_two_sizes(tmp_path):
   variables = {name: network.init(jax.random.key(i), (8, 8))
                for i, name in enumerate(['teacher', 'student'])}
   data = random_dataset([(16, 24), (24, 16), (16, 24)])
-  pictures.write_picture(tmp_path / 'a.png', network, variables, data, count=5)
+  pictures.write_picture(tmp_path / 'a.png', network, variables, data, crop=32, count=5)
   with Image.open(tmp_path / 'a.png') as picture:
     # image, truth, two networks, confidence; heights of 200 / 1.5, 200 * 1.5 and 200 / 1.5
     assert picture.width == 6 + 5 * 206
     assert picture.height > 133 + 300 + 133
-  pictures.write_picture(tmp_path / 'none.png', network, variables, data, count=0)
+  pictures.write_picture(tmp_path / 'none.png', network, variables, data, crop=32, count=0)
   assert not (tmp_path / 'none.png').exists()

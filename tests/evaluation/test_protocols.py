@@ -12,7 +12,6 @@ from gta_jax.evaluation.batches import centre_crop, make_batches
 from gta_jax.evaluation.protocols import MULTISCALE, Protocol, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import predict_batch
-from gta_jax.ops.network import Logits, Network
 from gta_jax.ops.resizing import interpolation_matrix
 from tests import tiny
 from tests.arrays import random_dataset
@@ -37,8 +36,8 @@ def protocol(name):
 def predictions(network, variables, data, protocol, multiple=16, image_scale=1.0):
   """What the package finds: id -> labels and confidence; crops whole, others of the own size."""
   batches = make_batches(
-    network.mean, data.reader, data.validation, [protocol], batch_size=2, multiple=multiple,
-    image_scale=image_scale, threads=1, masks=False)
+    network.mean, data.reader, data.validation, [protocol], batch_size=2, crop=16,
+    multiple=multiple, image_scale=image_scale, threads=1, masks=False)
   found = {}
   for batch in batches:
     labels, confidence = predict_batch(network, variables, batch.arrays.images, protocol,
@@ -108,9 +107,9 @@ def test_sliding_windows_are_averaged_as_logits():
   def apply(variables, images, **_):
     strength = images.mean((1, 2, 3))[:, None, None]
     one = strength * jax.numpy.ones(images.shape[:3])
-    return Logits(jax.numpy.stack([one, 0 * one], -1)), {}
+    return jax.numpy.stack([one, 0 * one], -1)
 
-  network = Network(lambda key, size: {}, apply, mean=(0.5,) * 3, std=(0.1,) * 3)
+  network = tiny.network_of(apply, mean=(0.5,) * 3, std=(0.1,) * 3)
   data = random_dataset([(6, 10)])
   data.reader.images['0'][:] = 255
   data.reader.images['0'][:, 4:] = 100
@@ -140,7 +139,8 @@ def test_crops_are_cut_and_filled_up_as_published(weights, side):
 def test_filling_up_counts_as_class_0_or_not_at_all(weights):
   data = random_dataset([(9, 12), (30, 30)])
   protocols = make_protocols(['crop', 'crop_padding0', 'whole'], crop=CROP)
-  found = evaluate_protocols(NETWORK, {'it': weights[NETWORK]}, data, protocols, batch_size=2)
+  found = evaluate_protocols(NETWORK, {'it': weights[NETWORK]}, data, protocols, batch_size=2,
+                             crop=32)
   ignored, counted, whole = (found[p.name].scores['it'].confusion for p in protocols)
   filled = CROP**2 - 9 * 12
   # The first row is void.
@@ -199,7 +199,7 @@ def test_each_image_is_decoded_once_for_all_protocols_and_networks(weights):
   networks = {'teacher': weights[NETWORK], 'student': NETWORK.init(jax.random.key(0), (8, 8))}
   protocols = make_protocols(['whole', 'sliding', 'crop_padding0', 'crop'], crop=CROP)
   found = evaluate_protocols(NETWORK, networks, dataclasses.replace(data, reader=reader),
-                             protocols, batch_size=2, threads=1)
+                             protocols, batch_size=2, crop=32, threads=1)
   assert sorted(decoded) == sorted(data.validation)
   assert list(found) == [p.name for p in protocols]
   assert all(list(of.scores) == ['teacher', 'student'] for of in found.values())

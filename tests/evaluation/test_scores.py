@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data.sources import DataError
-from gta_jax.evaluation.scores import evaluate, predict
-from gta_jax.ops.network import Logits, Network
+from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 from tests.arrays import random_dataset
@@ -36,7 +35,7 @@ def confusions(evaluation):
 
 def test_scores_without_padding_are_those_of_each_image_alone(variables):
   data = random_dataset(SIZES)
-  found = evaluate(NETWORK, variables, data, batch_size=2, multiple=1)
+  found = evaluate(NETWORK, variables, data, batch_size=2, crop=8, multiple=1)
   labels = {name: {id: np.asarray(expected_labels(v, data.reader.image(id)))
                    for id in data.validation}
             for name, v in variables.items()}
@@ -56,7 +55,7 @@ def test_scores_without_padding_are_those_of_each_image_alone(variables):
 def test_neither_batch_size_nor_order_matters(variables, scale):
   data = random_dataset(SIZES)
   turned = dataclasses.replace(data, validation=data.validation[::-1])
-  found = [evaluate(NETWORK, variables, d, batch_size=b, multiple=8, image_scale=scale)
+  found = [evaluate(NETWORK, variables, d, batch_size=b, crop=8, multiple=8, image_scale=scale)
            for d, b in ((data, 1), (turned, 4))]
   np.testing.assert_array_equal(confusions(found[0]), confusions(found[1]))
   assert list(found[0].scores) == list(variables)
@@ -66,7 +65,8 @@ def test_padded_images_are_predicted_as_larger_ones_and_cut(variables):
   data = random_dataset([(13, 20)])
   larger = np.full((16, 24, 3), np.round(255 * np.array(NETWORK.mean)), np.uint8)
   larger[:13, :20] = data.reader.image('0')
-  (_, found), = predict(NETWORK, variables, data.reader, ['0'], batch_size=2, multiple=8)
+  (_, found), = label_images(
+    NETWORK, variables, data.reader, ['0'], batch_size=2, crop=8, multiple=8)
   expected = np.asarray(expected_labels(variables['a'], larger))[:13, :20]
   np.testing.assert_array_equal(found['a'].labels, expected)
 
@@ -77,8 +77,8 @@ def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale
   linear = tiny.linear_network()
   weights = linear.init(jax.random.key(0), (8, 8))
   data = random_dataset(SIZES)
-  found = dict(predict(linear, {'it': weights}, data.reader, data.validation, batch_size=2,
-                       image_scale=scale, multiple=8))
+  found = dict(label_images(linear, {'it': weights}, data.reader, data.validation, batch_size=2,
+                            image_scale=scale, crop=8, multiple=8))
   scaled = {id: [max(1, round(s * scale)) for s in data.reader.size(id)] for id in data.validation}
   for id, prediction in found.items():
     image = data.reader.image(id)
@@ -93,15 +93,16 @@ def test_logits_of_scaled_images_come_back_to_the_original_size(variables, scale
 def test_one_trace_for_each_bucket_however_many_networks_and_evaluations(variables):
   traced = []
 
-  def apply(variables, images, **options):
+  def encode(variables, images, **options):
     traced.append(images.shape)
-    return NETWORK.apply(variables, images, **options)
+    return NETWORK.encode(variables, images, **options)
 
-  counting = dataclasses.replace(NETWORK, apply=apply)
+  counting = dataclasses.replace(NETWORK, encode=encode)
   data = random_dataset(SIZES)
   for _ in range(2):
-    evaluate(counting, variables, data, batch_size=2, multiple=8)
-  list(predict(counting, variables, data.reader, data.validation, batch_size=2, multiple=8))
+    evaluate(counting, variables, data, batch_size=2, crop=8, multiple=8)
+  list(label_images(counting, variables, data.reader, data.validation, batch_size=2, crop=8,
+                    multiple=8))
   assert sorted(traced) == [(2, 16, 24, 3), (2, 24, 24, 3)]
 
 
@@ -109,18 +110,18 @@ def test_padding_is_neutral_colour_and_never_scored():
   """A network that finds class 1 exactly where an image is not of the mean colour."""
   def apply(variables, images, **_):
     strength = abs(images).max(-1)
-    return Logits(jax.numpy.stack([0.1 - strength, strength], -1)), {}
+    return jax.numpy.stack([0.1 - strength, strength], -1)
 
-  network = Network(lambda key, size: {}, apply, mean=(0.2, 0.4, 0.6))
+  network = tiny.network_of(apply, mean=(0.2, 0.4, 0.6))
   data = random_dataset([(5, 6)], classes=2)
   data.reader.images['0'][:] = 255
   data.reader.masks['0'][1:] = 1
-  found = evaluate(network, {'it': {}}, data, batch_size=3, multiple=8)
+  found = evaluate(network, {'it': {}}, data, batch_size=3, crop=8, multiple=8)
   np.testing.assert_array_equal(found.scores['it'].confusion, [[0, 0], [0, 24]])
   padded = []
   watch = dataclasses.replace(network, apply=lambda v, x, **_: (
     jax.debug.callback(lambda x: padded.append(np.asarray(x)), x), apply(v, x))[1])
-  evaluate(watch, {'it': {}}, data, batch_size=3, multiple=8)
+  evaluate(watch, {'it': {}}, data, batch_size=3, crop=8, multiple=8)
   jax.effects_barrier()
   assert abs(padded[0][0, 5:]).max() < 0.02
   assert abs(padded[0][1:]).max() < 0.02
@@ -137,19 +138,19 @@ def test_each_image_is_decoded_once(variables):
       return super().image(id)
 
   reader = Counting(data.reader.images, data.reader.masks)
-  evaluate(NETWORK, variables, dataclasses.replace(data, reader=reader), batch_size=4)
+  evaluate(NETWORK, variables, dataclasses.replace(data, reader=reader), batch_size=4, crop=8)
   assert sorted(decoded) == sorted(data.validation)
 
 
 def test_nothing_valid_gives_nan_and_nothing_at_all_is_refused(variables):
   data = random_dataset([(8, 8)])
   data.reader.masks['0'][:] = 255
-  found = evaluate(NETWORK, variables, data, batch_size=1)
+  found = evaluate(NETWORK, variables, data, batch_size=1, crop=8)
   assert np.isnan(list(found.scalars().values())).all()
   with pytest.raises(ValueError, match='0 validation images'):
-    evaluate(NETWORK, variables, dataclasses.replace(data, validation=()), batch_size=1)
+    evaluate(NETWORK, variables, dataclasses.replace(data, validation=()), batch_size=1, crop=8)
   with pytest.raises(ValueError, match='image_scale=0'):
-    evaluate(NETWORK, variables, data, batch_size=1, image_scale=0)
+    evaluate(NETWORK, variables, data, batch_size=1, crop=8, image_scale=0)
 
 
 @pytest.mark.parametrize('fault', ['gone', 'size'])
@@ -165,4 +166,4 @@ def test_an_unreadable_validation_image_is_an_error(variables, fault):
 
   data = dataclasses.replace(data, reader=Faulty(**vars(data.reader)))
   with pytest.raises(DataError, match=f'{bad}.*{fault}.*validation'):
-    evaluate(NETWORK, variables, data, batch_size=2, multiple=8)
+    evaluate(NETWORK, variables, data, batch_size=2, crop=8, multiple=8)

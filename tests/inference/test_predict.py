@@ -13,7 +13,7 @@ from tests import tiny
 NETWORK = tiny.linear_network()
 VARIABLES = NETWORK.init(jax.random.key(0), (8, 8))
 OPTIONS = {'classes': ('a', 'b', 'c'), 'palette': np.eye(3, dtype=np.uint8) * 200,
-           'batch_size': 2, 'multiple': 8}
+           'batch_size': 2, 'multiple': 8, 'crop': 8}
 
 
 def write(path, size=(9, 14), seed=0):

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.methods.accumulation import WHOLE, MicroBatches, over_micro_batches
-from gta_jax.methods.gta import make_train_step, make_warmup_step
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.accumulation import WHOLE, Accumulation, over_micro_batches
+from gta_jax.methods.registry import make_method, option_names
+from gta_jax.ops import trees
 from gta_jax.ops.losses import SupervisedLoss
 from tests import tiny
 
-TWO = MicroBatches(per_device=2)
+TWO = Accumulation(per_device=2)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -22,13 +21,14 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', False)
 
 
-def take_step(network, micro, name='gta', recipe='paper', *, make=make_train_step, loss=None):
+def take_step(network, accumulation, name='gta', recipe='paper', *, stage='main', loss=None):
   """All leaves after two steps, and the second one's metrics."""
-  method = make_method(name, recipe=recipe, threshold_images=0)
-  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
-  key = jax.random.key(1)
-  state = init_state(key, network.init(key, tiny.SIZE), method, optimizers)
-  step = jax.jit(make(network, method, optimizers, loss=loss, micro=micro))
+  groups = {k: 0 for k in ('threshold_images', 'labelled_images', 'mixing_images')
+            if k in option_names(name)}
+  method = make_method(name, recipe=recipe, **groups)
+  tools = tiny.make_tools(network, batch=6, loss=loss, accumulation=accumulation)
+  method.check(tools)
+  state, step = tiny.first_state(method, tools), tiny.make_steps(method, tools)[stage]
   for seed in range(2):
     state, metrics = step(state, *tiny.make_batches(seed, batch=6))
   return jax.tree.leaves(state.replace(key=None)), metrics
@@ -44,23 +44,37 @@ def assert_same(one, other):
 def test_cut_batches_give_the_step_of_the_whole_batch(name, recipe):
   """Threshold, weights, CutMix and divisors are the whole batch's; this model has no BatchNorm."""
   network = tiny.linear_network()
-  assert_same(*(take_step(network, micro, name, recipe) for micro in (WHOLE, TWO)))
+  assert_same(*(take_step(network, cut, name, recipe) for cut in (WHOLE, TWO)))
 
 
-@pytest.mark.parametrize('make', [make_train_step, make_warmup_step])
-def test_batch_norm_takes_the_statistics_of_each_part(make):
+@pytest.mark.parametrize('stage', ['main', 'warmup'])
+def test_batch_norm_takes_the_statistics_of_each_part(stage):
   whole, parts = (tiny.conv_network(groups=groups, dropout=False) for groups in (1, 3))
-  expected = take_step(parts, WHOLE, make=make)
-  assert_same(take_step(whole, TWO, make=make), expected)
-  if make is make_warmup_step:
+  expected = take_step(parts, WHOLE, stage=stage)
+  assert_same(take_step(whole, TWO, stage=stage), expected)
+  if stage == 'warmup':
     with pytest.raises(AssertionError):
-      assert_same(take_step(whole, WHOLE, make=make), expected)
+      assert_same(take_step(whole, WHOLE, stage=stage), expected)
 
 
 def test_class_weights_divide_by_those_of_the_whole_batch():
   network, loss = tiny.linear_network(), SupervisedLoss(class_weights=(1.0, 5.0, 0.2))
   assert_same(
-    *(take_step(network, micro, loss=loss, make=make_warmup_step) for micro in (WHOLE, TWO)))
+    *(take_step(network, cut, loss=loss, stage='warmup') for cut in (WHOLE, TWO)))
+
+
+def test_norms_are_those_of_gradient_update_and_parameters():
+  network, method = tiny.linear_network(), make_method('sup_only')
+  tools = tiny.make_tools(network, weight_decay=0.0)
+  state = tiny.first_state(method, tools)
+  after, metrics = tiny.make_steps(method, tools)['main'](state, *tiny.make_batches(0))
+  before, params = (x.networks['student']['params'] for x in (state, after))
+  moved = jax.tree.map(lambda a, b: a - b, params, before)
+  # With a fresh optimiser and no decay the update is the rate by key times the gradient.
+  gradient = {key: jax.tree.map(lambda x, k=key: x / (0.05 if k == 'backbone' else 0.5), part)
+              for key, part in moved.items()}
+  for name, tree in (('gradient', gradient), ('update', moved), ('parameter', params)):
+    assert metrics[f'student_{name}_norm'] == pytest.approx(float(trees.norm(tree)), rel=1e-4)
 
 
 def test_each_part_drops_channels_of_its_own():
@@ -72,7 +86,7 @@ def test_each_part_drops_channels_of_its_own():
 def test_parts_take_rows_of_every_device():
   x = jnp.arange(12)
   rows, sums, count = over_micro_batches(
-    lambda x, key: (x, x), x, MicroBatches(per_device=2, devices=2), key=jax.random.key(0))
+    lambda x, key: (x, x), x, Accumulation(per_device=2, devices=2), key=jax.random.key(0))
   np.testing.assert_array_equal(rows, x)
   np.testing.assert_array_equal(sums, [0 + 2 + 4, 1 + 3 + 5, 6 + 8 + 10, 7 + 9 + 11])
   assert count == 3
@@ -80,14 +94,12 @@ def test_parts_take_rows_of_every_device():
 
 def test_smaller_parts_need_less_memory():
   network, method = tiny.conv_network(width=48), make_method('sup_only')
-  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
-  key = jax.random.key(0)
-  state = init_state(key, network.init(key, (64, 64)), method, optimizers)
   batches = tiny.make_batches(batch=16, size=(64, 64))
 
   def temporary(per_device):
-    step = make_train_step(network, method, optimizers, micro=MicroBatches(per_device))
-    return jax.jit(step).lower(state, *batches).compile().memory_analysis().temp_size_in_bytes
+    tools = tiny.make_tools(network, batch=16, accumulation=Accumulation(per_device))
+    state, step = tiny.first_state(method, tools), tiny.make_steps(method, tools)['main']
+    return step.lower(state, *batches).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary(4) < 0.5 * temporary(0)
 
@@ -95,8 +107,6 @@ def test_smaller_parts_need_less_memory():
 def test_what_cannot_be_cut_is_refused():
   network = tiny.linear_network()
   with pytest.raises(ValueError, match='does not divide a batch of 6; use a divisor of 6'):
-    take_step(network, MicroBatches(4))
-  with pytest.raises(ValueError, match='model.remat=True'):
-    take_step(network, TWO, loss=SupervisedLoss(ohem_threshold=0.7))
+    take_step(network, Accumulation(4))
   with pytest.raises(ValueError, match='of one size'):
     over_micro_batches(None, (jnp.zeros(4), jnp.zeros(2)), TWO, key=jax.random.key(0))

@@ -1,5 +1,6 @@
-"""Invariants of one step, for every method by name and both recipes."""
+"""Invariants of one step, for GTA, its ablations and what it is compared with, in both recipes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.methods.gta import make_train_step, make_warmup_step
-from gta_jax.methods.options import METHODS, make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.gta import Gta
+from gta_jax.methods.pseudo_labelling import teach
+from gta_jax.methods.registry import METHODS, make_method, option_names
+from gta_jax.methods.supervised import Supervised
 from gta_jax.ops import trees
 from tests import tiny
 
@@ -30,20 +32,23 @@ class Setup:
   def __init__(self, name, recipe='paper', *, network=None, rate=0.05, **options):
     self.network = network or tiny.conv_network()
     self.method = make_method(name, recipe=recipe, **options)
-    self.optimizers = make_optimizers(self.method, rate=rate, total_steps=20)
-    self.warmup = jax.jit(make_warmup_step(self.network, self.method, self.optimizers))
-    self.step = jax.jit(make_train_step(
-      self.network, self.method, self.optimizers, warmup_steps=WARMUP,
-      handover_steps=1 if self.method.handover_epochs else 0))
-    key = jax.random.key(1)
-    variables = self.network.init(key, tiny.SIZE)
-    state = init_state(key, variables, self.method, self.optimizers)
+    self.tools = tiny.make_tools(self.network, rate=rate, batch=6)
+    self.method.check(self.tools)
+    steps = tiny.make_steps(self.method, self.tools)
+    self.warmup, self.handover, self.step = map(steps.get, ('warmup', 'handover', 'main'))
+    state = tiny.first_state(self.method, self.tools)
+    key = state.key
     state = perturbed(state.replace(key=None), seed=2).replace(key=key, step=jnp.int32(WARMUP + 3))
-    if self.method.shared:
-      shared = trees.select(state.student['params'], self.method.shared)
-      params = trees.replace(state.assistant['params'], trees.copy(shared))
-      state = state.replace(assistant={**state.assistant, 'params': params})
+    if shared := getattr(self.method, 'shared', ()):
+      student, assistant = state.networks['student'], state.networks['assistant']
+      part = trees.copy(trees.select(student['params'], shared))
+      params = trees.replace(assistant['params'], part)
+      state = state.with_networks(assistant={**assistant, 'params': params})
     self.state = state
+
+  @property
+  def student(self):
+    return self.state.networks['student']
 
 
 def perturbed(tree, seed):
@@ -59,8 +64,9 @@ def perturbed(tree, seed):
 
 
 # Methods that differ in no more than a number are one program; one of them stands for all.
-DISTINCT = [name for name in METHODS if not name.startswith(('gta_alpha', 'gta_warmup'))
-            and name != 'ema_encoder']
+DISTINCT = [name for name, named in METHODS.items() if issubclass(named.kind, Supervised)
+            and named.kind.__module__.endswith(('gta', 'mean_teacher', 'supervised'))
+            and not name.startswith(('gta_alpha', 'gta_warmup')) and name != 'ema_encoder']
 every_method = pytest.mark.parametrize('name', DISTINCT)
 every_recipe = pytest.mark.parametrize('recipe', ['paper', 'released'])
 
@@ -73,7 +79,8 @@ def setup(name, recipe='paper'):
 @functools.cache
 def pixelwise(name):
   """A model without neighbours or statistics, and no mixing."""
-  return Setup(name, network=tiny.linear_network(), mixing='none')
+  mixing = {'mixing': 'none'} if 'mixing' in option_names(name) else {}
+  return Setup(name, network=tiny.linear_network(), **mixing)
 
 
 def assert_equal(a, b):
@@ -97,7 +104,7 @@ def differs(a, b):
 @every_method
 def test_structure_shapes_and_dtypes_are_kept(name, recipe):
   s = setup(name, recipe)
-  for run in (s.warmup, s.step):
+  for run in filter(None, (s.warmup, s.handover, s.step)):
     after, metrics = run(s.state, *tiny.make_batches(9, batch=6))
     assert jax.tree.structure(after) == jax.tree.structure(s.state)
     for new, old in zip(*map(jax.tree.leaves, (after, s.state)), strict=True):
@@ -115,30 +122,35 @@ def test_teacher_follows_the_updated_student_leaf_by_leaf(name, recipe):
   assert 0 <= decay < 1
   expected = jax.tree.map(
     lambda old, new: decay * old + (1 - decay) * new,
-    s.state.teacher['params'], after.student['params'])
-  assert_close(after.teacher['params'], expected)
-  assert differs(after.teacher['params'], s.state.teacher['params'])
+    s.state.networks['teacher']['params'], after.networks['student']['params'])
+  assert_close(after.networks['teacher']['params'], expected)
+  assert differs(after.networks['teacher']['params'], s.state.networks['teacher']['params'])
 
 
-@every_method
+@pytest.mark.parametrize('name', [n for n in DISTINCT if METHODS[n].kind is Gta])
 def test_frozen_student_receives_features_and_nothing_else(name):
   """With the student's rate at 0 its features are exactly the EMA, its classifier is untouched."""
   s = pixelwise(name)
-  frozen = s.optimizers._replace(
-    student=make_optimizers(s.method, rate=0.0, total_steps=20).student)
-  step = jax.jit(make_train_step(s.network, s.method, frozen, warmup_steps=WARMUP))
+  still = tiny.make_tools(s.network, rate=0.0, batch=6).make_optimizer()
+
+  class Frozen(Gta):
+    def optimizers(self, tools):
+      return {**super().optimizers(tools), 'student': still}
+
+  options = {f.name: getattr(s.method, f.name) for f in dataclasses.fields(s.method)}
+  step = tiny.make_steps(Frozen(**options), s.tools)['main']
   after, metrics = step(s.state, *tiny.make_batches(9, batch=6))
-  old, new = s.state.student['params'], after.student['params']
+  old, new = s.student['params'], after.networks['student']['params']
   decay = float(metrics['transmission_decay'])
   for key, part in new.items():
     if key in s.method.transmitted_keys(new):
       expected = jax.tree.map(
         lambda a, b: np.float32(decay) * a + (1 - np.float32(decay)) * b,
-        old[key], after.assistant['params'][key])
+        old[key], after.networks['assistant']['params'][key])
       assert_close(part, expected, rtol=1e-6)
       assert differs(part, old[key])
     elif key in s.method.shared:
-      assert_equal(part, after.assistant['params'][key])
+      assert_equal(part, after.networks['assistant']['params'][key])
     else:
       assert_equal(part, old[key])
 
@@ -148,7 +160,7 @@ def classifier_update(s, unlabelled_seed):
   _, unlabelled = tiny.make_batches(unlabelled_seed, batch=6)
   # alpha = 1 closes the way through the features, so what is left is the mask predictor's own.
   after, _ = s.step(s.state, labelled, unlabelled)
-  return after.student['params']['classifier']
+  return after.networks['student']['params']['classifier']
 
 
 @pytest.mark.parametrize('recipe, moves', [('paper', False), ('released', True)])
@@ -165,17 +177,18 @@ def test_labelled_masks_never_reach_the_assistant(recipe):
   other = {**labelled, 'label': (labelled['label'] + 1) % tiny.CLASSES}
   keys = [k for k in ('backbone', 'decoder', 'classifier') if k not in s.method.shared]
   after = [s.step(s.state, x, unlabelled)[0] for x in (labelled, other)]
-  assert differs(after[0].student['params'], after[1].student['params'])
+  one, two = (state.networks for state in after)
+  assert differs(one['student']['params'], two['student']['params'])
   for key in keys:
-    assert_equal(after[0].assistant['params'][key], after[1].assistant['params'][key])
+    assert_equal(one['assistant']['params'][key], two['assistant']['params'][key])
 
 
 def test_teacher_has_no_optimiser_and_no_gradient():
   """A teacher at decay 1 stays as it is, bit for bit, whatever it is shown."""
   s = Setup('gta', teacher_decay=1.0)
   after, _ = s.step(s.state, *tiny.make_batches(9, batch=6))
-  assert_equal(after.teacher, s.state.teacher)
-  assert {'student_opt', 'assistant_opt'} == {k for k in vars(s.state) if k.endswith('opt')}
+  assert_equal(after.networks['teacher'], s.state.networks['teacher'])
+  assert set(s.state.optimizers) == {'student', 'assistant'}
 
 
 @every_recipe
@@ -220,25 +233,24 @@ def test_order_within_a_batch_does_not_matter_without_mixing(name):
 @every_method
 def test_no_two_leaves_share_a_buffer_and_the_state_is_donated(name, recipe):
   s = setup(name, recipe)
-  state = init_state(jax.random.key(0), s.network.init(jax.random.key(0), tiny.SIZE), s.method,
-                     s.optimizers)
+  state = tiny.first_state(s.method, s.tools)
 
   def pointers(state):
     return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(plain(state))]
 
   assert len(set(pointers(state))) == len(pointers(state))
-  warmup = jax.jit(make_warmup_step(s.network, s.method, s.optimizers), donate_argnums=0)
+  warmup = tiny.make_steps(s.method, s.tools, donate_argnums=0)['warmup']
   after, _ = warmup(state, *tiny.make_batches(0, batch=6))
   assert len(set(pointers(after))) == len(pointers(after))
-  assert state.student['params']['backbone']['kernel'].is_deleted()
+  assert state.networks['student']['params']['backbone']['kernel'].is_deleted()
 
 
 def test_warm_up_trains_three_equal_networks():
   s = Setup('gta')
   after, _ = s.warmup(s.state.replace(step=jnp.int32(0)), *tiny.make_batches(0))
-  assert_equal(after.teacher, after.student)
-  assert_equal(after.assistant, after.student)
-  assert_equal(after.assistant_opt, after.student_opt)
+  for name in ('teacher', 'assistant'):
+    assert_equal(after.networks[name], after.networks['student'])
+  assert_equal(*after.optimizers.values())
 
 
 def test_released_warm_up_moves_only_the_followers_statistics():
@@ -247,25 +259,27 @@ def test_released_warm_up_moves_only_the_followers_statistics():
   for name in ('teacher', 'assistant'):
     assert_equal(after.networks[name]['params'], s.state.networks[name]['params'])
     assert differs(after.networks[name]['batch_stats'], s.state.networks[name]['batch_stats'])
-  assert_equal(after.assistant_opt, s.state.assistant_opt)
+  assert_equal(after.optimizers['assistant'], s.state.optimizers['assistant'])
 
 
 def test_hand_over_starts_from_the_student():
   """With every rate at 0, a hand-over step leaves three copies of the student."""
   s = Setup('gta', 'released', rate=0.0)
-  scrambled = jax.tree.map(lambda x: x + 1, s.state.teacher['params'])
-  state = s.state.replace(
-    step=jnp.int32(WARMUP), teacher={**s.state.teacher, 'params': scrambled},
-    assistant={**s.state.assistant, 'params': scrambled})
-  after, _ = s.step(state, *tiny.make_batches(0, batch=6))
+  networks = s.state.networks
+  scrambled = jax.tree.map(lambda x: x + 1, networks['teacher']['params'])
+  state = s.state.replace(step=jnp.int32(WARMUP)).with_networks(
+    **{name: {**networks[name], 'params': scrambled} for name in ('teacher', 'assistant')})
+  after, _ = s.handover(state, *tiny.make_batches(0, batch=6))
   for variables in after.networks.values():
-    assert_close(variables['params'], state.student['params'])
+    assert_close(variables['params'], s.student['params'])
 
 
 def test_shared_mask_predictor_is_one():
   s = setup('gta', 'released')
-  assert_equal(s.state.student['params']['classifier'], s.state.assistant['params']['classifier'])
-  assert differs(s.state.student['params']['backbone'], s.state.assistant['params']['backbone'])
+  after, _ = s.step(s.state, *tiny.make_batches(9, batch=6))
+  student, assistant = (after.networks[name]['params'] for name in ('student', 'assistant'))
+  assert_equal(student['classifier'], assistant['classifier'])
+  assert differs(student['backbone'], assistant['backbone'])
 
 
 def test_joint_batch_norm_sees_both_kinds_of_images():
@@ -274,17 +288,26 @@ def test_joint_batch_norm_sees_both_kinds_of_images():
   for batch_norm, sees in (('own', False), ('joint', True)):
     # Without transmission the statistics are the only way from unlabelled images to the student.
     s = Setup('gta', batch_norm=batch_norm, transmission_decay=1.0)
-    after = [s.step(s.state, labelled, x)[0].student['batch_stats'] for x in (unlabelled, other)]
+    after = [s.step(s.state, labelled, x)[0].networks['student'] for x in (unlabelled, other)]
+    after = [student['batch_stats'] for student in after]
     assert differs(*after) == sees
 
 
-def test_constant_assistant_rate():
-  rates = {}
-  for rate in ('poly', 'constant'):
-    s = Setup('gta', assistant_rate=rate)
-    _, metrics = s.step(s.state, *tiny.make_batches(0, batch=6))
-    rates[rate] = float(metrics['assistant_rate']), float(metrics['student_rate'])
-  assert rates['poly'][0] == rates['poly'][1] < rates['constant'][0] == np.float32(0.05)
+@pytest.mark.parametrize('rate', ['poly', 'constant'])
+def test_the_assistants_rate_is_that_of_the_runs_step(rate):
+  """Also after a warm-up in which it has not learnt: the log shows what moves the parameters."""
+  s = Setup('gta', 'released', assistant_rate=rate, shared=(), transmission_decay=1.0)
+  state = s.state.replace(step=jnp.int32(10))
+  after, metrics = s.step(state, *tiny.make_batches(0, batch=6))
+  expected = 0.05 * (0.5 ** 0.9 if rate == 'poly' else 1.0)
+  assert float(metrics['assistant_rate']) == pytest.approx(expected, rel=1e-6)
+  # theta' = theta - rate v, with v the momentum buffer after the step.
+  momentum = next(x for x in jax.tree.leaves(
+    after.optimizers['assistant'], is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict))
+  moved = jax.tree.map(
+    lambda old, new: old - new, *(x.networks['assistant']['params']['backbone']
+                                  for x in (state, after)))
+  assert_close(moved, jax.tree.map(lambda v: expected * v, momentum['backbone']), rtol=1e-4)
 
 
 def test_thresholds_of_groups_drop_the_same_share_of_each():
@@ -294,9 +317,30 @@ def test_thresholds_of_groups_drop_the_same_share_of_each():
   valid = unlabelled['valid'][:2].sum()
   kept = 3 * (valid - int(0.2 * valid))
   assert float(metrics['kept_share']) == pytest.approx(kept / unlabelled['valid'].size, abs=1e-6)
-  with pytest.raises(ValueError, match='does not split a batch of 6'):
-    four = Setup('gta', threshold_images=4)
-    four.step(four.state, labelled, unlabelled)
+  four = make_method(threshold_images=4)
+  assert four.check(s.tools) == (
+    'method.threshold_images=4 does not divide the batch of 6; groups of 3 are used',)
+
+
+def test_classmix_masks_know_nothing_of_the_threshold():
+  """What is dropped is dropped after mixing: a kept class has no holes from the next image."""
+  seen = {}
+  for share in (0.0, 0.5):
+    s = Setup('gta', mixing='classmix', mixing_probability=1.0, drop_fraction=share)
+    labelled, unlabelled = tiny.make_batches(9, batch=6)
+    said = teach(s.tools, s.method, s.state.networks['teacher'], None, unlabelled, s.state.key,
+                 joint=False, own_statistics=False)
+    seen[share] = said.term.images, float(said.metrics['kept_share'])
+  assert_equal(seen[0.0][0], seen[0.5][0])
+  assert seen[0.5][1] < 0.7 < seen[0.0][1]
+
+
+@pytest.mark.parametrize('name', ['sup_only', 'cutmix', 'gta'])
+def test_released_networks_start_with_weights_of_their_own(name):
+  for recipe, alike in (('paper', True), ('released', False)):
+    networks = tiny.first_state(setup(name, recipe).method, setup(name, recipe).tools).networks
+    kernels = [variables['params']['backbone']['kernel'] for variables in networks.values()]
+    assert all(differs(kernels[0], other) != alike for other in kernels[1:])
 
 
 def test_oracle_labels_are_only_measured():
@@ -313,11 +357,11 @@ def test_a_step_is_traced_once():
   traces = []
   network = tiny.conv_network()
 
-  def apply(*args, **kwargs):
+  def encode(*args, **kwargs):
     traces.append(1)
-    return tiny.conv_network().apply(*args, **kwargs)
+    return network.encode(*args, **kwargs)
 
-  s = Setup('gta', network=type(network)(network.init, apply))
+  s = Setup('gta', network=dataclasses.replace(network, encode=encode))
   for i in range(4):
     s.state, _ = s.step(s.state, *tiny.make_batches(i, batch=6))
   assert len(traces) == 3  # one pass of each network

@@ -4,9 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gta_jax.methods.gta import make_train_step, make_warmup_step
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.registry import make_method
 from gta_jax.ops.mixing import box_masks
 from gta_jax.ops.optim import poly_schedule
 from tests import tiny
@@ -32,21 +30,20 @@ def test_step_agrees_with_the_paper_in_numpy(mixing):
   params, labelled, unlabelled = oracle.make_problem(3, steps=STEPS)
   batch, *size = labelled[0]['label'].shape
   method = make_method(mixing=mixing, mixing_probability=1.0)
-  optimizers = make_optimizers(method, rate=RATE, total_steps=STEPS, weight_decay=DECAY)
-  network = tiny.linear_network()
+  tools = tiny.make_tools(tiny.linear_network(), rate=RATE, total_steps=STEPS, weight_decay=DECAY,
+                          epoch_steps=WARMUP, batch=batch)
   variables = {'params': jax.tree.map(lambda x: x.astype(np.float32), params),
                'batch_stats': {key: {} for key in params}}
-  state = init_state(jax.random.key(5), jax.tree.map(jax.numpy.asarray, variables), method,
-                     optimizers)
-  warmup = jax.jit(make_warmup_step(network, method, optimizers))
-  semi = jax.jit(make_train_step(network, method, optimizers, warmup_steps=WARMUP))
+  state = tiny.first_state(method, tools, jax.tree.map(jax.numpy.asarray, variables), seed=5)
+  steps = tiny.make_steps(method, tools)
   expected = oracle.run(
     params, labelled, unlabelled, lr_schedule=poly_schedule(RATE, total_steps=STEPS),
     weight_decay=DECAY, ema_decay=0.99, warmup_steps=WARMUP,
     mixing=None if mixing == 'none' else
     lambda step: boxes_of_step(state.key, step, batch, tuple(size)))
   for step in range(STEPS):
-    state, metrics = (warmup if step < WARMUP else semi)(state, labelled[step], unlabelled[step])
+    stage = steps['warmup' if step < WARMUP else 'main']
+    state, metrics = stage(state, labelled[step], unlabelled[step])
     for name, variables in state.networks.items():
       jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6),

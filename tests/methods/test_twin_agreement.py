@@ -15,11 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from gta_jax.methods.gta import make_train_step, make_warmup_step
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.registry import make_method
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.pretrained import convert
+from tests import tiny
 from tests.methods.test_oracle_agreement import boxes_of_step
 
 torch = pytest.importorskip('torch')
@@ -32,8 +31,6 @@ twin = importlib.import_module('torch_steps')
 STEPS, WARMUP, HANDOVER = 5, 2, 2
 NAMES = ('teacher', 'student', 'assistant')
 LOSSES = {'student_labelled_loss': 'labelled', 'assistant_pseudo_loss': 'unlabelled'}
-# The pixels of a batch are a multiple of five: then the release's interpolated 20th percentile
-# drops as many of them as our rank does. Of other numbers it may drop one pixel more.
 BATCH, SIZE, CLASSES = 3, (33, 25), 4
 RATE, DECAY = 0.005, 1e-3
 # Multiples of 1/255: padding of this colour is exactly the zero that our step blanks it with.
@@ -65,16 +62,17 @@ def vectors(named_variables):
 
 def run_ours(recipe, variables, key, batches):
   """The losses of each step, and the networks after it as `vectors`."""
-  method = make_method(recipe=recipe, mixing_probability=1.0)
-  optimizers = make_optimizers(method, rate=RATE, total_steps=STEPS, weight_decay=DECAY)
-  network = make_deeplab(**SHAPE, mean=MEAN, std=STD)
-  warmup = jax.jit(make_warmup_step(network, method, optimizers))
-  semi = jax.jit(make_train_step(
-    network, method, optimizers, warmup_steps=WARMUP,
-    handover_steps=HANDOVER if method.handover_epochs else 0))
-  state, after = init_state(key, variables, method, optimizers), []
-  for step, batch in enumerate(batches):
-    state, metrics = (warmup if step < WARMUP else semi)(state, *batch)
+  # One network copied, as the twin starts; the release draws three.
+  method = make_method(recipe=recipe, mixing_probability=1.0, initial_networks='one')
+  tools = tiny.make_tools(
+    make_deeplab(**SHAPE, mean=MEAN, std=STD), rate=RATE, total_steps=STEPS, epoch_steps=WARMUP,
+    weight_decay=DECAY, batch=BATCH, size=SIZE)
+  tools = tools._replace(num_classes=CLASSES)
+  steps = tiny.make_steps(method, tools)
+  order = [stage.name for stage in method.stages(tools) for _ in range(stage.steps)]
+  state, after = method.init(key, lambda key=None: variables, tools), []
+  for name, batch in zip(order, batches, strict=True):
+    state, metrics = steps[name](state, *batch)
     losses = {LOSSES[name]: float(metrics[name]) for name in LOSSES if name in metrics}
     after.append((losses, vectors(state.networks)))
   return after

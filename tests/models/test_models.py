@@ -14,9 +14,7 @@ import pytest
 import safetensors.numpy
 from jax.test_util import check_grads
 
-from gta_jax.methods.gta import make_train_step
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.registry import make_method
 from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.layers import BatchNorm, conv, dropout, max_pool
 from gta_jax.models.pretrained import convert, load_state_dict
@@ -303,15 +301,15 @@ def test_unknown_choices_are_refused(option, message):
 def test_rematerialised_step_is_the_plain_one_in_less_memory():
   """One step of GTA-Seg: the same state, losses and tree."""
   method = make_method('gta')
-  optimizers = make_optimizers(method, rate=0.05, total_steps=10)
   # XLA for CPUs drops the barriers that keep what is computed again apart from what was kept.
   options = {'xla_backend_optimization_level': 0, 'xla_disable_hlo_passes': 'cse_barrier_expander'}
   batches, key = tiny.make_batches(batch=2, size=(65, 65)), jax.random.key(0)
   variables, found = make_deeplab(**TINY).init(key, (65, 65)), {}
   for remat in (False, True):
     network = make_deeplab(**TINY, remat=remat)
-    state = init_state(jax.random.key(1), variables, method, optimizers)
-    step = jax.jit(make_train_step(network, method, optimizers))
+    tools = tiny.make_tools(network, batch=2, size=(65, 65))
+    state = tiny.first_state(method, tools, variables)
+    step = tiny.make_steps(method, tools)['main']
     compiled = step.lower(state, *batches).compile(compiler_options=options)
     state, metrics = compiled(state, *batches)
     found[remat] = state.replace(key=None), metrics, compiled.memory_analysis().temp_size_in_bytes

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.ops.losses import IGNORE, SupervisedLoss, cross_entropy, ohem_cross_entropy
+from gta_jax.ops.losses import (
+  IGNORE,
+  SupervisedLoss,
+  cross_entropy,
+  group_weights,
+  ohem_cross_entropy,
+)
 from gta_jax.ops.network import Logits
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -52,6 +58,15 @@ def test_gradient_is_finite_at_extreme_logits():
   assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
+@pytest.mark.parametrize('pixels', [slice(0, 1), slice(None)])
+@pytest.mark.parametrize('min_kept', [1, 10, 1000])
+def test_nan_logits_are_hard_and_make_the_loss_nan(pixels, min_kept):
+  logits, labels = random_case()
+  labels[0, 0, 0] = 1
+  logits[0, 0, pixels] = np.nan
+  assert np.isnan(ohem_cross_entropy(logits, labels, threshold=0.5, min_kept=min_kept))
+
+
 def test_class_weights_agree_with_torch():
   torch = pytest.importorskip('torch')
   logits, labels = random_case()
@@ -92,3 +107,17 @@ def test_bad_choices_are_refused(case):
     cross_entropy(*case, reduction='average')
   with pytest.raises(ValueError, match='choose one'):
     SupervisedLoss(ohem_threshold=0.7, class_weights=(1.0, 2.0))
+
+
+def test_weights_of_groups_make_the_mean_of_means():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(4, 3, 3, 5)), jnp.float32)
+  labels = rng.integers(0, 5, (4, 3, 3))
+  labels[:2, 1:] = IGNORE  # uneven void: the two means differ
+  labels = jnp.asarray(labels)
+  loss = SupervisedLoss()
+  found = loss(Logits(logits), labels, group_weights(labels, 2), divisor=jnp.float32(1))
+  means = [loss(Logits(logits[i:i + 2]), labels[i:i + 2], divisor=loss.divisor(labels[i:i + 2]))
+           for i in (0, 2)]
+  np.testing.assert_allclose(found, np.mean(means), rtol=1e-6)
+  assert abs(found - loss(Logits(logits), labels)) > 0.01

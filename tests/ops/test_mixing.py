@@ -6,37 +6,38 @@ import numpy as np
 import pytest
 
 from gta_jax.ops.losses import IGNORE
-from gta_jax.ops.mixing import MIXINGS, box_masks, class_masks, mix
+from gta_jax.ops.mixing import MIXINGS, box_masks, class_masks, mix, next_images
 from gta_jax.ops.network import Network
 from gta_jax.ops.photometric import augment
 
 KEY = jax.random.key(0)
-NETWORK = Network(None, None)
+NETWORK = Network(None, None, None, None)
 
 
 def batch(size=(12, 16), images=3):
-  """Image i holds i everywhere; labels i; confidence (i+1)/10."""
+  """Image i holds i everywhere; labels i; confidence (i+1)/10; every other image is kept."""
   number = np.broadcast_to(np.arange(images)[:, None, None], (images, *size))
   return (jnp.array(np.repeat(number[..., None], 3, -1), jnp.float32), jnp.array(number, jnp.int32),
-          jnp.array((number + 1) / 10, jnp.float32))
+          jnp.array((number + 1) / 10, jnp.float32), jnp.array(number % 2 == 0))
 
 
 @pytest.mark.parametrize('kind', MIXINGS)
 def test_image_label_and_confidence_go_together(kind):
-  images, labels, confidence = batch()
-  mixed = jax.jit(lambda key: mix(
-    key, images, labels, confidence, kind=kind, num_classes=3, probability=1.0))(KEY)
+  known = batch()
+  mixed = jax.jit(lambda key: mix(key, *known, kind=kind, num_classes=3, probability=1.0))(KEY)
   for i in range(3):
-    image, label, sure = (np.asarray(x[i]) for x in mixed)
+    image, label, sure, kept = (np.asarray(x[i]) for x in mixed)
     foreign = image[..., 0] != i
     next_one = (i + 1) % 3
     if kind == 'cutout':
       foreign = label == IGNORE
       assert np.all(image[foreign] == 0) and np.all(sure[foreign] == 0)
+      assert not kept[foreign].any()
     else:
       assert np.all(label[foreign] == next_one)
       assert np.all(image[foreign] == next_one)
       np.testing.assert_allclose(sure[foreign], (next_one + 1) / 10)
+      assert np.all(kept[foreign] == (next_one % 2 == 0))
     assert np.all(label[~foreign] == i)
     np.testing.assert_allclose(sure[~foreign], (i + 1) / 10)
     if kind in ('cutmix', 'cutout'):
@@ -44,13 +45,14 @@ def test_image_label_and_confidence_go_together(kind):
 
 
 def test_probability_decides_for_the_batch_as_a_whole():
-  images, labels, confidence = batch()
+  known = batch()
 
   @jax.jit
   def mixed(key):
-    return mix(key, images, labels, confidence, kind='cutmix', num_classes=3, probability=0.5)[1]
+    return mix(key, *known, kind='cutmix', num_classes=3, probability=0.5)[1]
 
-  changed = [np.any(np.asarray(mixed(jax.random.key(i))) != labels, axis=(1, 2)) for i in range(40)]
+  found = [np.asarray(mixed(jax.random.key(i))) for i in range(40)]
+  changed = [np.any(labels != known[1], axis=(1, 2)) for labels in found]
   assert all(len(set(c.tolist())) == 1 for c in changed)
   assert 8 < sum(c[0] for c in changed) < 32
 
@@ -101,3 +103,10 @@ def test_greyscale_is_grey_and_blur_keeps_a_plain_image():
 def test_no_augmentation_is_the_identity():
   images = batch()[0]
   assert augment(KEY, images, NETWORK, jitter=0.0, greyscale=0.0, blur=0.0) is images
+
+
+def test_partners_stay_within_their_group():
+  x = jnp.arange(6)
+  np.testing.assert_array_equal(next_images(x), [1, 2, 3, 4, 5, 0])
+  np.testing.assert_array_equal(next_images(x, 3), [1, 2, 0, 4, 5, 3])
+  np.testing.assert_array_equal(next_images(x, 1), x)

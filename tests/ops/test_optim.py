@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gta_jax.ops.optim import make_optimizer, poly_schedule
+from gta_jax.ops.optim import make_adam, make_sgd, poly_schedule
 
 
 def test_poly_schedule_by_hand():
@@ -18,32 +18,60 @@ def test_poly_schedule_by_hand():
     poly_schedule(0.1, total_steps=0)
 
 
-def test_ten_steps_agree_with_torch():
+def assert_agrees_with_torch(optimizer, torch_optimizer, schedule, *, first_step=0):
+  """Ten steps on three parameters, two of them in groups with ten times the rate."""
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
-  start = {key: rng.normal(size=(3, 2)).astype(np.float32) for key in ('backbone', 'decoder')}
+  shapes = {'backbone': (3, 2), 'decoder': (3, 2), 'classifier': (2,)}
+  start = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
   target = rng.normal(size=(3, 2)).astype(np.float32)
-  total, decay = 10, 0.01
-  schedule = poly_schedule(0.05, total_steps=total)
 
-  def loss(p):
-    return ((p['backbone'] * p['decoder'] - target) ** 2).sum()
+  def loss(p, target):
+    return ((p['backbone'] * p['decoder'] + p['classifier'] - target) ** 2).sum()
 
   params = jax.tree.map(jnp.array, start)
-  optimizer = make_optimizer(schedule, multipliers={'decoder': 10.0}, weight_decay=decay)
-  opt_state = optimizer.init(params)
+  state = optimizer.init(params)
   theirs = {k: torch.tensor(v, requires_grad=True) for k, v in start.items()}
-  sgd = torch.optim.SGD(
-    [{'params': [theirs['backbone']]}, {'params': [theirs['decoder']], 'm': 10.0}], lr=1.0,
-    momentum=0.9, weight_decay=decay)
+  groups = [{'params': [theirs['backbone']], 'm': 1.0}, {'params': [theirs['decoder']], 'm': 10.0},
+            {'params': [theirs['classifier']], 'm': 10.0}]
+  other = torch_optimizer(groups)
   goal = torch.tensor(target)
-  for step in range(total):
-    updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
+  for step in range(first_step, first_step + 10):
+    updates, state = optimizer.update(
+      jax.grad(loss)(params, target), state, params, step=jnp.int32(step))
     params = optax.apply_updates(params, updates)
-    for group in sgd.param_groups:
-      group['lr'] = float(schedule(step)) * group.get('m', 1.0)
-    sgd.zero_grad()
-    ((theirs['backbone'] * theirs['decoder'] - goal) ** 2).sum().backward()
-    sgd.step()
+    for group in other.param_groups:
+      group['lr'] = float(schedule(step)) * group['m']
+    other.zero_grad()
+    loss(theirs, goal).backward()
+    other.step()
     for key, value in params.items():
       np.testing.assert_allclose(value, theirs[key].detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('decay', ['all', 'kernels'])
+def test_ten_steps_of_sgd_agree_with_torch(decay):
+  """The rate is that of the run's step, also where the optimiser begins late."""
+  torch = pytest.importorskip('torch')
+  schedule = poly_schedule(0.02, total_steps=20)
+
+  def sgd(groups):
+    for group in groups[2:] if decay == 'kernels' else ():
+      group['weight_decay'] = 0.0
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=0.01)
+
+  ours = make_sgd(schedule, multiplier=10.0, weight_decay=0.01, decay=decay)
+  assert_agrees_with_torch(ours, sgd, schedule, first_step=5)
+
+
+def test_ten_steps_of_adamw_agree_with_torch():
+  torch = pytest.importorskip('torch')
+  schedule = poly_schedule(0.01, total_steps=10)
+  assert_agrees_with_torch(
+    make_adam(schedule, multiplier=10.0, weight_decay=0.01),
+    lambda groups: torch.optim.AdamW(groups, lr=1.0, weight_decay=0.01), schedule)
+
+
+def test_a_schedule_of_a_stage_starts_at_its_first_step():
+  rate = poly_schedule(0.1, total_steps=10, first_step=30)
+  np.testing.assert_allclose([rate(30), rate(35)], [0.1, 0.1 * 0.5**0.9], rtol=1e-6)

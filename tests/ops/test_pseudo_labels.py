@@ -15,7 +15,7 @@ confidences = hnp.arrays(np.float32, SHAPE, elements=st.floats(0.0625, 1, width=
 masks = hnp.arrays(bool, SHAPE)
 shares = st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 0.8, 1.0])
 
-threshold_of = jax.jit(confidence_threshold, static_argnames='drop_fraction')
+threshold_of = jax.jit(confidence_threshold, static_argnames=('drop_fraction', 'rule'))
 weights_of = jax.jit(confidence_weights, static_argnames=('smoothing', 'normalizer'))
 
 
@@ -117,3 +117,29 @@ def test_weights_for_any_input(confidence, kept, smoothing):
 def test_endless_smoothing_is_plain_averaging(confidence, kept):
   weights = np.asarray(weights_of(confidence, kept, smoothing=1e6))
   np.testing.assert_allclose(weights, kept.astype(np.float32), atol=1e-5)
+
+
+@pytest.mark.parametrize('pixels', [10, 11, 13, 100, 263])
+@pytest.mark.parametrize('ties', [False, True])
+def test_percentile_rule_is_that_of_numpy_and_the_published_code(pixels, ties):
+  confidence = np.random.default_rng(pixels).uniform(0.1, 1, pixels).astype(np.float32)
+  if ties:
+    confidence = np.round(confidence, 1)
+  threshold = threshold_of(
+    confidence, np.ones(pixels, bool), drop_fraction=0.2, rule='percentile')
+  np.testing.assert_array_equal(
+    confidence <= np.asarray(threshold), confidence <= np.percentile(confidence, 20))
+
+
+def test_a_sure_teacher_teaches_nothing_by_the_percentile_rule_and_all_by_rank():
+  confidence, valid = np.ones(SHAPE, np.float32), np.ones(SHAPE, bool)
+  kept = {rule: int((confidence > threshold_of(confidence, valid, drop_fraction=0.2, rule=rule))
+                    .sum()) for rule in ('rank', 'percentile')}
+  assert kept == {'rank': confidence.size, 'percentile': 0}
+
+
+def test_pixels_that_never_had_a_label_do_not_count_as_dropped():
+  confidence = jnp.array([[0.9, 0.8, 0.5, 0.0]])
+  kept, labelled = jnp.array([[1, 1, 0, 0]], bool), jnp.array([[1, 1, 1, 0]], bool)
+  weights = confidence_weights(confidence, kept, labelled, smoothing=1.0, normalizer='all')
+  np.testing.assert_allclose(weights[0, :2], np.array([1.9, 1.8]) / (1.9 + 1.8 + 1) * 2, rtol=1e-6)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.methods.state import TrainState
+from gta_jax.methods.contract import TrainState
 from gta_jax.training import checkpoint
 from gta_jax.training.checkpoint import Checkpoints
 
@@ -20,9 +20,10 @@ def state_of(step):
   network = {'params': {'backbone': {'kernel': jnp.full((300, 7), float(step))}},
              'batch_stats': {'backbone': {'mean': jnp.full(3, float(step))}}}
   return TrainState(
-    step=jnp.int32(step), key=jax.random.key(0), teacher=network,
-    student=jax.tree.map(lambda x: x + 1, network), assistant=None,
-    student_opt=(jnp.full(2, float(step)),), assistant_opt=None)
+    step=jnp.int32(step), key=jax.random.key(0),
+    networks={'teacher': network, 'student': jax.tree.map(lambda x: x + 1, network)},
+    optimizers={'student': (jnp.full(2, float(step)),)},
+    memory={'queue': jnp.full((4, 3), float(step))})
 
 
 def scores(miou):
@@ -61,7 +62,7 @@ def test_the_two_newest_and_the_best_are_kept(saved):
       assert_restored(checkpoints, step)
   for names_wanted in (('teacher',), ('student', 'teacher')):
     with Checkpoints(saved) as checkpoints:
-      found = checkpoints.restore_networks(6, state_of(0).teacher, names_wanted)
+      found = checkpoints.restore_networks(6, state_of(0).networks['teacher'], names_wanted)
     assert tuple(found) == names_wanted
     for name, mean in {'teacher': 6, 'student': 7}.items():
       if name in found:
@@ -128,7 +129,7 @@ def test_leftovers_of_a_killed_save_are_never_read_and_go_with_the_next(saved, t
   shutil.copytree(folder / '6', folder / '8.orbax-checkpoint-tmp')  # killed while Orbax writes
   shutil.copytree(folder / '6', folder / '9')  # killed before its record
   (folder / '9.json.partial').write_text('{"st')
-  shutil.rmtree(folder / '4' / 'state')  # killed while it was removed
+  shutil.rmtree(folder / '4' / 'rest')  # killed while it was removed
   (folder / '4.json').unlink()
   with Checkpoints(folder) as checkpoints:
     assert (checkpoints.last_step, checkpoints.best_step) == (6, 2)
@@ -139,6 +140,17 @@ def test_leftovers_of_a_killed_save_are_never_read_and_go_with_the_next(saved, t
     checkpoints.wait()
     assert_restored(checkpoints, 9)
   assert names(folder) == ['2', '2.json', '8', '8.json', '9', '9.json']
+
+
+def test_what_a_user_keeps_among_the_checkpoints_stays(saved, tmp_path):
+  folder = shutil.copytree(saved, tmp_path / 'checkpoints')
+  kept = ['1000.keep', '7.txt', '6.old', '2.json.bak', 'notes']
+  for name in kept:
+    (folder / name).mkdir() if name == '1000.keep' else (folder / name).write_text('mine')
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(8, state_of(8))
+    checkpoints.wait()
+  assert set(kept) <= set(names(folder)) and '4' not in names(folder)
 
 
 def test_a_save_that_fails_is_told_and_the_next_one_tried(saved, tmp_path, capsys, monkeypatch):

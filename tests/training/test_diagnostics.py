@@ -4,28 +4,27 @@ import jax
 import numpy as np
 import pytest
 
-from gta_jax.methods.options import make_method
-from gta_jax.methods.state import init_state, make_optimizers
+from gta_jax.methods.registry import make_method
 from gta_jax.training.diagnostics import CollapseWatch, distances
 from tests import tiny
 
 
 def make_state(name):
   method = make_method(name)
-  network = tiny.linear_network()
-  key = jax.random.key(0)
-  optimizers = make_optimizers(method, rate=0.1, total_steps=5)
-  return init_state(key, network.init(key, tiny.SIZE), method, optimizers)
+  return method, tiny.first_state(method, tiny.make_tools(tiny.linear_network()))
 
 
 def test_distance_by_hand():
-  state = make_state('gta')
-  params = dict(state.assistant['params'])
+  method, state = make_state('gta')
+  assistant = state.networks['assistant']
+  params = dict(assistant['params'])
   params['classifier'] = jax.tree.map(lambda x: 3 * x, params['classifier'])
-  found = distances(state.replace(assistant={**state.assistant, 'params': params}))
+  found = distances(
+    state.with_networks(assistant={**assistant, 'params': params}), method.compared)
   assert float(found['distance_classifier']) == pytest.approx(2, rel=1e-5)
   assert float(found['distance_backbone']) == 0
-  assert distances(make_state('sup_only')) == {}
+  method, state = make_state('sup_only')
+  assert distances(state, method.compared) == {}
 
 
 def test_a_vanishing_class_is_named_once():

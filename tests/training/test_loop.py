@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(finished, tmp_path
   again = loop.train(setup.make_run(tiny_config()), tmp_path)
   assert again['last'] == results['last']
   jax.tree.map(np.testing.assert_array_equal, *(
-    jax.tree.leaves(final_state(w, tiny_config()).student) for w in (workdir, tmp_path)))
+    jax.tree.leaves(final_state(w, tiny_config()).networks) for w in (workdir, tmp_path)))
   other = loop.train(setup.make_run(tiny_config(seed=1)), tmp_path / 'other')
   assert other['last'] != results['last']
 
@@ -180,13 +180,14 @@ def test_a_state_that_overflowed_is_not_saved_though_its_losses_were_finite(
 ):
   workdir = shutil.copytree(finished[0], tmp_path / 'run')
   (workdir / 'checkpoints' / '12.json').unlink()
-  take = steps.Steps.run
+  take = steps.Steps.advance
 
   def overflow(self, state, *arguments):
     state = take(self, state, *arguments)
-    return state.replace(teacher=jax.tree.map(lambda x: x * np.inf, state.teacher))
+    teacher = jax.tree.map(lambda x: x * np.inf, state.networks['teacher'])
+    return state.with_networks(teacher=teacher)
 
-  monkeypatch.setattr(steps.Steps, 'run', overflow)
+  monkeypatch.setattr(steps.Steps, 'advance', overflow)
   with pytest.raises(NotFiniteError, match=r'state after step 12 is not .*last good .* step 8\.'):
     loop.train(setup.make_run(tiny_config()), workdir)
   with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
@@ -287,6 +288,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
   ({'loss.class_weights': (1.0,)}, '1 values for 7'),
   ({'method.mixing': 'mixup'}, 'none, cutmix'),
   ({'train.per_device_batch': 3}, 'per_device_batch=3 on . devices does not divide a batch of 2'),
+  ({'data.padding_label': 200}, 'padding_label=200 is none of the 7 classes; use 0 to 6, or 255'),
   ({'train.per_device_batch': 1, 'loss.ohem_threshold': 0.7}, 'use model.remat=True'),
   ({'train.per_device_batch': 1, 'train.labelled_batch': 4, 'method.batch_norm': 'joint'},
    'into 4 and 2 parts'),
@@ -299,15 +301,16 @@ def test_bad_configs_are_refused_before_work_starts(overrides, message):
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   """Only the backbone is taken; the decoder stays as it was drawn."""
   made = setup.make_run(tiny_config())
-  start = made.initial_state().student
+  start = made.initial_state().networks['student']
   backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
   state = torch_state(backbone, prefixes={'backbone': ''})
   path = tmp_path / 'weights.safetensors'
   save_file(state, path)
-  loaded = setup.make_run(tiny_config(**{'model.weights': str(path)})).initial_state()
+  config = tiny_config(**{'model.weights': str(path)})
+  loaded = setup.make_run(config).initial_state().networks['student']
   np.testing.assert_array_equal(
-    loaded.student['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
-  jax.tree.map(np.testing.assert_array_equal, loaded.student['params']['decoder'],
+    loaded['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
+  jax.tree.map(np.testing.assert_array_equal, loaded['params']['decoder'],
                start['params']['decoder'])
   assert made.network.mean == (0.485, 0.456, 0.406)
   assert setup.make_network(tiny_config(**{'model.mean': (0.5, 0.5, 0.5)}), 7).mean == (0.5,) * 3
@@ -333,3 +336,26 @@ def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   loop.train(setup.make_run(tiny_config('4', **{'train.evaluate_epochs': 3})), tmp_path)
   # All but the last line, which the evaluation waits for.
   assert written == {2: 4, 4: 6, 6: 8, 8: 10, 10: 12, 12: 12}
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
+  start = setup.make_run(tiny_config()).initial_state().networks['student']
+  path = tmp_path / 'weights.safetensors'
+  backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
+  save_file(torch_state(backbone, prefixes={'backbone': ''}), path)
+  changes = {'model.weights': str(path), 'method.warmup_epochs': 3.0, 'data.validation': 1}
+  loop.train(setup.make_run(tiny_config(**changes, **{'train.epochs': 1})), tmp_path / 'run')
+  path.unlink()
+  longer = tiny_config(**changes, **{'train.epochs': 2})
+  assert loop.has_checkpoint(tmp_path / 'run')
+  made = setup.make_run(longer, resumed=True)
+  results = loop.train(made, tmp_path / 'run', allow_config_change=True)
+  assert results['last']['step'] == 8 and results['seconds_from_step'] == 4
+  with pytest.raises(ValueError, match='weights.safetensors does not exist'):
+    setup.make_run(longer)
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(steps.sharding, 'global_batch', lambda batch, mesh: batch)
+  with pytest.raises(Exception, match='[Dd]isallowed host-to-device transfer'):
+    loop.train(setup.make_run(tiny_config(**{'train.deterministic': True})), tmp_path)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from configs import shapes
+from configs import cityscapes, folder, shapes, voc
 from gta_jax.inference import finished
+from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.training import setup
 
 
@@ -116,3 +117,18 @@ def test_drawn_splits_are_numbers_of_a_sane_size():
   for split in ('²', '٣٣٣٣٣٣٣', '9' * 5000, 'x', '-1'):
     with pytest.raises(ValueError, match='is not a number below'):
       setup.make_run(shapes.get_config(split))
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('module', [shapes, folder, voc, cityscapes])
+def test_every_config_fits_its_recipes_with_its_own_batches(module, recipe):
+  """Groups that do not divide a batch are replaced by some that do, and this is said."""
+  for method in METHODS:
+    config = module.get_config(f'183,method={method},recipe={recipe}')
+    tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
+    notes = setup.make_method_of(config).check(tools)
+    odd = recipe == 'released' and module in (shapes, folder) and method in ('gta', 'cutmix')
+    if method not in ('gta', 'cutmix', 'sup_only'):
+      continue
+    assert ('method.threshold_images=3 does not divide the batch of 8; groups of 2 are used'
+            in notes) == odd, method

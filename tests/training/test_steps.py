@@ -1,15 +1,29 @@
 """What a line of the log holds of its steps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from gta_jax.ops.network import Network
+from gta_jax.training import steps
 from gta_jax.training.steps import _mean
+from tests.tiny import linear_network
 
 
 @pytest.mark.filterwarnings('error')
 def test_a_class_is_averaged_over_the_steps_in_which_it_occurs():
-  steps = [np.float32([0.5, np.nan, np.nan]), np.float32([1.0, 0.25, np.nan])]
-  np.testing.assert_array_equal(_mean('oracle_accuracy_by_class', steps), [0.75, 0.25, np.nan])
-  one = _mean('oracle_accuracy_by_class', steps[1:])
+  values = [np.float32([0.5, np.nan, np.nan]), np.float32([1.0, 0.25, np.nan])]
+  np.testing.assert_array_equal(_mean('oracle_accuracy_by_class', values), [0.75, 0.25, np.nan])
+  one = _mean('oracle_accuracy_by_class', values[1:])
   np.testing.assert_array_equal(one, [1.0, 0.25, np.nan])
-  np.testing.assert_array_equal(_mean('kept_share_by_class', steps), [0.75, np.nan, np.nan])
+  np.testing.assert_array_equal(_mean('kept_share_by_class', values), [0.75, np.nan, np.nan])
+
+
+def test_padding_is_almost_the_published_codes_zero():
+  """Of 255, 124, 116, 104 is the nearest to the mean; docs/method.md states the difference."""
+  network = linear_network()
+  network = dataclasses.replace(network, mean=Network.mean, std=Network.std)
+  fill = np.array([[[steps.fill_colour(network)]]], np.uint8)
+  assert steps.fill_colour(network) == (124, 116, 104)
+  assert 0.008 < float(abs(network.normalize(fill)).max()) < 0.009

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from gta_jax.methods.registry import METHODS, make_method
 
@@ -49,6 +50,14 @@ def base(
   c.method = ml_collections.ConfigDict(
     {'name': method, 'recipe': recipe, **dataclasses.asdict(chosen)})
 
+  _data(c, recipe)
+  _model(c)
+  _optimisation(c)
+  _training(c)
+  return c
+
+
+def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data = ml_collections.ConfigDict()
   c.data.source = ''  # folder | shapes | voc | cityscapes
   c.data.dir = ''  # the data set's folder; '' for voc, cityscapes: records, made in data.store
@@ -68,11 +77,13 @@ def base(
   c.data.label_sampling = 'once' if recipe == 'released' else 'reshuffled'
   c.data.threads = 16  # that read and decode
   c.data.workers = 0  # processes that read and decode; 0: threads of this one
-  c.data.prefetch = 2  # batches ahead
+  c.data.prefetch = 2  # batches ahead; at least one a thread: max(prefetch, threads)
   c.data.cache = 0.0  # megabytes of decoded images and masks to keep in memory
   c.data.skip_limit = 10  # files that may be unreadable in training; each is replaced by another
   c.data.oracle = False  # log the pseudo-labels' accuracy where unlabelled images have masks
 
+
+def _model(c: ml_collections.ConfigDict) -> None:
   c.model = ml_collections.ConfigDict()
   c.model.depth = 50  # 10 | 18 | 34 | 50 | 101 | 152
   c.model.stem = 'deep'  # deep | torchvision
@@ -92,8 +103,10 @@ def base(
   c.model.mean = ()  # RGB in [0,1] that the weights expect; () follows them
   c.model.std = ()
 
+
+def _optimisation(c: ml_collections.ConfigDict) -> None:
   c.loss = ml_collections.ConfigDict()
-  c.loss.ohem_threshold = ml_collections.config_dict.placeholder(float)  # None: no OHEM
+  c.loss.ohem_threshold = config_dict.placeholder(float)  # None: no OHEM
   c.loss.ohem_min_kept = 100_000  # pixels of the global batch
   c.loss.auxiliary_weight = 0.4
   c.loss.class_weights = ()
@@ -107,6 +120,8 @@ def base(
   c.optim.name = 'sgd'  # sgd | adamw; momentum is sgd's
   c.optim.decay = 'all'  # what weight_decay is for: all | kernels, neither biases nor BatchNorm
 
+
+def _training(c: ml_collections.ConfigDict) -> None:
   c.train = ml_collections.ConfigDict()
   c.train.epochs = 80  # passes over the unlabelled images, warm-up included
   c.train.labelled_batch = 8  # images of all devices together
@@ -117,13 +132,13 @@ def base(
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
   c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
+  c.train.deterministic = False  # GPU kernels that give the same bits every time; slower
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch = 8  # images
   c.evaluate.pictures = 4  # validation images in the picture
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
-  return c
 
 
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:

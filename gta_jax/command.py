@@ -1,0 +1,144 @@
+"""The command gta-jax: trains, evaluates, predicts, reports."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+
+import gta_jax
+from gta_jax import command_flags
+from gta_jax.devices import runtime
+
+Config = ml_collections.ConfigDict
+Flags = flags.FlagValues
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line.
+
+  Args:
+    argv: name of the program, and arguments; None for those of this process.
+  Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
+    process of data.workers, 75 (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same
+    command goes on.
+  """
+  # Bad flags and bad configs first: jax takes seconds to import.
+  try:
+    values = command_flags.parse(sys.argv if argv is None else argv)
+  except command_flags.UsageError as error:
+    return _refuse(error)
+  if values.help or values.version:
+    print(command_flags.help_text() if values.help else f'gta-jax {gta_jax.__version__}')
+    return 0
+  runtime.disable_faulty_cpu_fusion()
+  return _run(values)
+
+
+def _run(values: Flags) -> int:
+  """Does what the flags say. Returns: the exit status."""
+  from gta_jax.data.files import use_one_thread  # noqa: PLC0415
+  from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
+  from gta_jax.training.not_finite import NotFiniteError  # noqa: PLC0415
+  from gta_jax.training.signals import Interrupted  # noqa: PLC0415
+
+  try:
+    _join_processes(values)
+    runtime.keep_compiled_programs()
+    use_one_thread()
+    modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
+             'report': _report, 'methods': _methods}
+    modes[values.mode](values.config, values)
+  except (OSError, ValueError) as error:
+    return _refuse(error)
+  except NotFiniteError as error:
+    return _refuse(error, status=3)
+  except WorkerError as error:
+    return _refuse(error, status=4)
+  except Interrupted as error:
+    print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
+    return os.EX_TEMPFAIL
+  except Exception:
+    print('error: this should not have happened, please report it with what follows. The run goes '
+          'on from its last checkpoint when it is started again.', file=sys.stderr)
+    raise
+  return 0
+
+
+def _refuse(error: Exception, *, status: int = 2) -> int:
+  message = str(error) or type(error).__name__
+  if isinstance(error, OSError) and error.filename:
+    message = f'{error.filename} cannot be used ({error.strerror}); correct the path or its rights.'
+  print(f'error: {message}', file=sys.stderr)
+  return status
+
+
+def _join_processes(values: Flags) -> None:
+  """Connects to the other processes if there are any."""
+  given = {name: values[name].value for name in ('coordinator', 'process_count', 'process_index')}
+  missing = [f'--{name}' for name, value in given.items() if value is None]
+  if len(missing) == len(given) and values.distributed is None:
+    return
+  if values.mode not in ('train', 'evaluate'):
+    raise ValueError(
+      f'--mode {values.mode} runs in one process; start it without flags of several.')
+  if values.distributed and len(missing) < len(given):
+    raise ValueError('--distributed auto finds all by itself; give it or --coordinator, not both.')
+  if values.distributed:
+    runtime.join_detected_processes()
+    return
+  if missing:
+    raise ValueError(
+      f'--coordinator, --process_count and --process_index go together; add {", ".join(missing)}.')
+  runtime.join_processes(values.coordinator, values.process_count, values.process_index)
+
+
+def _train(config: Config, values: Flags) -> None:
+  from gta_jax.training import loop, setup  # noqa: PLC0415
+
+  workdir = Path(values.workdir)
+  made = setup.make_run(config, resumed=loop.has_checkpoint(workdir))
+  loop.train(made, workdir, allow_config_change=values.allow_config_change)
+
+
+def _prepare(config: Config, values: Flags) -> None:
+  from gta_jax.data import sources  # noqa: PLC0415
+  from gta_jax.training import config_rules, setup  # noqa: PLC0415
+
+  del values
+  config_rules.check(config)
+  dataset = setup.make_dataset(config)
+  sources.check(dataset)
+  print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
+        f'unlabelled, {len(dataset.validation)} validation images. {dataset.note}'.rstrip())
+
+
+def _evaluate(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  finished.evaluate_run(
+    Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols)
+
+
+def _predict(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  finished.predict_images(
+    Path(values.workdir), config, images=Path(values.images), out=Path(values.out),
+    which=values.checkpoint)
+
+
+def _report(config: Config | None, values: Flags) -> None:
+  from gta_jax.reporting import report  # noqa: PLC0415
+
+  del config  # Each run brings its own.
+  print(report.write_report([Path(w) for w in values.workdirs], Path(values.out)))
+
+
+def _methods(config: Config | None, values: Flags) -> None:
+  from gta_jax.methods import registry  # noqa: PLC0415
+
+  del config, values
+  print(registry.table())

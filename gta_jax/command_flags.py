@@ -1,0 +1,208 @@
+"""The flags of the command: what they are, how they are read, and configs found by name."""
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+MODES = {
+  'train': 'trains a config in a folder; the same command goes on with a run that was stopped',
+  'prepare': 'downloads and checks the data of a config, and stops',
+  'evaluate': 'scores the networks of a finished run under several protocols',
+  'predict': 'writes masks and overlays for a folder of images',
+  'report': 'writes a page that compares finished runs',
+  'methods': 'lists every method with its paper and the cost of a step',
+}
+# What a mode cannot do without.
+_NEEDED = {
+  'train': ('config', 'workdir'), 'prepare': ('config',), 'evaluate': ('workdir',),
+  'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out'), 'methods': ()}
+_GROUPS = {
+  'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
+  'train': ('allow_config_change',),
+  'evaluate, predict': ('checkpoint', 'protocols', 'images'),
+  'predict, report': ('out', 'workdirs'),
+  'train, evaluate with several processes':
+    ('coordinator', 'process_count', 'process_index', 'distributed'),
+}
+_EXAMPLES = """\
+gta-jax --config shapes:24 --workdir runs/shapes
+gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
+gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
+gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
+gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
+
+
+class UsageError(flags.Error):
+  """The command line cannot be used; a sentence that says what to write instead."""
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+  """Reads a command line.
+
+  Args:
+    argv: name of the program, and arguments.
+  Returns: values by flag as attributes; `config` is a ConfigDict with the fields set, or None.
+  Raises:
+    UsageError: an unknown or missing flag, config, choice or field, a value that cannot be read.
+  """
+  try:
+    # Here, and not only below: the fields that are set are looked up before absl reads them.
+    argv = [argv[0], *flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)]
+    values = _define(argv)
+    stray = values(argv)[1:]
+    if values.config is not None:
+      values.config.seed  # noqa: B018  A file that failed says why when a field is asked for.
+  except UsageError:
+    raise
+  except Exception as error:  # A config file is code: it may raise anything.
+    raise UsageError(
+      f'the flags or the config cannot be used: {_last_line(error)}') from error
+  if stray:
+    raise UsageError(f'unexpected {stray[0]!r}; flags start with --, see --help.')
+  if not (values.help or values.version):
+    missing = [f'--{name}' for name in _NEEDED[values.mode] if values[name].value is None]
+    if missing:
+      raise UsageError(f'--mode {values.mode} needs {" and ".join(missing)}; see --help.')
+  return values
+
+
+def help_text() -> str:
+  """What --help prints: modes, flags in groups, examples."""
+  values = _define([''])
+  lines = ['usage: gta-jax --config NAME[:CHOICE] --workdir DIR [--config.FIELD=VALUE ...]',
+           '       gta-jax --mode MODE ...', '', 'Modes']
+  lines += [_entry(name, text) for name, text in MODES.items()]
+  for title, names in _GROUPS.items():
+    lines += ['', title]
+    lines += [_entry(f'--{name}', values[name].help or '') for name in names]
+  lines += ['', f'Configs: {", ".join(_known_configs())}; every field of one can be set, as in '
+            '--config.data.crop=321.', '', 'Examples', textwrap.indent(_EXAMPLES, '  ')]
+  return '\n'.join(lines)
+
+
+def find_config(name: str) -> str:
+  """The path of a config that comes with the package, or `name` where it is a path itself.
+
+  Args:
+    name: NAME or PATH, with :CHOICE behind it or without.
+  Raises:
+    UsageError: neither a known name nor a file.
+  """
+  file, colon, choice = name.partition(':')
+  known = _known_configs()
+  if file in known:
+    return f'{known[file]}{colon}{choice}'
+  if not Path(file).is_file():
+    raise UsageError(f'--config {file!r} is neither a known config nor a file; use one of '
+                     f'{", ".join(known)}, or the path of a .py file.')
+  return name
+
+
+def _known_configs() -> Mapping[str, Path]:
+  """Path by name. An installed package holds the folder, a clone has it beside the package."""
+  here = Path(__file__).parent
+  folders = [folder for folder in (here / 'configs', here.parent / 'configs') if folder.is_dir()]
+  if not folders:
+    return {}
+  return {path.stem: path for path in sorted(folders[0].glob('[!_]*.py'))}
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Finds the file, loads it, and names a field that it does not have."""
+
+  def __init__(self, of_files: flags.ArgumentParser, argv: Sequence[str]):
+    self._of_files, self._argv = of_files, argv
+
+  def parse(self, argument: str) -> Any:
+    config = self._of_files.parse(find_config(argument))
+    if isinstance(config, ml_collections.ConfigDict):
+      for other in self._argv:
+        if field := re.match(r'--?(?:no)?config\.([^=]+)', other):
+          _check_field(config, field[1])
+    return config
+
+  def flag_type(self) -> str:
+    return self._of_files.flag_type()
+
+
+def _check_field(config: ml_collections.ConfigDict, field: str) -> None:
+  """Raises UsageError where a config has no such field: absl's own message is a bare key."""
+  node: Any = config
+  for part in field.partition('[')[0].split('.'):
+    if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+      fields = list(_fields(config))
+      close = difflib.get_close_matches(field, fields, n=1)
+      raise UsageError(f'unknown field {field}, ' + (
+        f'did you mean {close[0]}?' if close else f'the config has {", ".join(fields)}.'))
+    node = node[part]
+
+
+def _fields(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[str]:
+  for name in config:
+    value = config[name]
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}'
+
+
+def _define(argv: Sequence[str]) -> flags.FlagValues:
+  """Flags of our own, so that importing or calling the command leaves absl's global ones alone."""
+  values = flags.FlagValues()
+
+  def text(name: str, help: str) -> None:
+    flags.DEFINE_string(name, None, help, flag_values=values)
+
+  def integer(name: str, help: str) -> None:
+    flags.DEFINE_integer(name, None, help, flag_values=values)
+
+  def switch(name: str, help: str, short_name: str | None = None) -> None:
+    flags.DEFINE_bool(name, False, help, flag_values=values, short_name=short_name)
+
+  def names(name: str, help: str) -> None:
+    flags.DEFINE_list(name, None, help, flag_values=values)
+
+  def choice(name: str, default: str | None, choices: Sequence[str], help: str) -> None:
+    flags.DEFINE_enum(name, default, choices, help, flag_values=values)
+
+  config_flags.DEFINE_config_file(
+    'config', None, 'Config by name or path, with its choice after a colon: shapes, '
+    'folder:46,method=gta, configs/voc.py:183. Optional in evaluate and predict.',
+    flag_values=values, sys_argv=list(argv))
+  values['config'].parser = _ConfigParser(values['config'].parser, argv)
+  text('workdir', 'Folder of the run. A run started again in its folder goes on.')
+  choice('mode', 'train', list(MODES), 'What to do; train by default.')
+  switch('help', 'Prints this.', 'h')
+  switch('version', 'Prints the version.')
+  switch('allow_config_change', 'Go on although the config has changed.')
+  choice('checkpoint', 'last', ['last', 'best'], 'Which one; last by default.')
+  names('protocols', 'evaluate: such as whole,crop513_padding0,sliding+flip; by default the '
+        "config's evaluate.protocols.")
+  text('images', 'predict: folder of images.')
+  text('out', 'Folder for masks and overlays, or for the page.')
+  names('workdirs', 'report: folders of finished runs, A,B,...')
+  text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
+  integer('process_count', 'How many processes.')
+  integer('process_index', 'Which of them this is, from 0.')
+  choice('distributed', None, ['auto'], 'As SLURM, Open MPI or Kubernetes tells.')
+  return values
+
+
+def _entry(name: str, text: str) -> str:
+  return textwrap.fill(
+    text, 100, initial_indent=f'  {name:<24}', subsequent_indent=' ' * 26)
+
+
+def _last_line(error: Exception) -> str:
+  """An error inside a config file comes wrapped with its traceback; its last line says it all."""
+  message = str(error).strip()
+  if 'Traceback (most recent call last)' in message:
+    message = message.rsplit('\n', 1)[-1].partition(': ')[2]
+  return message or type(error).__name__
