@@ -12,10 +12,14 @@ import ml_collections
 from configs import common
 
 
+# For random weights and small crops; of these, the options that the method has.
+SCRATCH = {'warmup_epochs': 6.0, 'detector_blocks': 2}
+
+
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet on 64-pixel crops, minutes on two cores."""
   choice = common.parse(arg, split='48', method='gta', recipe='scratch')
-  c = common.base(choice['method'], choice['recipe'], scratch={'warmup_epochs': 6.0})
+  c = common.base(choice['method'], choice['recipe'], scratch=SCRATCH)
   c.data.source = 'shapes'
   c.data.split = choice['split']
   c.data.unlabelled = 512  # images

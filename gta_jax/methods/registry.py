@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gta_jax.methods.contract import Method
+from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -84,6 +85,7 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'gct': Named(Gct), 'gct_torchsemiseg': Named(GctTorchSemiSeg),
 })
 
 
