@@ -1,4 +1,4 @@
-"""GCT's flaw detector: how wrong a prediction is, pixel by pixel, from the image and the prediction.
+"""GCT's flaw detector: how wrong a prediction is, pixel by pixel, from it and the image.
 
 Not a segmentation network: it reads 3 + K channels, gives one, and lives beside the networks under
 a name of its own.
