@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
@@ -85,6 +86,7 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'cct': Named(Cct), 'cct_torchsemiseg': Named(CctTorchSemiSeg),
   'gct': Named(Gct), 'gct_torchsemiseg': Named(GctTorchSemiSeg),
 })
 
