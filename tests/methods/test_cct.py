@@ -60,21 +60,24 @@ def draws(params, unlabelled, step, feature):
     jnp.asarray(foreground), count=cct_perturbations.COMPONENTS, least=cct_perturbations.CONTOUR)
   assert boxes[:, 0, 2:].min() > 0
   key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[1]
-  uniform, found = jax.random.uniform, {}
-  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
-  for number, kind in enumerate(kinds):
-    own = jax.random.fold_in(key, number)
+  shape, uniform = (*size, width), jax.random.uniform
+
+  def value(kind, own):
     keys = jax.vmap(functools.partial(jax.random.fold_in, own))(jnp.arange(batch))
-    shape = (*size, width)
-    value = {
-      'vat': lambda: jnp.stack([uniform(k, shape, minval=-0.5, maxval=0.5) for k in keys]),
-      'dropout': lambda: perturbations.channel_dropout(keys, width),
-      'guided_cutout': lambda: perturbations.cut_out(keys, boxes, size),
-      'feature_drop': lambda: uniform(own, minval=0.7, maxval=0.9),
-      'feature_noise': lambda: uniform(own, shape, minval=-0.3, maxval=0.3),
-    }.get(kind, lambda: None)()
-    found[kind] = (kind, None if value is None else np.asarray(value))
-  return found
+    if kind == 'vat':
+      return np.stack([uniform(key, shape, minval=-0.5, maxval=0.5) for key in keys])
+    if kind == 'dropout':
+      return np.asarray(perturbations.channel_dropout(keys, width))
+    if kind == 'guided_cutout':
+      return np.asarray(perturbations.cut_out(keys, boxes, size))
+    if kind == 'feature_drop':
+      return float(uniform(own, minval=0.7, maxval=0.9))
+    noise = kind == 'feature_noise'
+    return np.asarray(uniform(own, shape, minval=-0.3, maxval=0.3)) if noise else None
+
+  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
+  return {kind: (kind, value(kind, jax.random.fold_in(key, number)))
+          for number, kind in enumerate(kinds)}
 
 
 @pytest.mark.parametrize('feature, supervised', [('encoded', 'bootstrapped'), ('fused', 'plain')])

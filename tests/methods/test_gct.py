@@ -211,6 +211,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_a_run_with_a_detector_goes_on_exactly_and_is_evaluated(tmp_path):
   config = shapes.get_config('4,method=gct')
+  assert config.method.detector_blocks == 2  # for crops of 64 pixels
   config.update_from_flattened_dict({
     'data.unlabelled': 4, 'data.validation': 2, 'data.size': 40, 'data.crop': 32,
     'model.width': 0.0625, 'train.labelled_batch': 2, 'train.unlabelled_batch': 2,
