@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from configs import shapes, voc
 from gta_jax.methods import cct, cct_perturbations
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders, pixel_shuffle
 from gta_jax.ops import feature_perturbations as perturbations
 from gta_jax.ops.losses import SupervisedLoss, bootstrapped_cross_entropy
+from gta_jax.training import config_rules, setup
 from tests import tiny
 from tests.oracles import cct as oracle
 from tests.oracles import linear_model as lm
@@ -267,6 +269,16 @@ def test_what_does_not_fit_is_refused():
     method.check(tools._replace(loss=SupervisedLoss(ohem_threshold=0.7)))
   with pytest.raises(ValueError, match='no auxiliary decoder'):
     make_method('cct', **dict.fromkeys(cct.KINDS, 0))
+
+
+def test_configs_carry_what_was_published_and_runs_their_classes():
+  run = setup.make_run(shapes.get_config('4,method=cct'))
+  assert run.tools.classes[0] == 'background' and len(run.tools.classes) == 7
+  for name, rate, decay in (('cct', 0.001, 'all'), ('cct_torchsemiseg', 0.0025, 'kernels'),
+                            ('gct', 0.001, 'all'), ('gct_torchsemiseg', 0.0025, 'kernels')):
+    config = voc.get_config(f'1464,method={name}')
+    config_rules.check(config)
+    assert (config.optim.rate, config.optim.decay) == (rate, decay)
 
 
 def test_decoders_start_as_nearest_neighbours_and_differ():
