@@ -12,7 +12,7 @@ import jax
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import gradient_step
-from gta_jax.methods.objectives import Term, passes
+from gta_jax.methods.objectives import Term, check_joint, passes
 from gta_jax.methods.pseudo_labelling import PseudoLabelling, Teaching, teach
 from gta_jax.methods.supervised import LABELLED, Supervised, group_note
 from gta_jax.ops.network import Array
@@ -48,13 +48,11 @@ class MeanTeacher(PseudoLabelling, Supervised):
     groups = {name: getattr(self, name) for name in ('threshold_images', 'mixing_images')}
     notes = [group_note(f'method.{name}', group, tools.unlabelled_batch)
              for name, group in groups.items()]
-    accumulation = tools.accumulation
-    counts = [accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
-    if self.joint and counts[0] != counts[1]:
-      raise ValueError(
-        f'train.per_device_batch={accumulation.per_device} cuts {tools.labelled_batch} labelled '
-        f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, '
-        'which method.batch_norm=joint takes together; use batches of one size.')
+    if self.hue and not self.jitter:
+      raise ValueError(f'method.hue={self.hue:g} shifts colours where they are jittered, but '
+                       'method.jitter=0 jitters none; raise method.jitter, e.g. to 0.8.')
+    if self.joint:
+      check_joint(tools)
     return super().check(tools) + tuple(filter(None, notes))
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:

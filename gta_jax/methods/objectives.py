@@ -20,13 +20,14 @@ class Term(NamedTuple):
 
   images: [B,H,W,3] normalised float.
   targets: tree of [B,...], what the logits are compared with.
-  loss: (Logits, targets) -> [] float32, of all images or of some of them: the losses of a batch's
-    parts add up to the loss of the batch, as it divides by what the whole batch holds.
+  loss: (Logits, targets) -> [] float32, or several by name, of all images or of some of them: the
+    losses of a batch's parts add up to the loss of the batch, as it divides by what the whole
+    batch holds.
   """
 
   images: Array
   targets: Tree
-  loss: Callable[[Logits, Any], Array]
+  loss: Callable[[Logits, Any], Array | Metrics]
 
 
 def labelled_term(tools: Tools, labelled: Batch, *, group: int = 0) -> Term:
@@ -51,6 +52,29 @@ def labelled_term(tools: Tools, labelled: Batch, *, group: int = 0) -> Term:
   return Term(images, (labels, group_weights(labels, group, loss.divisor)), of_groups)
 
 
+def unlabelled_images(tools: Tools, unlabelled: Batch) -> Array:
+  """Unlabelled images as networks see them, [B,H,W,3] normalised float32.
+
+  Padding is blanked, so that whatever stands there has no influence through a receptive field.
+  """
+  images = tools.network.normalize(unlabelled['image'])
+  return jnp.where(unlabelled['valid'][..., None], images, 0.0)
+
+
+def check_joint(tools: Tools) -> None:
+  """Refuses passes over labelled and unlabelled images together that are cut into unequal counts.
+
+  Raises: ValueError with the counts.
+  """
+  accumulation = tools.accumulation
+  counts = [accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
+  if counts[0] != counts[1]:
+    raise ValueError(
+      f'train.per_device_batch={accumulation.per_device} cuts {tools.labelled_batch} labelled '
+      f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, '
+      'which method.batch_norm=joint takes together; use batches of one size.')
+
+
 def passes(
   tools: Tools, terms: Mapping[str, Term], learns: Iterable[str], *, joint: bool, key: Array
 ) -> tuple[Objective, ...]:
@@ -58,7 +82,7 @@ def passes(
 
   Args:
     tools: of the method.
-    terms: by name, which is the loss's.
+    terms: by name, which is the loss's where it has none of its own.
     learns: names of the terms whose losses are added up.
     joint: all terms' images go through as one batch and share their batch statistics, also those
       that the network does not learn from. Otherwise each term is a batch of its own.
@@ -85,7 +109,8 @@ def _objective(
       start = rows.stop
       if name in learns:
         of_term = jax.tree.map(lambda x, rows=rows: x[rows], logits)
-        losses[name] = term.loss(of_term, targets)
+        found = term.loss(of_term, targets)
+        losses |= found if isinstance(found, dict) else {name: found}
     return losses, stats
 
   return Objective(loss, {name: (term.images, term.targets) for name, term in terms.items()}, key)

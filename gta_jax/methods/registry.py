@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
+from gta_jax.methods.cps import Cps, CpsCutMix
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
@@ -88,6 +89,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
   'cct': Named(Cct), 'cct_torchsemiseg': Named(CctTorchSemiSeg),
   'gct': Named(Gct), 'gct_torchsemiseg': Named(GctTorchSemiSeg),
+  'cps': Named(Cps),
+  'cps_cutmix': Named(CpsCutMix),
+  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
+                               'without the labels of labelled images, as the published code'),
 })
 
 

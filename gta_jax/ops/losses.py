@@ -77,6 +77,22 @@ def mean_divisor(labels: Array, class_weights: Array | None = None) -> Array:
   return jnp.maximum(jnp.sum(counted), jnp.finfo(jnp.float32).tiny)
 
 
+def squared_error(outputs: Array, targets: Array, counted: Array, *, divisor: Array) -> Array:
+  """The squared distance of outputs from targets, averaged over channels and counted pixels.
+
+      sum_ij counted_ij mean_k (o_ijk - t_ijk)^2 / divisor
+
+  Args:
+    outputs: [B,H,W,K] float32, such as probabilities.
+    targets: [B,H,W,K] float32; no gradient passes through them.
+    counted: [B,H,W] bool.
+    divisor: number of the counted pixels of a batch that these images are part of.
+  Returns: [] float32; zero, with zero gradient, if no pixel counts.
+  """
+  distances = jnp.mean(jnp.square(outputs - jax.lax.stop_gradient(targets)), axis=-1)
+  return jnp.sum(jnp.where(counted, distances, 0.0)) / jnp.maximum(divisor, 1)
+
+
 def _of_label(class_weights: Array, labels: Array) -> Array:
   return class_weights[jnp.where(labels == IGNORE, 0, labels)]
 
