@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from gta_jax.methods.cct_perturbations import KINDS, NEED_BACKGROUND, Seen, perturbation, see
 from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
 from gta_jax.methods.gradient_step import Objective, gradient_step
-from gta_jax.methods.objectives import Term, labelled_term, passes
+from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
 from gta_jax.methods.options import check_fields, choice, number
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders
@@ -185,8 +185,7 @@ class Cct:
   def consistency(self, tools: Tools, unlabelled: Batch, weight: Array, key: Array) -> Objective:
     """Lines 2 to 4, as a sum over images; `key` is of the perturbations."""
     network, valid = tools.network, unlabelled['valid']
-    # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-    images = jnp.where(valid[..., None], network.normalize(unlabelled['image']), 0.0)
+    images = unlabelled_images(tools, unlabelled)
     pixels = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
 
     def loss(variables: Variables, batch: tuple, _: Array) -> tuple[Metrics, Params]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
+from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.ops.network import Array, Params
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -32,12 +33,9 @@ class Images(NamedTuple):
 def read_images(tools: Tools, batches: Mapping[str, Batch]) -> Images:
   """The images of a step, normalised."""
   labelled, unlabelled = batches['labelled'], batches['unlabelled']
-  valid = unlabelled['valid']
-  # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-  blanked = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
   labels = labelled['label'].astype(jnp.int32)
-  return Images((tools.network.normalize(labelled['image']), blanked),
-                (jnp.ones(labels.shape, bool), valid), labels)
+  images = tools.network.normalize(labelled['image']), unlabelled_images(tools, unlabelled)
+  return Images(images, (jnp.ones(labels.shape, bool), unlabelled['valid']), labels)
 
 
 def probabilities(parts: Parts, size: tuple[int, int]) -> Parts:

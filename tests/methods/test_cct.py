@@ -19,6 +19,7 @@ from gta_jax.ops import feature_perturbations as perturbations
 from gta_jax.ops.losses import SupervisedLoss, bootstrapped_cross_entropy
 from gta_jax.training import config_rules, setup
 from tests import tiny
+from tests.methods import kit
 from tests.oracles import cct as oracle
 from tests.oracles import linear_model as lm
 
@@ -112,13 +113,12 @@ def test_three_steps_agree_with_the_oracle(feature, supervised, monkeypatch):
     drawn = draws(expected['networks']['student'], unlabelled[k], k, feature)
     expected, losses = oracle.step(
       expected, labelled[k], unlabelled[k], perturbations=drawn, hyper=hyper)
-    state, metrics = step(state, {'labelled': labelled[k], 'unlabelled': unlabelled[k]})
+    state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
     weight = 30 * oracle.ramp(k, 4)
     assert float(metrics['student_labelled_loss']) == pytest.approx(losses['labelled'], rel=1e-5)
     assert float(metrics['student_consistency_loss']) == pytest.approx(
       weight * losses['consistency'], rel=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
-                 state.networks['student']['params'], stacked(expected['networks']['student']))
+    kit.assert_networks(state, {'student': stacked(expected['networks']['student'])})
 
 
 def torch_bootstrapped(logits, labels, threshold, images):
@@ -150,46 +150,25 @@ def test_bootstrapped_cross_entropy_agrees_with_torch(threshold):
 
 
 @functools.cache
-def prepared(name='cct', *, convolutional=False, accumulation=None, **options):
+def prepared(*, accumulation=None, **options):
   """The compiled step with one decoder of each kind, without weight decay, and a first state."""
   options = {**ONE_EACH, 'vat': 1, 'ramp_share': 0.0, **options}
-  network = tiny.conv_network(dropout=False) if convolutional else tiny.linear_network()
-  method = make_method(name, **options)
-  tools = tiny.make_tools(with_decoders(network, method.count), weight_decay=0.0,
-                          accumulation=accumulation or Accumulation())
+  method = make_method('cct', **options)
+  network = with_decoders(tiny.linear_network(), method.count)
+  tools = tiny.make_tools(network, weight_decay=0.0, accumulation=accumulation or Accumulation())
   return types.SimpleNamespace(method=method, tools=tools, state=tiny.first_state(method, tools),
                                step=jax.jit(method.stages(tools)[0].step))
 
 
-def batches(seed=9):
-  return dict(zip(('labelled', 'unlabelled'), tiny.make_batches(seed), strict=True))
-
-
-def assert_equal(one, other):
-  jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def differs(one, other):
-  return any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), one, other)))
+def batches():
+  return kit.batches(*tiny.make_batches(9))
 
 
 @pytest.mark.parametrize('name', BOTH)
-def test_a_step_keeps_the_state_and_ignores_padding(name):
-  s, given = prepared(name, convolutional=True), batches()
-  after, metrics = s.step(s.state, given)
-  assert jax.tree.structure(after) == jax.tree.structure(s.state)
-  jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail('changed'),
-               after, s.state)
-  assert all(np.isfinite(v).all() for v in metrics.values()) and int(after.step) == 1
-  padding = ~given['unlabelled']['valid'][..., None]
-  noise = np.where(padding, 77, given['unlabelled']['image']).astype(np.uint8)
-  other, _ = s.step(s.state, {**given, 'unlabelled': {**given['unlabelled'], 'image': noise}})
-  assert_equal(after.networks, other.networks)
-  given['labelled']['label'][:] = 255
-  given['unlabelled']['valid'][:] = False
-  after, metrics = s.step(s.state, given)
-  assert float(metrics['student_labelled_loss'] + metrics['student_consistency_loss']) == 0
-  assert not differs(after.networks['student']['params'], s.state.networks['student']['params'])
+def test_a_step_keeps_the_contract(name):
+  method = make_method(name, **ONE_EACH, vat=1, ramp_share=0.0)
+  network = with_decoders(tiny.conv_network(dropout=False), method.count)
+  kit.assert_contract(method, network=network)
 
 
 @pytest.mark.parametrize('feature', ['encoded', 'fused'])
@@ -198,7 +177,7 @@ def test_the_main_decoder_learns_from_ground_truth_alone(feature):
   given['labelled']['label'][:] = 255
   before = s.state.networks['student']['params']
   after = s.step(s.state, given)[0].networks['student']['params']
-  assert {key for key in before if differs(before[key], after[key])} == (
+  assert {key for key in before if kit.differs(before[key], after[key])} == (
     {'backbone', cct.HEAD} | ({'decoder'} if feature == 'fused' else set()))
   # A decoder that sees nothing, as where all is background, still learns its bias.
   moved = after[cct.HEAD]['bias'] != before[cct.HEAD]['bias']
@@ -211,9 +190,8 @@ def test_without_consistency_the_step_is_the_supervised_one():
   state = tiny.first_state(supervised, s.tools, s.state.networks['student'])
   alone, _ = jax.jit(supervised.stages(s.tools)[0].step)(state, batches())
   after, _ = s.step(s.state, batches())
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
-               after.networks['student'], alone.networks['student'])
-  assert_equal(after.networks['student']['params'][cct.HEAD],
+  kit.assert_close(after.networks['student'], alone.networks['student'])
+  kit.assert_equal(after.networks['student']['params'][cct.HEAD],
                s.state.networks['student']['params'][cct.HEAD])
 
 
@@ -229,7 +207,7 @@ def test_decoders_equal_to_the_main_one_agree_where_nothing_is_perturbed():
   state = s.state.with_networks(student={**s.state.networks['student'], 'params': params})
   after, metrics = s.step(state, given)
   assert float(metrics['student_consistency_loss']) == 0
-  assert_equal(after.networks['student']['params'], params)
+  kit.assert_equal(after.networks['student']['params'], params)
 
 
 def test_context_and_object_masking_part_the_features():
@@ -252,8 +230,7 @@ def test_cut_batches_give_the_step_of_the_whole_batch():
     s.step(s.state, batches()) for s in (
       prepared(supervised='plain'),
       prepared(supervised='plain', accumulation=Accumulation(per_device=2))))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6),
-               one.networks, other.networks)
+  kit.assert_close(one.networks, other.networks)
 
 
 def test_what_does_not_fit_is_refused():
@@ -287,7 +264,7 @@ def test_decoders_start_as_nearest_neighbours_and_differ():
   variables = decoders.init(jax.random.key(0), (features,), train=False)
   one, two = (decoders.apply(variables, (i, features), train=True) for i in (0, 1))
   assert one.shape == (2, 24, 40, 4) and one.dtype == jnp.float32
-  assert float(one.min()) >= 0 and differs(one, two)
+  assert float(one.min()) >= 0 and kit.differs(one, two)
   np.testing.assert_array_equal(one, one[:, ::8, ::8].repeat(8, 1).repeat(8, 2))
   linear = LinearDecoders(num_classes=4, features=8, count=3)
   variables = linear.init(jax.random.key(0), features, train=False)

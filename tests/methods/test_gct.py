@@ -19,6 +19,7 @@ from gta_jax.models.flaw_detector import FlawDetector
 from gta_jax.ops import optim
 from gta_jax.training import loop, setup
 from tests import tiny
+from tests.methods import kit
 from tests.oracles import gct as oracle
 from tests.oracles import linear_model as lm
 
@@ -78,74 +79,45 @@ def test_three_steps_agree_with_the_oracle(name, with_linear_detector):
                             weight_decay=0.01, multiplier=3.0)
     first = tiny.first_state(method, tools)
     first = first.with_networks(**{
-      name: {'params': jax.tree.map(jnp.asarray, params), 'batch_stats': {}}
-      for name, params in state['networks'].items()})
+      of: {'params': jax.tree.map(jnp.asarray, params), 'batch_stats': {}}
+      for of, params in state['networks'].items()})
     first = first.replace(optimizers={
-      name: optimizer.init(first.networks[name]['params'])
-      for name, optimizer in method.optimizers(tools).items()})
+      of: optimizer.init(first.networks[of]['params'])
+      for of, optimizer in method.optimizers(tools).items()})
     step, now = jax.jit(method.stages(tools)[0].step), first
     for k, (wanted, losses) in enumerate(expected):
-      now, metrics = step(now, {'labelled': labelled[k], 'unlabelled': unlabelled[k]})
+      now, metrics = step(now, kit.batches(labelled[k], unlabelled[k]))
       for of in oracle.NAMES:
         for loss in ('labelled', 'flaw', 'consistency'):
           assert losses[of][loss] > 0
           assert float(metrics[f'{of}_{loss}_loss']) == pytest.approx(losses[of][loss], rel=1e-5)
       assert float(metrics['detector_flaw_loss']) == pytest.approx(losses['detector'], rel=1e-5)
-      for of, params in wanted['networks'].items():
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-                     now.networks[of]['params'], params)
+      kit.assert_networks(now, wanted['networks'])
 
 
 SIDE = 16
 
 
 @functools.cache
-def prepared(name, *, accumulation=None, linear=False, **options):
+def prepared(name, *, linear=False, **options):
   """The compiled step, and a state in which everything differs; linear: of single pixels."""
   network = tiny.linear_network() if linear else tiny.conv_network()
-  tools = tiny.make_tools(network, size=(SIDE, SIDE), epoch_steps=2,
-                          accumulation=accumulation or Accumulation())
+  tools = tiny.make_tools(network, size=(SIDE, SIDE), epoch_steps=2)
   method = make_method(name, detector_blocks=1, **options)
   state = tiny.first_state(method, tools).replace(step=jnp.int32(3))
   return types.SimpleNamespace(
     method=method, tools=tools, state=state, step=jax.jit(method.stages(tools)[0].step))
 
 
-def batches(seed=9):
-  return dict(zip(('labelled', 'unlabelled'), tiny.make_batches(seed, size=(SIDE, SIDE)),
-                  strict=True))
-
-
-def assert_equal(one, other):
-  jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def assert_close(one, other):
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), one, other)
+def batches():
+  return kit.batches(*tiny.make_batches(9, size=(SIDE, SIDE)))
 
 
 @pytest.mark.parametrize('name', BOTH)
-def test_a_step_keeps_the_state_and_ignores_padding(name):
-  s, given = prepared(name), batches()
-  after, metrics = s.step(s.state, given)
-  assert jax.tree.structure(after) == jax.tree.structure(s.state)
-  jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail('changed'),
-               after, s.state)
-  assert all(np.isfinite(v).all() for v in metrics.values()) and int(after.step) == 4
-  padding = ~given['unlabelled']['valid'][..., None]
-  noise = np.where(padding, 77, given['unlabelled']['image']).astype(np.uint8)
-  other, _ = s.step(s.state, {**given, 'unlabelled': {**given['unlabelled'], 'image': noise}})
-  assert_equal(after.networks, other.networks)
-
-
-@pytest.mark.parametrize('name', BOTH)
-def test_nothing_labelled_and_nothing_valid_leaves_a_finite_state(name):
-  s, given = prepared(name), batches()
-  given['labelled']['label'][:] = 255
-  given['unlabelled']['valid'][:] = False
-  after, metrics = s.step(s.state, given)
-  assert float(metrics['student_labelled_loss']) == 0
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.networks))
+def test_a_step_keeps_the_contract(name):
+  after, metrics = kit.assert_contract(make_method(name, detector_blocks=1))
+  assert set(after.networks) == {*gct.NETWORKS, 'detector'}
+  assert float(metrics['student_follows_share'] + metrics['assistant_follows_share']) > 0
 
 
 def test_without_guidance_both_networks_learn_as_supervised(with_linear_detector):
@@ -158,11 +130,11 @@ def test_without_guidance_both_networks_learn_as_supervised(with_linear_detector
     state = tiny.first_state(supervised, s.tools).replace(step=jnp.int32(3))
     state = state.with_networks(student=s.state.networks[name])
     alone, _ = learn(state, batches())
-    assert_close(after.networks[name]['params'], alone.networks['student']['params'])
+    kit.assert_close(after.networks[name]['params'], alone.networks['student']['params'])
   guided, metrics = prepared('gct', **options).step(s.state, batches())
   assert float(metrics['student_flaw_loss']) > 0 and float(metrics['student_consistency_loss']) > 0
   # The detector learns from step 0 alone.
-  assert_equal(after.networks['detector'], guided.networks['detector'])
+  kit.assert_equal(after.networks['detector'], guided.networks['detector'])
 
 
 def test_exchanged_networks_exchange_results(with_linear_detector):
@@ -170,8 +142,8 @@ def test_exchanged_networks_exchange_results(with_linear_detector):
   student, assistant = (s.state.networks[name] for name in gct.NETWORKS)
   after, metrics = s.step(s.state, batches())
   other, swapped = s.step(s.state.with_networks(student=assistant, assistant=student), batches())
-  assert_close(after.networks['student'], other.networks['assistant'])
-  assert_close(after.networks['detector'], other.networks['detector'])
+  kit.assert_close(after.networks['student'], other.networks['assistant'])
+  kit.assert_close(after.networks['detector'], other.networks['detector'])
   assert float(metrics['student_consistency_loss']) == pytest.approx(
     float(swapped['assistant_consistency_loss']), rel=1e-4)
   _, metrics = s.step(s.state.with_networks(assistant=student), batches())
@@ -181,10 +153,7 @@ def test_exchanged_networks_exchange_results(with_linear_detector):
 
 @pytest.mark.parametrize('name', BOTH)
 def test_cut_batches_give_the_step_of_the_whole_batch(name, with_linear_detector):
-  whole = prepared(name, linear=True)
-  cut = prepared(name, linear=True, accumulation=Accumulation(per_device=2))
-  (one, _), (other, _) = (s.step(s.state, batches()) for s in (whole, cut))
-  assert_close(one.networks, other.networks)
+  kit.assert_cut_batches_are_the_whole_step(make_method(name))
 
 
 def test_heads_are_drawn_separately_and_the_detector_has_its_own_adam():
@@ -230,9 +199,9 @@ def test_a_run_with_a_detector_goes_on_exactly_and_is_evaluated(tmp_path):
   for name in ('whole', 'again'):
     with loop.Checkpoints(tmp_path / name / 'checkpoints') as checkpoints:
       states.append(checkpoints.restore(4, run.abstract_state()))
-  assert_equal(*(state.replace(key=None) for state in states))
+  kit.assert_equal(*(state.replace(key=None) for state in states))
   _, networks, _ = finished.load_networks(
     tmp_path / 'whole', config, num_classes=7, names=gct.NETWORKS)
-  assert_equal(networks, {name: states[0].networks[name] for name in gct.NETWORKS})
+  kit.assert_equal(networks, {name: states[0].networks[name] for name in gct.NETWORKS})
   scores = finished.evaluate_run(tmp_path / 'whole', None)['protocols']['whole']
   assert scores['student']['miou'] == whole['last']['student']['miou']
