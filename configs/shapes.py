@@ -11,11 +11,14 @@ import ml_collections
 
 from gta_jax import config_base
 
+# For random weights and small crops; of these, the options that the method has.
+SCRATCH = {'warmup_epochs': 6.0, 'detector_blocks': 2}
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """A small ResNet on 64-pixel crops, minutes on two cores."""
   choice = config_base.parse(arg, split='48', method='gta', recipe='scratch')
-  c = config_base.base(choice['method'], choice['recipe'], scratch={'warmup_epochs': 6.0})
+  c = config_base.base(choice['method'], choice['recipe'], scratch=SCRATCH)
   c.data.source = 'shapes'
   c.data.split = choice['split']
   c.data.unlabelled = 512  # images

@@ -109,6 +109,7 @@ class Tools(NamedTuple):
   crop: side of the training images in pixels.
   labelled_batch, unlabelled_batch: images a step of all devices together.
   accumulation: how batches are cut into passes.
+  classes: K names; () as long as the data have not been read.
   """
 
   network: Network
@@ -121,6 +122,7 @@ class Tools(NamedTuple):
   labelled_batch: int
   unlabelled_batch: int
   accumulation: Accumulation = WHOLE
+  classes: tuple[str, ...] = ()
 
 
 class Method(Protocol):

@@ -8,9 +8,11 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
 from gta_jax.methods.corrmatch import CorrMatch
 from gta_jax.methods.cps import Cps, CpsCutMix
+from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -95,6 +97,8 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'fixmatch_ema': Named(
     UniMatchV2, {'views': 1, 'feature_dropout': 'none', 'batch_norm': 'joint'},
     "UniMatch V2's baseline: one strong view, no dropout"),
+  'cct': Named(Cct), 'cct_torchsemiseg': Named(CctTorchSemiSeg),
+  'gct': Named(Gct), 'gct_torchsemiseg': Named(GctTorchSemiSeg),
   'cps': Named(Cps),
   'cps_cutmix': Named(CpsCutMix),
   'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},

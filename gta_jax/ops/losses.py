@@ -124,6 +124,30 @@ def ohem_cross_entropy(
   return jnp.sum(jnp.where(hard, losses, 0.0)) / jnp.maximum(jnp.sum(hard), 1)
 
 
+def bootstrapped_cross_entropy(
+  logits: Array, labels: Array, *, threshold: Array, rank: int
+) -> Array:
+  """Mean cross-entropy over the pixels whose label is improbable (bootstrapped cross-entropy).
+
+      p_label < max(threshold, p_label of rank `rank` from below, counted from 0)
+
+  Args:
+    logits: [B,H,W,K] float32.
+    labels: [B,H,W] integer, IGNORE where there is none.
+    threshold: [] float32, in [0,1].
+    rank: so many pixels of the whole batch count at least; the images of a batch as published.
+  Returns: [] float32; zero, with zero gradient, if no pixel counts.
+  """
+  losses = pixel_cross_entropy(logits, labels)
+  labelled = labels != IGNORE
+  probability = jax.lax.stop_gradient(jnp.exp(-losses))
+  rank = jnp.minimum(rank, jnp.sum(labelled) - 1)
+  border = threshold_below_rank(probability, labelled, jnp.maximum(rank, 0))
+  border = jnp.nextafter(border, jnp.float32(jnp.inf))
+  hard = labelled & (probability < jnp.maximum(border, threshold))
+  return jnp.sum(jnp.where(hard, losses, 0.0)) / jnp.maximum(jnp.sum(hard), 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class SupervisedLoss:
   """How ground truth is turned into a loss.

@@ -33,3 +33,9 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     columns = jnp.asarray(interpolation_matrix(target_width, width), x.dtype)
     x = jnp.einsum('Ww,bhwc->bhWc', columns, x, precision=jax.lax.Precision.HIGHEST)
   return x
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Picks [B,h,w,...] from [B,H,W,...] for size (h,w): row i is row floor(i H / h), as in torch."""
+  rows, columns = (np.arange(n) * of // n for n, of in zip(size, x.shape[1:3], strict=True))
+  return x[:, rows][:, :, columns]

@@ -115,6 +115,7 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
+  tools = tools._replace(classes=tuple(dataset.classes))
   notes = tuple(filter(None, (dataset.note, *method.check(tools))))
   return Run(config, dataset, method, tools, method.stages(tools), notes)
 

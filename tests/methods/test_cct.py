@@ -1,0 +1,278 @@
+"""CCT: the step against its oracle, torch's losses, and its invariants."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from configs import shapes, voc
+from gta_jax.methods import cct, cct_perturbations
+from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.registry import make_method
+from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders, pixel_shuffle
+from gta_jax.ops import feature_perturbations as perturbations
+from gta_jax.ops.losses import SupervisedLoss, bootstrapped_cross_entropy
+from gta_jax.training import config_rules, setup
+from tests import tiny
+from tests.methods import kit
+from tests.oracles import cct as oracle
+from tests.oracles import linear_model as lm
+
+BOTH = ('cct', 'cct_torchsemiseg')
+ONE_EACH = {'dropout': 1, 'guided_cutout': 1, 'context_masking': 1, 'object_masking': 1,
+            'feature_drop': 1, 'feature_noise': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def with_decoders(network, count, *, width=4):
+  """The network with linear auxiliary decoders, stacked as those of the models."""
+  def init(key, image_size):
+    variables = network.init(key, image_size)
+    kernel = jax.random.normal(key, (count, width, tiny.CLASSES))
+    layer = {'kernel': kernel, 'bias': jnp.zeros((count, tiny.CLASSES))}
+    return {'params': {**variables['params'], cct.HEAD: layer},
+            'batch_stats': {**variables['batch_stats'], cct.HEAD: {}}}
+
+  def head(variables, name, inputs, *, train=False, dropout_key=None):
+    del train, dropout_key
+    number, features = inputs
+    layer = variables['params'][name]
+    return features @ layer['kernel'][number] + layer['bias'][number], variables['batch_stats']
+
+  return dataclasses.replace(network, init=init, head=head)
+
+
+def draws(params, unlabelled, step, feature):
+  """The oracle's constants of a step, drawn with the step's keys."""
+  size, batch = unlabelled['valid'].shape[1:], len(unlabelled['valid'])
+  width = params[oracle.LAYER_ON_FEATURE[feature]]['kernel'].shape[0]
+  logits = lm.forward(params, lm.pixels(unlabelled))['logits']
+  foreground = (logits.argmax(1) != 0).reshape(batch, *size) & unlabelled['valid']
+  boxes = perturbations.component_boxes(
+    jnp.asarray(foreground), count=cct_perturbations.COMPONENTS, least=cct_perturbations.CONTOUR)
+  assert boxes[:, 0, 2:].min() > 0
+  key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[1]
+  shape, uniform = (*size, width), jax.random.uniform
+
+  def value(kind, own):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, own))(jnp.arange(batch))
+    if kind == 'vat':
+      return np.stack([uniform(key, shape, minval=-0.5, maxval=0.5) for key in keys])
+    if kind == 'dropout':
+      return np.asarray(perturbations.channel_dropout(keys, width))
+    if kind == 'guided_cutout':
+      return np.asarray(perturbations.cut_out(keys, boxes, size))
+    if kind == 'feature_drop':
+      return float(uniform(own, minval=0.7, maxval=0.9))
+    noise = kind == 'feature_noise'
+    return np.asarray(uniform(own, shape, minval=-0.3, maxval=0.3)) if noise else None
+
+  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
+  return {kind: (kind, value(kind, jax.random.fold_in(key, number)))
+          for number, kind in enumerate(kinds)}
+
+
+@pytest.mark.parametrize('feature, supervised', [('encoded', 'bootstrapped'), ('fused', 'plain')])
+def test_three_steps_agree_with_the_oracle(feature, supervised, monkeypatch):
+  monkeypatch.setattr(cct_perturbations, 'CONTOUR', 1)
+  networks, labelled, unlabelled = lm.make_problem(0, size=(6, 6))
+  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
+  width = 4 if feature == 'encoded' else 5
+  rng = np.random.default_rng(7)
+  networks['student'][cct.HEAD] = {kind: lm.random_layer(rng, width, 3) for kind in kinds}
+  hyper = lm.tiny_hyper(consistency_weight=30.0, ramp_steps=4, bootstrap_steps=5, feature=feature,
+                        supervised=supervised)
+  expected = lm.initial_state(networks, ('student',))
+  method = make_method(
+    'cct', feature=feature, supervised=supervised, ramp_share=0.4, bootstrap_share=0.5,
+    vat=int(feature == 'encoded'), **ONE_EACH)
+  network = with_decoders(tiny.linear_network(4), len(kinds), width=width)
+  tools = tiny.make_tools(network, rate=0.05, total_steps=10, batch=2, size=(6, 6),
+                          weight_decay=0.01, multiplier=3.0)
+
+  def stacked(params):
+    heads = params[cct.HEAD]
+    return {**params, cct.HEAD: {
+      leaf: np.stack([heads[kind][leaf] for kind in kinds]) for leaf in ('kernel', 'bias')}}
+
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), stacked(networks['student']))
+  state = tiny.first_state(method, tools, {'params': params, 'batch_stats': {}})
+  step = jax.jit(method.stages(tools)[0].step)
+  for k in range(3):
+    drawn = draws(expected['networks']['student'], unlabelled[k], k, feature)
+    expected, losses = oracle.step(
+      expected, labelled[k], unlabelled[k], perturbations=drawn, hyper=hyper)
+    state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
+    weight = 30 * oracle.ramp(k, 4)
+    assert float(metrics['student_labelled_loss']) == pytest.approx(losses['labelled'], rel=1e-5)
+    assert float(metrics['student_consistency_loss']) == pytest.approx(
+      weight * losses['consistency'], rel=1e-5)
+    kit.assert_networks(state, {'student': stacked(expected['networks']['student'])})
+
+
+def torch_bootstrapped(logits, labels, threshold, images):
+  """The published loss, restated."""
+  known = labels != 255
+  losses = torch.nn.functional.cross_entropy(logits[known], labels[known].long(), reduction='none')
+  probability = logits[known].softmax(1).gather(1, labels[known].long()[:, None])[:, 0].detach()
+  border = probability.sort().values[min(images, len(probability) - 1)]
+  hard = probability < max(border.item(), threshold)
+  return losses[hard].mean() if hard.any() else losses.sum() * 0
+
+
+@pytest.mark.parametrize('threshold', [0.0, 0.4, 1.0])
+def test_bootstrapped_cross_entropy_agrees_with_torch(threshold):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
+  labels = rng.integers(0, 3, (2, 4, 5)).astype(np.int32)
+  labels[0, :2] = 255
+  given = torch.from_numpy(logits).requires_grad_()
+  expected = torch_bootstrapped(given, torch.from_numpy(labels), threshold, 2)
+  expected.backward()
+  loss, gradient = jax.value_and_grad(lambda x: bootstrapped_cross_entropy(
+    x, jnp.asarray(labels), threshold=jnp.float32(threshold), rank=2))(jnp.asarray(logits))
+  assert float(loss) == pytest.approx(expected.item(), rel=1e-5) and float(loss) > 0
+  np.testing.assert_allclose(gradient, given.grad, rtol=1e-5, atol=1e-7)
+  none = bootstrapped_cross_entropy(
+    jnp.asarray(logits), jnp.full(labels.shape, 255), threshold=jnp.float32(1), rank=2)
+  assert float(none) == 0
+
+
+@functools.cache
+def prepared(*, accumulation=None, **options):
+  """The compiled step with one decoder of each kind, without weight decay, and a first state."""
+  options = {**ONE_EACH, 'vat': 1, 'ramp_share': 0.0, **options}
+  method = make_method('cct', **options)
+  network = with_decoders(tiny.linear_network(), method.count)
+  tools = tiny.make_tools(network, weight_decay=0.0, accumulation=accumulation or Accumulation())
+  return types.SimpleNamespace(method=method, tools=tools, state=tiny.first_state(method, tools),
+                               step=jax.jit(method.stages(tools)[0].step))
+
+
+def batches():
+  return kit.batches(*tiny.make_batches(9))
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_a_step_keeps_the_contract(name):
+  method = make_method(name, **ONE_EACH, vat=1, ramp_share=0.0)
+  network = with_decoders(tiny.conv_network(dropout=False), method.count)
+  kit.assert_contract(method, network=network)
+
+
+@pytest.mark.parametrize('feature', ['encoded', 'fused'])
+def test_the_main_decoder_learns_from_ground_truth_alone(feature):
+  s, given = prepared(feature=feature, supervised='plain'), batches()
+  given['labelled']['label'][:] = 255
+  before = s.state.networks['student']['params']
+  after = s.step(s.state, given)[0].networks['student']['params']
+  assert {key for key in before if kit.differs(before[key], after[key])} == (
+    {'backbone', cct.HEAD} | ({'decoder'} if feature == 'fused' else set()))
+  # A decoder that sees nothing, as where all is background, still learns its bias.
+  moved = after[cct.HEAD]['bias'] != before[cct.HEAD]['bias']
+  assert moved.any(1).all()
+
+
+def test_without_consistency_the_step_is_the_supervised_one():
+  s = prepared(consistency_weight=0.0, supervised='plain')
+  supervised = make_method('sup_only', warmup_epochs=0.0)
+  state = tiny.first_state(supervised, s.tools, s.state.networks['student'])
+  alone, _ = jax.jit(supervised.stages(s.tools)[0].step)(state, batches())
+  after, _ = s.step(s.state, batches())
+  kit.assert_close(after.networks['student'], alone.networks['student'])
+  kit.assert_equal(after.networks['student']['params'][cct.HEAD],
+               s.state.networks['student']['params'][cct.HEAD])
+
+
+def test_decoders_equal_to_the_main_one_agree_where_nothing_is_perturbed():
+  """Context masking, where everything is foreground."""
+  off = dict.fromkeys(cct.KINDS, 0) | {'context_masking': 2}
+  s = prepared(feature='fused', supervised='plain', **off)
+  params = s.state.networks['student']['params']
+  main = {'kernel': params['classifier']['kernel'], 'bias': jnp.array([-1e3, 0.0, 0.0])}
+  params = {**params, 'classifier': main, cct.HEAD: jax.tree.map(lambda x: jnp.stack([x, x]), main)}
+  given = batches()
+  given['labelled']['label'][:] = 255
+  state = s.state.with_networks(student={**s.state.networks['student'], 'params': params})
+  after, metrics = s.step(state, given)
+  assert float(metrics['student_consistency_loss']) == 0
+  kit.assert_equal(after.networks['student']['params'], params)
+
+
+def test_context_and_object_masking_part_the_features():
+  rng = np.random.default_rng(0)
+  features, logits = (rng.normal(size=(2, 4, 4, n)).astype(np.float32) for n in (5, 3))
+  valid = np.ones((2, 4, 4), bool)
+  seen = cct_perturbations.see(
+    jnp.asarray(features), jnp.asarray(logits), jnp.asarray(valid), jnp.arange(2))
+  apply = functools.partial(
+    cct_perturbations.perturbation, key=jax.random.key(0), seen=seen, decode=None, radius=2.0)
+  (context, _), (objects, _) = (apply(kind) for kind in ('context_masking', 'object_masking'))
+  np.testing.assert_array_equal(features * context + features * objects, features)
+  np.testing.assert_array_equal(context[..., 0] > 0, logits.argmax(-1) != 0)
+  noise, _ = apply('feature_noise')
+  assert (np.abs(features * noise - features) <= 0.3001 * np.abs(features)).all()
+
+
+def test_cut_batches_give_the_step_of_the_whole_batch():
+  (one, _), (other, _) = (
+    s.step(s.state, batches()) for s in (
+      prepared(supervised='plain'),
+      prepared(supervised='plain', accumulation=Accumulation(per_device=2))))
+  kit.assert_close(one.networks, other.networks)
+
+
+def test_what_does_not_fit_is_refused():
+  method, tools = prepared().method, prepared().tools
+  assert method.check(tools._replace(classes=('Background', 'a', 'b'))) == ()
+  with pytest.raises(ValueError, match="first class is 'road', but method.guided_cutout, .* to 0"):
+    method.check(tools._replace(classes=('road', 'a', 'b')))
+  without = make_method('cct', guided_cutout=0, context_masking=0, object_masking=0)
+  assert without.check(tools._replace(classes=('road', 'a', 'b'))) == ()
+  with pytest.raises(ValueError, match='per_device_batch=2 .*supervised=plain'):
+    method.check(tools._replace(accumulation=Accumulation(2)))
+  with pytest.raises(ValueError, match='loss.ohem_threshold=0.7 .*supervised=plain'):
+    method.check(tools._replace(loss=SupervisedLoss(ohem_threshold=0.7)))
+  with pytest.raises(ValueError, match='no auxiliary decoder'):
+    make_method('cct', **dict.fromkeys(cct.KINDS, 0))
+
+
+def test_configs_carry_what_was_published_and_runs_their_classes():
+  run = setup.make_run(shapes.get_config('4,method=cct'))
+  assert run.tools.classes[0] == 'background' and len(run.tools.classes) == 7
+  for name, rate, decay in (('cct', 0.001, 'all'), ('cct_torchsemiseg', 0.0025, 'kernels'),
+                            ('gct', 0.001, 'all'), ('gct_torchsemiseg', 0.0025, 'kernels')):
+    config = voc.get_config(f'1464,method={name}')
+    config_rules.check(config)
+    assert (config.optim.rate, config.optim.decay) == (rate, decay)
+
+
+def test_decoders_start_as_nearest_neighbours_and_differ():
+  features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 6)), jnp.bfloat16)
+  decoders = ShufflingDecoders(num_classes=4, features=8, count=3)
+  variables = decoders.init(jax.random.key(0), (features,), train=False)
+  one, two = (decoders.apply(variables, (i, features), train=True) for i in (0, 1))
+  assert one.shape == (2, 24, 40, 4) and one.dtype == jnp.float32
+  assert float(one.min()) >= 0 and kit.differs(one, two)
+  np.testing.assert_array_equal(one, one[:, ::8, ::8].repeat(8, 1).repeat(8, 2))
+  linear = LinearDecoders(num_classes=4, features=8, count=3)
+  variables = linear.init(jax.random.key(0), features, train=False)
+  assert variables['params']['bias'].shape == (12,)  # one axis: no weight decay as a kernel
+  assert linear.apply(variables, (jnp.int32(2), features), train=True).shape == (2, 3, 5, 4)
+
+
+def test_shuffled_pixels_lie_as_torch_lays_them():
+  x = np.arange(2 * 3 * 2 * 8, dtype=np.float32).reshape(2, 3, 2, 8)
+  expected = torch.nn.functional.pixel_shuffle(torch.from_numpy(x.transpose(0, 3, 1, 2)), 2)
+  np.testing.assert_array_equal(pixel_shuffle(x), expected.numpy().transpose(0, 2, 3, 1))
