@@ -25,15 +25,33 @@ Tree = Any
 class Objective(NamedTuple):
   """What one or several passes of a network over a batch cost.
 
-  loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
-    The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
+  loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes),
+    and a third, what was measured, where `measures` says so. The losses are added up. The losses of
+    a batch's parts must add up to the loss of the batch, and so must what is measured.
   batch: tree of [B,...].
   key: PRNG key of the dropout.
+  measures: whether the loss returns a third: a tree of sums over images, such as counts.
   """
 
-  loss: Callable[[Variables, Tree, Array], tuple[Metrics, Params]]
+  loss: Callable[[Variables, Tree, Array], tuple]
   batch: Tree
   key: Array
+  measures: bool = False
+
+
+class Slope(NamedTuple):
+  """What an objective says at a network's parameters.
+
+  gradient: of the sum of the losses.
+  losses: by name.
+  batch_stats: after the objective's passes.
+  measured: without a gradient; () where the objective measures nothing.
+  """
+
+  gradient: Params
+  losses: Metrics
+  batch_stats: Params
+  measured: Tree
 
 
 def gradient_step(
@@ -50,16 +68,29 @@ def gradient_step(
     name: of the network.
     optimizer: of it.
     *objectives: at least one.
-  Returns: the state with the network and its optimiser moved; NAME_LOSS_loss of each loss, before
-    the update, NAME_rate, and the global norms NAME_gradient_norm, NAME_update_norm and
-    NAME_parameter_norm (after the update).
+  Returns: the state and the metrics of `descend`.
   """
-  variables, gradient, metrics = state.networks[name], None, {}
+  slopes, variables = [], state.networks[name]
   for objective in objectives:
-    of_objective, losses, stats = _gradient(tools, variables, objective)
-    gradient = of_objective if gradient is None else trees.add(gradient, of_objective)
-    variables = with_statistics(variables, stats)
-    metrics |= {f'{name}_{loss}_loss': value for loss, value in losses.items()}
+    slopes.append(slope(tools, variables, objective))
+    variables = with_statistics(variables, slopes[-1].batch_stats)
+  return descend(state, name, optimizer, *slopes)
+
+
+def descend(
+  state: TrainState, name: str, optimizer: Optimizer, *slopes: Slope
+) -> tuple[TrainState, Metrics]:
+  """The step of gradient_step, for slopes that have been found one by one.
+
+  Returns: the state with the network and its optimiser moved, and the last slope's statistics;
+    NAME_LOSS_loss of each loss, before the update, and NAME_rate.
+  """
+  gradient, metrics = slopes[0].gradient, {}
+  for other in slopes[1:]:
+    gradient = trees.add(gradient, other.gradient)
+  for each in slopes:
+    metrics |= {f'{name}_{loss}_loss': value for loss, value in each.losses.items()}
+  variables = with_statistics(state.networks[name], slopes[-1].batch_stats)
   updates, optimizer_state = optimizer.update(
     gradient, state.optimizers[name], variables['params'], step=state.step)
   params = optax.apply_updates(variables['params'], updates)
@@ -68,21 +99,20 @@ def gradient_step(
   return state.replace(optimizers=state.optimizers | {name: optimizer_state}), metrics
 
 
-def _gradient(
-  tools: Tools, variables: Variables, objective: Objective
-) -> tuple[Params, Metrics, Params]:
-  """Gradient and losses of an objective, and the statistics that its passes leave."""
-  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params]]:
-    def total(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
-      losses, stats = objective.loss({**variables, 'params': params}, part, key)
-      return sum(losses.values()), (losses, stats)
+def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
+  """Gradient and losses of an objective at these variables."""
+  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple]:
+    def total(params: Params) -> tuple[Array, tuple]:
+      losses, stats, *measured = objective.loss({**variables, 'params': params}, part, key)
+      measured = jax.lax.stop_gradient(measured[0]) if objective.measures else ()
+      return sum(losses.values()), (losses, stats, measured)
 
-    gradient, (losses, stats) = jax.grad(total, has_aux=True)(variables['params'])
-    return (), (gradient, losses, stats)
+    gradient, found = jax.grad(total, has_aux=True)(variables['params'])
+    return (), (gradient, *found)
 
-  _, (gradient, losses, stats), count = over_micro_batches(
+  _, (gradient, losses, stats, measured), count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)
-  return gradient, losses, mean(stats, count)
+  return Slope(gradient, losses, mean(stats, count), measured)
 
 
 def forward(
