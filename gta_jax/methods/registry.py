@@ -8,6 +8,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gta_jax.methods.ael import RELEASED as AEL_RELEASED
+from gta_jax.methods.ael import Ael
 from gta_jax.methods.contract import Method
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
@@ -84,6 +86,9 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  # Other systems
+  'ael': Named(Ael),
+  'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
 })
 
 
