@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, descend, forward, slope
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts
+from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops import class_pasting, equalisation
 from gta_jax.ops.losses import IGNORE
@@ -162,6 +162,8 @@ class Ael(Supervised):
       images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
       state, labels, kappa = self.teach(tools, state, images, valid, keys[1])
       metrics = {'confidence': jnp.mean(kappa, where=valid)}
+      if 'label' in unlabelled:
+        metrics |= oracle_metrics(labels, unlabelled, tools.num_classes)
       donor, box = self.cut(keys[2], labels, confidence)
       images, labels, kappa = class_pasting.paste_boxes(donor, box, images, labels, kappa)
 

@@ -13,6 +13,7 @@ from gta_jax.methods.ael import Ael
 from gta_jax.methods.contract import Method
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.pseudo_seg import PseudoSeg
 from gta_jax.methods.supervised import LABELLED, Supervised
 
 
@@ -89,6 +90,7 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   # Other systems
   'ael': Named(Ael),
   'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
+  'pseudo_seg': Named(PseudoSeg),
 })
 
 
