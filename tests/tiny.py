@@ -147,11 +147,12 @@ def make_batches(seed: int = 0, batch: int = 4, size=SIZE, classes: int = CLASSE
 def make_tools(network: Network, *, rate=0.05, total_steps=20, epoch_steps=1, batch=4, size=SIZE,
                loss=None, accumulation=WHOLE, weight_decay=1e-4, **optim) -> Tools:
   """What a method is given, for a tiny network; the decoder's rate is ten times the backbone's."""
-  def make_optimizer(*, schedule='poly', first_step=0, steps=None):
+  def make_optimizer(*, schedule='poly', first_step=0, steps=None, undecayed=()):
     constant, poly = optax.constant_schedule(rate), poly_schedule(
       rate, total_steps=steps or total_steps, first_step=first_step)
     return make_sgd(constant if schedule == 'constant' else poly,
-                    **{'multiplier': 10.0, 'weight_decay': weight_decay, **optim})
+                    **{'multiplier': 10.0, 'weight_decay': weight_decay, 'undecayed': undecayed,
+                       **optim})
 
   return Tools(network, loss or SupervisedLoss(), make_optimizer, total_steps, epoch_steps, CLASSES,
                size[0], batch, batch, accumulation)

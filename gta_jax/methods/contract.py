@@ -101,8 +101,9 @@ class Tools(NamedTuple):
 
   network: of all of the method's networks.
   loss: of ground truth.
-  make_optimizer: (*, schedule='poly' | 'constant', first_step=0, steps=None) -> an optimiser with
-    the config's rates; by default its schedule lasts for the whole run.
+  make_optimizer: (*, schedule='poly' | 'constant', first_step=0, steps=None, undecayed=()) -> an
+    optimiser with the config's rates; by default its schedule lasts for the whole run. undecayed
+    are keys of the parameters that weight decay spares.
   total_steps: of the whole run.
   epoch_steps: of a pass over the unlabelled images.
   num_classes: K.

@@ -28,8 +28,8 @@ class Objective(NamedTuple):
 
   loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
     The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
-    It may return a third element: what else the passes say, by name, with no gradient; parts' are
-    added up, and the metrics hold the sums under these names.
+    It may return a third element: what else the passes say, by name, without a gradient; the
+    parts' are added up.
   batch: tree of [B,...].
   key: PRNG key of the dropout.
   """
@@ -38,6 +38,21 @@ class Objective(NamedTuple):
     [Variables, Tree, Array], tuple[Metrics, Params] | tuple[Metrics, Params, Metrics]]
   batch: Tree
   key: Array
+
+
+class Slope(NamedTuple):
+  """What an objective says at a network's parameters.
+
+  gradient: of the sum of the losses.
+  losses: by name.
+  batch_stats: after the objective's passes.
+  sums: what else the passes say; {} where they say nothing.
+  """
+
+  gradient: Params
+  losses: Metrics
+  batch_stats: Params
+  sums: Metrics
 
 
 def gradient_step(
@@ -54,16 +69,33 @@ def gradient_step(
     name: of the network.
     optimizer: of it.
     *objectives: at least one.
-  Returns: the state with the network and its optimiser moved; NAME_LOSS_loss of each loss, before
-    the update, what else the objectives say, NAME_rate, and the global norms NAME_gradient_norm,
-    NAME_update_norm and NAME_parameter_norm (after the update).
+  Returns: the state, and the metrics of `descend` with what else the objectives say.
   """
-  variables, metrics, gradient = state.networks[name], {}, None
+  slopes, variables = [], state.networks[name]
   for objective in objectives:
-    of_objective, losses, stats, sums = _gradient(tools, variables, objective)
-    gradient = of_objective if gradient is None else trees.add(gradient, of_objective)
-    variables = with_statistics(variables, stats)
-    metrics |= {f'{name}_{loss}_loss': value for loss, value in losses.items()} | sums
+    slopes.append(slope(tools, variables, objective))
+    variables = with_statistics(variables, slopes[-1].batch_stats)
+  state, metrics = descend(state, name, optimizer, *slopes)
+  for each in slopes:
+    metrics |= each.sums
+  return state, metrics
+
+
+def descend(
+  state: TrainState, name: str, optimizer: Optimizer, *slopes: Slope
+) -> tuple[TrainState, Metrics]:
+  """The step of gradient_step, for slopes that have been found one by one.
+
+  Returns: the state with the network and its optimiser moved, and the last slope's statistics;
+    NAME_LOSS_loss of each loss, before the update, NAME_rate, and the global norms
+    NAME_gradient_norm, NAME_update_norm and NAME_parameter_norm (after the update).
+  """
+  gradient, metrics = slopes[0].gradient, {}
+  for other in slopes[1:]:
+    gradient = trees.add(gradient, other.gradient)
+  for each in slopes:
+    metrics |= {f'{name}_{loss}_loss': value for loss, value in each.losses.items()}
+  variables = with_statistics(state.networks[name], slopes[-1].batch_stats)
   updates, optimizer_state = optimizer.update(
     gradient, state.optimizers[name], variables['params'], step=state.step)
   params = optax.apply_updates(variables['params'], updates)
@@ -74,21 +106,20 @@ def gradient_step(
   return state.replace(optimizers=state.optimizers | {name: optimizer_state}), metrics
 
 
-def _gradient(
-  tools: Tools, variables: Variables, objective: Objective
-) -> tuple[Params, Metrics, Params, Metrics]:
-  """Gradient and losses of an objective, the statistics that its passes leave, and its sums."""
-  def of_part(part: Tree, key: Array) -> tuple[tuple, tuple[Params, Metrics, Params, Metrics]]:
+def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
+  """Gradient and losses of an objective at these variables."""
+  def of_part(part: Tree, key: Array) -> tuple[tuple, Slope]:
     def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics]]:
-      losses, stats, *sums = objective.loss({**variables, 'params': params}, part, key)
-      return jnp.asarray(sum(losses.values())), (losses, stats, sums[0] if sums else {})
+      losses, stats, *more = objective.loss({**variables, 'params': params}, part, key)
+      sums = jax.lax.stop_gradient(more[0]) if more else {}
+      return jnp.asarray(sum(losses.values())), (losses, stats, sums)
 
-    gradient, (losses, stats, sums) = jax.grad(total, has_aux=True)(variables['params'])
-    return (), (gradient, losses, stats, sums)
+    gradient, found = jax.grad(total, has_aux=True)(variables['params'])
+    return (), Slope(gradient, *found)
 
-  _, (gradient, losses, stats, sums), count = over_micro_batches(
+  _, found, count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)
-  return gradient, losses, mean(stats, count), sums
+  return found._replace(batch_stats=mean(found.batch_stats, count))
 
 
 def forward(

@@ -8,6 +8,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gta_jax.methods.ael import RELEASED as AEL_RELEASED
+from gta_jax.methods.ael import Ael
 from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
 from gta_jax.methods.corrmatch import CorrMatch
@@ -15,6 +17,7 @@ from gta_jax.methods.cps import Cps, CpsCutMix
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.pseudo_seg import PseudoSeg
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.methods.unimatch_v2 import UniMatchV2
 
@@ -103,6 +106,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'cps_cutmix': Named(CpsCutMix),
   'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
                                'without the labels of labelled images, as the published code'),
+  # Other systems
+  'ael': Named(Ael),
+  'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
+  'pseudo_seg': Named(PseudoSeg),
 })
 
 

@@ -95,6 +95,22 @@ def unimatch_boxes(
   return there & _inside(top, left, high, wide, size)
 
 
+def squares(key: Array, batch: int, size: tuple[int, int], *, side: int) -> Array:
+  """A square around a random pixel of every image, cut at the border; [B,H,W] bool, true inside.
+
+  Args:
+    key: PRNG key.
+    batch: B.
+    size: (H, W).
+    side: pixels.
+  """
+  top, left = (
+    jnp.floor(jax.random.uniform(k, (batch,)) * length) - side // 2
+    for k, length in zip(jax.random.split(key), size, strict=True))
+  sides = jnp.full((batch,), side)
+  return _inside(top, left, sides, sides, size)
+
+
 def xor_boxes(
   key: Array, batch: int, size: tuple[int, int], *, boxes: int = 3,
   area: tuple[float, float] = (0.25, 0.5),

@@ -56,6 +56,7 @@ def make_sgd(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   decay: str = 'all',
+  undecayed: tuple[str, ...] = (),
 ) -> Optimizer:
   """torch.optim.SGD with one parameter group for each top-level key.
 
@@ -70,10 +71,11 @@ def make_sgd(
     weight_decay: >= 0.
     decay: 'all', or 'kernels' for parameters of two and more axes alone: neither biases nor
       BatchNorm's.
+    undecayed: top-level keys that weight decay spares altogether.
   Returns: an optimiser for parameters whose top level is a dict of keys.
   """
   return _make(
-    schedule, multiplier, optax.add_decayed_weights(weight_decay, _DECAYED[decay]),
+    schedule, multiplier, optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)),
     optax.trace(momentum))
 
 
@@ -85,6 +87,7 @@ def make_adam(
   b2: float = 0.999,
   weight_decay: float = 0.0,
   decay: str = 'all',
+  undecayed: tuple[str, ...] = (),
 ) -> Optimizer:
   """torch.optim.AdamW with one parameter group for each top-level key; Adam without weight decay.
 
@@ -95,14 +98,17 @@ def make_adam(
   """
   return _make(
     schedule, multiplier, optax.scale_by_adam(b1, b2),
-    optax.add_decayed_weights(weight_decay, _DECAYED[decay]))
+    optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)))
 
 
-def _kernels(params: optax.Params) -> Any:
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-_DECAYED = {'all': None, 'kernels': _kernels}
+def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[optax.Params], Any] | None:
+  """Which leaves decay, as optax's mask; None for all."""
+  if decay == 'all' and not undecayed:
+    return None
+  least = {'all': 0, 'kernels': 2}[decay]
+  return lambda params: {
+    key: jax.tree.map(lambda leaf, key=key: key not in undecayed and leaf.ndim >= least, part)
+    for key, part in params.items()}
 
 
 def _make(

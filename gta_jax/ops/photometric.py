@@ -27,7 +27,7 @@ def strong_view(
 
 def augment(
   key: Array, images: Array, network: Network, *, jitter: float, greyscale: float, blur: float,
-  hue: float = 0.0,
+  hue: float = 0.0, brightness: str = 'factor',
 ) -> Array:
   """Applies each augmentation to each image with the given probability; 0 leaves it out.
 
@@ -42,13 +42,15 @@ def augment(
     hue: largest shift of the jitter's hue, up to 0.5, in turns of the colour circle. Above 0 each
       image has its four changes in a random order of its own, as in torchvision; at 0 there are
       three, in the order above.
+    brightness: with a hue, 'factor' from 0.5 to 1.5, or 'offset' from -0.5 to 0.5 of the range.
   Returns: [B,H,W,3] float32.
   """
   if not (jitter or greyscale or blur):
     return images
   mean, std = jnp.array(network.mean), jnp.array(network.std)
   rgb = images * std + mean
-  of_colour = functools.partial(_jitter_with_hue, largest=hue) if hue else _jitter
+  of_colour = functools.partial(
+    _jitter_with_hue, largest=hue, brightness=brightness) if hue else _jitter
   operations = ((jitter, of_colour), (greyscale, _greyscale), (blur, _blur))
   for i, (probability, operation) in enumerate(operations):
     if probability:
@@ -70,6 +72,10 @@ def _jitter(key: Array, rgb: Array) -> Array:
 
 def _brighten(rgb: Array, factor: Array) -> Array:
   return jnp.clip(rgb * factor, 0, 1)
+
+
+def _shift_brightness(rgb: Array, factor: Array) -> Array:
+  return jnp.clip(rgb + factor - 1, 0, 1)
 
 
 def _contrast(rgb: Array, factor: Array) -> Array:
@@ -97,14 +103,15 @@ def _shift_hue(rgb: Array, turns: Array) -> Array:
   return value[..., None] - chroma[..., None] * below
 
 
-def _jitter_with_hue(key: Array, rgb: Array, *, largest: float) -> Array:
+def _jitter_with_hue(key: Array, rgb: Array, *, largest: float, brightness: str) -> Array:
   """Brightness, contrast, saturation and hue, in an order of its own for each image."""
   batch = rgb.shape[0]
   key_factors, key_hue, key_order = jax.random.split(key, 3)
   factors = jax.random.uniform(key_factors, (3, batch, 1, 1, 1), minval=0.5, maxval=1.5)
   turns = jax.random.uniform(key_hue, (batch, 1, 1, 1), minval=-largest, maxval=largest)
   order = jnp.argsort(jax.random.uniform(key_order, (batch, 4)), axis=1)
-  changes = ((_brighten, factors[0]), (_contrast, factors[1]), (_saturate, factors[2]),
+  brighten = _shift_brightness if brightness == 'offset' else _brighten
+  changes = ((brighten, factors[0]), (_contrast, factors[1]), (_saturate, factors[2]),
              (_shift_hue, turns))
   for turn in range(4):
     # All four are computed and one of them is taken: a batch has images at each of them.

@@ -143,13 +143,13 @@ def make_tools(
 
 def _make_optimizer(
   optim: ml_collections.ConfigDict, total_steps: int, *, schedule: str = 'poly',
-  first_step: int = 0, steps: int | None = None,
+  first_step: int = 0, steps: int | None = None, undecayed: tuple[str, ...] = (),
 ) -> Optimizer:
   """See Tools."""
   rate = optax.constant_schedule(optim.rate) if schedule == 'constant' else poly_schedule(
     optim.rate, total_steps=steps or total_steps, power=optim.power, first_step=first_step)
   options = {'multiplier': optim.decoder_multiplier, 'weight_decay': optim.weight_decay,
-             'decay': optim.decay}
+             'decay': optim.decay, 'undecayed': undecayed}
   if optim.name == 'adamw':
     return make_adam(rate, **options)
   return make_sgd(rate, momentum=optim.momentum, **options)

@@ -101,3 +101,13 @@ def test_without_hue_the_jitter_is_the_fixed_order_of_three():
   x = jnp.clip(grey(x) + (x - grey(x)) * factors[2], 0, 1)
   np.testing.assert_array_equal(
     augment(KEY, images, NETWORK, jitter=1.0, greyscale=0.0, blur=0.0), x)
+
+
+def test_an_offset_of_brightness_is_added():
+  """Greys stay grey under hue and saturation, and one grey has no contrast: the offset is left."""
+  options = {'jitter': 1.0, 'greyscale': 0.0, 'blur': 0.0, 'hue': 0.25}
+  offset, factor = (
+    augment(KEY, jnp.full((400, 2, 2, 3), 0.5), NETWORK, **options, brightness=kind)[:, 0, 0, 0]
+    for kind in ('offset', 'factor'))
+  np.testing.assert_allclose(offset - 0.5, 2 * (factor - 0.5), atol=1e-5)
+  assert offset.min() < 0.02 and offset.max() > 0.98

@@ -1,0 +1,270 @@
+"""PseudoSeg: its step against the oracle in NumPy, its labels, its invariants."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.gradient_step import slope
+from gta_jax.methods.pseudo_seg import image_dropout
+from gta_jax.methods.registry import make_method
+from gta_jax.models.cam_attention import AttentionInputs, CamAttention
+from gta_jax.models.deeplab import make_deeplab
+from gta_jax.ops.grad_cam import calibrated_fusion, grad_cam, nearest
+from gta_jax.ops.mixing import squares
+from gta_jax.ops.network import Decoded, Logits, Network
+from tests import tiny
+from tests.oracles import pseudo_seg as oracle
+
+K, F, D, WIDTH = tiny.CLASSES, 4, 5, 4
+HYPER = {'rate': 0.05, 'total_steps': 10}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def linear_network(method):
+  """The oracle's: backbone, decoder and classifier of single pixels, and the method's own heads."""
+  modules = {name: make(num_classes=K, features=D) for name, make in method.heads.items()}
+  modules['attention'] = modules['attention'].clone(width=WIDTH)
+
+  def linear(variables, name, x):
+    return x @ variables['params'][name]['kernel'] + variables['params'][name]['bias']
+
+  def encode(variables, images, *, train=False, dropout_key=None):
+    del train, dropout_key
+    last = linear(variables, 'backbone', images)
+    return (linear(variables, 'decoder', last), last), variables['batch_stats']
+
+  def decode(variables, stages, *, train=False, dropout_key=None):
+    del train, dropout_key
+    fused = linear(variables, 'decoder', stages[-1])
+    return Decoded(Logits(linear(variables, 'classifier', fused)), fused), variables['batch_stats']
+
+  def head(variables, name, inputs, *, train=False, dropout_key=None):
+    del dropout_key
+    found = modules[name].apply({'params': variables['params'][name]}, inputs, train=train)
+    return found, variables['batch_stats']
+
+  def init(key, image_size):
+    del key, image_size
+    return variables_of(oracle.make_problem(0)[0]['networks']['model'])
+
+  return Network(init, encode, decode, head, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def variables_of(params):
+  """The oracle's parameters; its columns have the backbone's output first, here it is last."""
+  params = {key: dict(layer) for key, layer in params.items()}
+  query, key = (np.roll(params.pop(f'attention_{name}')['kernel'], -F, axis=0)
+                for name in ('query', 'key'))
+  params['attention'] = {'query': query, 'key': key, **params.pop('attention_output')}
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  return {'params': params, 'batch_stats': {key: {} for key in params}}
+
+
+@functools.cache
+def compiled(*, deeplab='', batch=2, accumulation=0, **options):
+  """A method, its tools, its jitted step and its first state."""
+  method = make_method('pseudo_seg', **options)
+  network = linear_network(method) if not deeplab else make_deeplab(
+    num_classes=K, depth=10, output_stride=16, width=0.125, aspp_rates=(1, 2, 3), dtype=deeplab,
+    heads=method.heads)
+  tools = tiny.make_tools(
+    network, rate=0.05, total_steps=10, batch=batch, size=(32, 32) if deeplab else tiny.SIZE,
+    accumulation=Accumulation(accumulation), multiplier=1.0, decay='kernels')
+  assert method.check(tools)
+  stage, = method.stages(tools)
+  return method, tools, jax.jit(stage.step), tiny.first_state(method, tools)
+
+
+def step_on(setup, batches, state=None):
+  state = setup[3] if state is None else state
+  return setup[2](state, dict(zip(('labelled', 'unlabelled'), batches, strict=True)))
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def plain(state):
+  return state.replace(key=jax.random.key_data(state.key))
+
+
+def corners(mask):
+  rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+  return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+
+
+@pytest.mark.parametrize('options, hyper', [
+  ({}, {}), ({'calibration': 'sum', 'version': 'v1', 'temperature': 0.8},
+             {'calibration': 'sum', 'residual': False, 'norm': False, 'temperature': 0.8})])
+def test_three_steps_agree_with_the_oracle(options, hyper):
+  expected, labelled, unlabelled, _ = oracle.make_problem(1, features=F, hidden=D, width=WIDTH)
+  setup = compiled(cutout=0.5, **options)
+  method, tools, _, _ = setup
+  state = tiny.first_state(method, tools, variables_of(expected['networks']['model']))
+  for step in range(3):
+    keys = jax.random.split(jax.random.fold_in(state.key, step), 4)
+    valid = unlabelled[step]['valid']
+    batch, *size = valid.shape
+    images = jnp.where(valid[..., None], tools.network.normalize(unlabelled[step]['image']), 0)
+    strong, _ = method.strong_view(tools, images, jnp.ones_like(valid), keys[1])
+    box = np.array(
+      squares(jax.random.split(keys[1])[1], batch, size, side=round(0.5 * size[0])))
+    draws = {'strong': np.float64(strong), 'cutout': np.array([corners(b) for b in box]),
+             'dropout': np.float64(image_dropout(keys[3], (batch, F), 0.5))}
+    assert (np.asarray(strong)[box] == 0).all()
+    state, metrics = step_on(setup, (labelled[step], unlabelled[step]), state)
+    expected, losses = oracle.step(
+      expected, labelled[step], unlabelled[step], **draws, hyper={**HYPER, **hyper})
+    assert_close(state.networks['model']['params'],
+                 variables_of(expected['networks']['model'])['params'])
+    names = {'unlabelled': 'pseudo'}
+    for loss in losses.keys() - {'total'}:
+      np.testing.assert_allclose(
+        metrics[f'model_{names.get(loss, loss)}_loss'], losses[loss], rtol=1e-5)
+
+
+def test_sharpening_keeps_the_class_and_one_factor_on_both_logits_changes_nothing():
+  """Invariants (a) and (b)."""
+  z = jax.random.normal(jax.random.key(0), (2, 1, 3, 4, K)) * 3
+  counted = jnp.ones((1, 3, 4), bool)
+  soft, sharp = (calibrated_fusion(*z, counted, temperature=t) for t in (1.0, 0.5))
+  np.testing.assert_allclose(jnp.sum(sharp, -1), 1, rtol=1e-6)
+  np.testing.assert_array_equal(jnp.argmax(sharp, -1), jnp.argmax(soft, -1))
+  assert (jnp.max(sharp, -1) > jnp.max(soft, -1)).all()
+  np.testing.assert_allclose(
+    calibrated_fusion(*(7 * z), counted, temperature=0.5), sharp, atol=1e-6)
+  assert abs(calibrated_fusion(7 * z[0], z[1], counted, temperature=0.5) - sharp).max() > 0.01
+  assert np.isfinite(calibrated_fusion(*(0 * z), ~counted, temperature=0.01)).all()
+
+
+def attend(cam, valid, **options):
+  module = CamAttention(K, D, width=2, **options)
+  columns = jax.random.normal(jax.random.key(1), (*cam.shape[:3], 3))
+  inputs = AttentionInputs(columns, cam, valid)
+  variables = module.init(jax.random.key(0), inputs, train=False)
+  assert variables.keys() == {'params'}
+  return module.apply(variables, inputs, train=True)
+
+
+def test_padding_is_not_attended_to():
+  """Invariant (c): neither through attention nor through the norm."""
+  cam = jax.random.uniform(jax.random.key(2), (1, 2, 3, K - 1))
+  valid = jnp.ones((1, 2, 3), bool).at[:, :, 2].set(False)
+  other = jnp.where(valid[..., None], cam, 1 - cam)
+  np.testing.assert_array_equal(attend(cam, valid)[:, :, :2], attend(other, valid)[:, :, :2])
+  assert np.isfinite(attend(cam, valid & False)).all()
+
+
+def test_losses_reach_only_their_own_layers():
+  """Invariant (d)."""
+  method, tools, _, state = compiled()
+  labelled, unlabelled, randomness = (x[0] for x in oracle.make_problem(0)[1:])
+  del randomness
+  variables, key = state.networks['model'], jax.random.key(3)
+  images, valid = tools.network.normalize(unlabelled['image']), jnp.array(unlabelled['valid'])
+  soft, _ = method.label(tools, variables, images, valid, key)
+
+  def reached(objective, loss):
+    def one(variables, batch, key):
+      losses, stats = objective.loss(variables, batch, key)
+      return {loss: losses[loss]}, stats
+
+    alone = objective._replace(loss=one)
+    gradient = jax.jit(lambda variables: slope(tools, variables, alone).gradient)(variables)
+    return {key for key, part in gradient.items()
+            if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(part))}
+
+  objective = method.labelled_objective(tools, labelled, key)
+  assert reached(objective, 'attention') == {'attention'}
+  assert reached(objective, 'classification') == {'backbone', 'image_classifier'}
+  assert reached(method.pseudo_objective(tools, images, valid, soft, key), 'pseudo') == {
+    'backbone', 'decoder', 'classifier'}
+
+
+def test_without_image_labels_attention_says_background_everywhere():
+  """Invariant (e)."""
+  features = jax.random.normal(jax.random.key(0), (1, 2, 3, F))
+  everywhere = jnp.ones((1, 2, 3), bool)
+  cam = grad_cam(features, jnp.ones((F, K - 1)), jnp.zeros((1, K - 1), bool), everywhere)
+  assert not cam.any()
+  found = attend(cam, everywhere, norm=False).reshape(-1, K)
+  np.testing.assert_allclose(found, found[:1].repeat(6, 0), rtol=1e-6)
+
+
+def test_the_closed_form_is_grad_cam():
+  """Against the gradient of the classifier's logits by the features."""
+  rng = jax.random.key(0)
+  features = jax.random.normal(rng, (2, 2, 3, F))
+  kernel = jax.random.normal(jax.random.fold_in(rng, 1), (F, K - 1))
+  slopes = jax.jacobian(lambda x: x.mean((1, 2)) @ kernel)(features)  # [B,K-1,B,h,w,F]
+  slopes = jnp.stack([slopes[i, :, i].mean((1, 2)) for i in range(2)])
+  heat = jax.nn.relu(jnp.einsum('bkf,bhwf->bhwk', slopes, features))
+  expected = heat / heat.max((1, 2), keepdims=True)
+  found = grad_cam(features, kernel, jnp.ones((2, K - 1), bool), jnp.ones((2, 2, 3), bool))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_nearest_pixel_of_aligned_corners():
+  mask = jnp.arange(9)[None, :, None] * 10 + jnp.arange(5)
+  assert nearest(mask, (3, 2)).tolist() == [[[0, 4], [40, 44], [80, 84]]]
+  assert nearest(mask, (1, 1)).tolist() == [[[0]]]
+
+
+def test_squares_lie_around_a_pixel_anywhere():
+  found = np.asarray(squares(jax.random.key(0), 2000, (6, 8), side=3))
+  sides = found.any(2).sum(1)
+  assert set(sides) == {2, 3} and found.mean(0).min() > 0.05  # cut at the border
+  centre = found[:, 2, 3].mean()
+  assert abs(centre - 9 / 48) < 0.03
+
+
+def batches(size=(32, 32)):
+  return tiny.make_batches(0, size=size)
+
+
+def test_padding_has_no_influence_in_a_whole_network():
+  setup, (labelled, unlabelled) = compiled(deeplab='bfloat16', batch=4), batches()
+  noise = np.random.default_rng(0).integers(0, 256, unlabelled['image'].shape, dtype=np.uint8)
+  other = {**unlabelled, 'image': np.where(unlabelled['valid'][..., None],
+                                           unlabelled['image'], noise)}
+  runs = [step_on(setup, (labelled, x))[0] for x in (unlabelled, other)]
+  jax.tree.map(np.testing.assert_array_equal, *map(plain, runs))
+
+
+def test_the_tree_is_kept_and_finite_where_nothing_is_left():
+  setup = compiled(deeplab='bfloat16', batch=4)
+  labelled, unlabelled = batches()
+  nothing = ({**labelled, 'label': np.full_like(labelled['label'], 255)},
+             {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])})
+  for both in ((labelled, unlabelled), nothing):
+    state, metrics = step_on(setup, both)
+    assert jax.tree.structure(state) == jax.tree.structure(setup[3])
+    for new, old in zip(*map(jax.tree.leaves, (state, setup[3])), strict=True):
+      assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(plain(state)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+
+
+def test_cut_batches_are_the_whole_batch_but_for_norms():
+  """v1 has no norm; dropout draws anew for each part."""
+  problem = oracle.make_problem(0, batch=4)
+  options = {'version': 'v1', 'image_dropout': 0.0, 'batch': 4}
+  (whole, _), (cut, _) = (
+    step_on(compiled(accumulation=n, **options), (problem[1][0], problem[2][0])) for n in (0, 2))
+  assert_close(plain(whole), plain(cut))
+
+
+def test_one_class_is_refused():
+  method, tools, _, _ = compiled()
+  with pytest.raises(ValueError, match='use 2 or more classes'):
+    method.check(tools._replace(num_classes=1))
