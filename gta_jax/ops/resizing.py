@@ -33,3 +33,13 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     columns = jnp.asarray(interpolation_matrix(target_width, width), x.dtype)
     x = jnp.einsum('Ww,bhwc->bhWc', columns, x, precision=jax.lax.Precision.HIGHEST)
   return x
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes [B,H,W] to [B,h,w] for size (h,w): labels and masks, of any dtype.
+
+  Output i is input floor(i H / h), as in torch's interpolate(mode='nearest').
+  """
+  for axis, target in zip((1, 2), size, strict=True):
+    x = jnp.take(x, np.arange(target) * x.shape[axis] // target, axis=axis)
+  return x
