@@ -48,6 +48,9 @@ class MeanTeacher(PseudoLabelling, Supervised):
     groups = {name: getattr(self, name) for name in ('threshold_images', 'mixing_images')}
     notes = [group_note(f'method.{name}', group, tools.unlabelled_batch)
              for name, group in groups.items()]
+    if self.hue and not self.jitter:
+      raise ValueError(f'method.hue={self.hue:g} shifts colours where they are jittered, but '
+                       'method.jitter=0 jitters none; raise method.jitter, e.g. to 0.8.')
     accumulation = tools.accumulation
     counts = [accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
     if self.joint and counts[0] != counts[1]:

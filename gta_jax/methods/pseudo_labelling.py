@@ -13,7 +13,7 @@ from gta_jax.methods.gradient_step import forward
 from gta_jax.methods.objectives import Term
 from gta_jax.methods.options import choice, number
 from gta_jax.ops.losses import IGNORE, cross_entropy, mean_divisor
-from gta_jax.ops.mixing import mix
+from gta_jax.ops.mixing import MIXINGS, mix
 from gta_jax.ops.network import Array, Logits, Variables, with_statistics
 from gta_jax.ops.photometric import augment
 from gta_jax.ops.pseudo_labels import confidence_threshold, confidence_weights, pseudo_labels
@@ -36,11 +36,15 @@ class PseudoLabelling:
   reduction: str = choice('mean', 'mean', 'sum')  # (8) of Eq. 7
 
   # Strong augmentation of the unlabelled images.
-  mixing: str = choice('cutmix', 'none', 'cutmix', 'classmix', 'cutout')  # (11)
+  # (11) boxes: UniMatch's, smaller than cutmix's and image by image
+  mixing: str = choice('cutmix', *MIXINGS)
   mixing_images: int = number(0)  # (23) images that are mixed among themselves; 0: all
-  mixing_probability: float = number(0.5, most=1)  # that a batch is mixed
+  mixing_probability: float = number(0.5, most=1)  # that a batch is mixed; boxes: an image
   jitter: float = number(0.0, most=1)  # probability of colour jitter for an image
   greyscale: float = number(0.0, most=1)  # probability of greyscale for an image
+  # Largest shift of the jitter's hue in turns of the colour circle; above 0 the changes of colour
+  # come in a random order. UniMatch's strong view: jitter 0.8, greyscale 0.2, blur 0.5, hue 0.25.
+  hue: float = number(0.0, most=0.5)
   blur: float = number(0.0, most=1)  # probability of a Gaussian blur for an image
 
 
@@ -97,7 +101,7 @@ def teach(
     group=largest_divisor(len(images), options.mixing_images))
   images = augment(
     key_photometric, images, tools.network, jitter=options.jitter, greyscale=options.greyscale,
-    blur=options.blur)
+    blur=options.blur, hue=options.hue)
 
   if options.confidence_pass == 'mixed' or own_statistics:
     seen = (labelled_images, images) if joint else (images,)
