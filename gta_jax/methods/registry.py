@@ -12,6 +12,7 @@ from gta_jax.methods.contract import Method
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.supervised import LABELLED, Supervised
+from gta_jax.methods.u2pl import U2pl
 
 
 class Named(NamedTuple):
@@ -84,6 +85,7 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'u2pl': Named(U2pl),
 })
 
 
