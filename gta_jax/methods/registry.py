@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from gta_jax.methods.contract import Method
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.pc2seg import Pc2seg
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.methods.u2pl import U2pl
 
@@ -86,6 +87,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
   'u2pl': Named(U2pl),
+  'u2pl_released': Named(U2pl, {
+    'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
+    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
+  'pc2seg': Named(Pc2seg),
 })
 
 
