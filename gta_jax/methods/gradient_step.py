@@ -17,7 +17,7 @@ import optax
 from gta_jax.methods.accumulation import mean, over_micro_batches
 from gta_jax.methods.contract import Metrics, Tools, TrainState
 from gta_jax.ops import trees
-from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Params, Variables, with_statistics
 from gta_jax.ops.optim import Optimizer
 
 Tree = Any
@@ -123,8 +123,9 @@ def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
 
 
 def forward(
-  tools: Tools, variables: Variables, *images: Array, key: Array, train: bool = False
-) -> tuple[tuple[Logits, ...], Params]:
+  tools: Tools, variables: Variables, *images: Array, key: Array, train: bool = False,
+  apply: Callable[..., tuple[Any, Params]] | None = None,
+) -> tuple[tuple[Any, ...], Params]:
   """Logits without a gradient; all images go through as one batch.
 
   Args:
@@ -132,11 +133,15 @@ def forward(
     *images: [B,H,W,3] normalised float each.
     key: of the dropout, in train mode.
     train: whether the batch is normalised by its own statistics, and dropout is active.
-  Returns: Logits of each of `images`, and the running statistics afterwards.
+    apply: in the place of network.apply, with its arguments; returns a tree of [B,...] and
+      batch_stats.
+  Returns: Logits, or what `apply` returns, of each of `images`; the running statistics afterwards.
   """
-  def of_part(parts: tuple[Array, ...], key: Array) -> tuple[tuple[Logits, ...], Params]:
+  apply = apply or tools.network.apply
+
+  def of_part(parts: tuple[Array, ...], key: Array) -> tuple[tuple[Any, ...], Params]:
     joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    logits, stats = tools.network.apply(
+    logits, stats = apply(
       variables, joined, train=train, dropout_key=key if train else None)
     found, start = [], 0
     for part in parts:

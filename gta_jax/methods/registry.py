@@ -17,8 +17,10 @@ from gta_jax.methods.cps import Cps, CpsCutMix
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.pc2seg import Pc2seg
 from gta_jax.methods.pseudo_seg import PseudoSeg
 from gta_jax.methods.supervised import LABELLED, Supervised
+from gta_jax.methods.u2pl import U2pl
 from gta_jax.methods.unimatch_v2 import UniMatchV2
 
 
@@ -110,6 +112,11 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'ael': Named(Ael),
   'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
   'pseudo_seg': Named(PseudoSeg),
+  'u2pl': Named(U2pl),
+  'u2pl_released': Named(U2pl, {
+    'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
+    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
+  'pc2seg': Named(Pc2seg),
 })
 
 

@@ -48,3 +48,22 @@ class Head(nn.Module):
       x = dropout(x, self.dropout, active=self.has_rng('dropout'))
     output = Conv(self.channels, 1, bias=True, name=f'{4 * self.depth}')
     return output(x.astype(jnp.float32))
+
+
+class Projection(nn.Module):
+  """1x1 convolution, BatchNorm, ReLU, 1x1 convolution to float32 channels: an embedding of pixels.
+
+  Attributes:
+    channels: of the output.
+    features: channels of the inner convolution.
+  """
+
+  channels: int
+  features: int
+  reads: ClassVar[str] = 'decoder'
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    x = Conv(self.features, 1, name='0')(x)
+    x = nn.relu(BatchNorm(name='1')(x, train=train))
+    return Conv(self.channels, 1, bias=True, name='3')(x.astype(jnp.float32))

@@ -86,3 +86,9 @@ def confidence_weights(
   elif normalizer != 'kept':
     raise ValueError(f'normalizer={normalizer!r} is unknown; use one of: kept, all.')
   return smoothed * (jnp.sum(kept) / jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+
+
+def entropy(probabilities: Array) -> Array:
+  """-sum_k p_k log(p_k + 1e-10) of every pixel: [...,K] float32 -> [...] float32, not negative."""
+  total = jnp.sum(probabilities * jnp.log(probabilities + 1e-10), axis=-1)
+  return jnp.abs(jnp.minimum(total, 0.0))  # Neither rounding's negatives nor -0 have a rank.

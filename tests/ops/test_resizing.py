@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.ops.resizing import resize_bilinear
+from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 
 
 def _resize_slowly(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -35,3 +35,11 @@ def test_resizing_keeps_corners_and_dtype():
   resized = resize_bilinear(x, (10, 11))
   assert resized.dtype == jnp.bfloat16
   assert resized[0, ::9, ::10, 0].tolist() == [[0, 3], [8, 11]]
+
+
+@pytest.mark.parametrize('size', [(3, 4), (2, 2), (7, 5), (1, 9)])
+def test_nearest_is_torchs(size):
+  torch = pytest.importorskip('torch')
+  labels = np.arange(2 * 7 * 9).reshape(2, 7, 9)
+  theirs = torch.nn.functional.interpolate(torch.tensor(labels)[None].float(), size=size)[0]
+  np.testing.assert_array_equal(resize_nearest(labels, size), theirs)
