@@ -18,7 +18,7 @@ sliding windows have one size and are never padded further.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -61,6 +61,7 @@ def make_batches(
   multiple: int,
   threads: int,
   masks: bool,
+  done: Collection[str] = (),
 ) -> Iterator[Batch]:
   """Groups images of equal padded size into batches, the last of a group filled up.
 
@@ -68,6 +69,7 @@ def make_batches(
     mean: RGB in [0,1], of the padding.
     protocols: whose views are made.
     masks: whether to read labels.
+    done: a batch of these ids alone is left out.
     The others are as in evaluate.evaluate.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
   """
@@ -93,6 +95,8 @@ def make_batches(
                 for view in views}
       for start in range(0, len(members), batch_size):
         items = tuple(members[start : start + batch_size])
+        if done and all(image_id in done for image_id, _ in items):
+          continue
         arrays = Arrays(
           {view: Images(np.broadcast_to(colour, (batch_size, *shape, 3)).copy(),
                         np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.float32))
