@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gta_jax.methods.contract import Method
+from gta_jax.methods.dmt import DynamicMutualTraining
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.self_training import SelfTraining
+from gta_jax.methods.st_plus_plus import SelfTrainingPlusPlus
 from gta_jax.methods.supervised import LABELLED, Supervised
 
 
@@ -84,6 +87,9 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
+  'dmt': Named(DynamicMutualTraining),
+  'st': Named(SelfTraining),
+  'st_plus_plus': Named(SelfTrainingPlusPlus),
 })
 
 

@@ -98,6 +98,15 @@ def make_adam(
     optax.add_decayed_weights(weight_decay, _DECAYED[decay]))
 
 
+def with_factor(optimizer: Optimizer, factor: float) -> Optimizer:
+  """The optimiser with rates that many times as large."""
+  def update(*args: Any, **options: Any) -> tuple[optax.Updates, optax.OptState]:
+    updates, state = optimizer.update(*args, **options)
+    return optax.tree.scale(factor, updates), state
+
+  return Optimizer(optimizer.init, update, lambda step: factor * optimizer.rate(step))
+
+
 def _kernels(params: optax.Params) -> Any:
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
