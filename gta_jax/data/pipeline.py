@@ -43,7 +43,8 @@ def training_stream(
     dataset: Dataset, *, stream: str, batch_size: int, crop_size: int, seed: int,
     scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE,
-    label_sampling: str = 'reshuffled', oracle: bool = False, start_step: int = 0,
+    label_sampling: str = 'reshuffled', oracle: bool = False, confidence: bool = False,
+    start_step: int = 0,
     process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
     prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Generator[Batch, None, None]:
   """Endless batches; every pass over the ids is a new permutation of them.
@@ -65,6 +66,8 @@ def training_stream(
       the release, repeats the list, samples it to the unlabelled length once a run, and permutes
       that.
     oracle: unlabelled batches carry 'label' as well (255 where there is no mask), for diagnostics.
+    confidence: batches with 'label' carry 'confidence' uint8 [B,H,W] as well, of a reader that has
+      confidence(id), cut and resized like the label.
     threads: each makes whole batches, in this process or in each worker.
     workers: spawned processes; 0 reads in this one.
     prefetch: batches made ahead, in this process or in each worker; at least one a thread, so
@@ -84,7 +87,8 @@ def training_stream(
   list_seed, order_seed, crop_seed = map(int, seeds)
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)
   example = _MakeExample(ids, dataset.reader, crop, num_classes=len(dataset.classes),
-                         label=stream == 'labelled' or oracle, valid=stream == 'unlabelled')
+                         label=stream == 'labelled' or oracle, valid=stream == 'unlabelled',
+                         confidence=confidence)
   batches = (
       _ReshuffledIds(ids, order_seed)
       .random_map(example, seed=crop_seed)
@@ -106,6 +110,7 @@ class _MakeExample:
   num_classes: int
   label: bool
   valid: bool
+  confidence: bool = False
 
   def __call__(self, id: str, rng: np.random.Generator) -> Batch:
     failures = []
@@ -117,8 +122,11 @@ class _MakeExample:
         id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
+      if self.confidence:
+        label, confidence = np.moveaxis(label, -1, 0)
       return ({'image': image, skipping.FIELD: skipping.encode(failures)}
               | ({'label': label} if self.label else {})
+              | ({'confidence': confidence} if self.confidence else {})
               | ({'valid': valid} if self.valid else {}))
     raise DataError(f'{_TRIES} examples in a row could not be read, the last: {failures[-1][1]} '
                     'Is the folder still there? Start again when it is.')
@@ -136,7 +144,8 @@ class _MakeExample:
     if ((label >= self.num_classes) & (label != IGNORE)).any():
       raise DataError(f'The mask of {id!r} holds ids that are neither below {self.num_classes} nor '
                       f'{IGNORE} (ignore); it has changed since the run began, restore it.')
-    return image, label
+    # As a second channel it goes the way of the label.
+    return image, np.stack([label, self.reader.confidence(id)], -1) if self.confidence else label
 
 
 class _ReshuffledIds(grain.MapDataset):

@@ -82,6 +82,12 @@ def compile_step(step: Callable, mesh: Mesh, *, deterministic: bool = False) -> 
     compiler_options={'xla_gpu_deterministic_ops': True} if deterministic else None)
 
 
+def compile_hand_over(enter: Callable, mesh: Mesh) -> Callable:
+  """Jits state -> state on every device; the given state is used up."""
+  whole = replicated(mesh)
+  return jax.jit(enter, donate_argnums=0, in_shardings=whole, out_shardings=whole)
+
+
 def check_batch(name: str, size: int) -> None:
   """Raises ValueError where a global batch does not split evenly over all processes' devices."""
   devices = jax.device_count()

@@ -40,7 +40,7 @@ Crops and sliding windows have one size and are never padded further.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
 
@@ -84,6 +84,7 @@ def make_batches(
   multiple: int,
   threads: int,
   masks: bool,
+  done: Collection[str] = (),
 ) -> Iterator[ValidationBatch]:
   """Groups images of equal padded size into batches, the last of a group filled up.
 
@@ -91,6 +92,7 @@ def make_batches(
     mean: RGB in [0,1], of the padding.
     protocols: whose views are made.
     masks: whether to read labels, from a Reader.
+    done: a batch of these ids alone is left out.
     The others are as in scores.evaluate_protocols.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
   """
@@ -117,6 +119,8 @@ def make_batches(
                 else pad(_scaled(largest, image_scale * view.scale)) for view in views}
       for start in range(0, len(members), batch_size):
         items = tuple(members[start : start + batch_size])
+        if done and all(image_id in done for image_id, _ in items):
+          continue
         arrays = Arrays(
           {view: Images(np.broadcast_to(colour, (batch_size, *shape, 3)).copy(),
                         np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.float32))

@@ -1,5 +1,6 @@
 """Pictures of masks and confidence: palette PNGs, overlays, and a grid of validation images."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,11 +50,17 @@ def colour_confidence(confidence: np.ndarray, *, threshold: float | None = None)
   return colours
 
 
-def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-  """Writes uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
-  picture = Image.fromarray(labels)
+def encode_mask(labels: np.ndarray, palette: np.ndarray) -> bytes:
+  """uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
+  picture, file = Image.fromarray(labels), io.BytesIO()
   picture.putpalette(full_palette(palette).tobytes())
-  picture.save(path)
+  picture.save(file, 'PNG')
+  return file.getvalue()
+
+
+def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+  """Writes uint8 [H,W] as encode_mask makes it."""
+  path.write_bytes(encode_mask(labels, palette))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

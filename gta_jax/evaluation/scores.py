@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,6 +174,8 @@ def label_images(
   *,
   batch_size: int,
   crop: int,
+  protocol: Protocol = WHOLE,
+  done: Collection[str] = (),
   image_scale: float = 1.0,
   multiple: int = 32,
   threads: int = 4,
@@ -182,17 +184,20 @@ def label_images(
   """Yields (id, prediction by network) at the images' own sizes, as the batches come.
 
   Args: as those of evaluate_protocols.
+    protocol: of whole images, with any scales and flip.
+    done: ids that are not needed again. Batches of these alone are left out; the others keep their
+      images, and so their results to the last bit.
   Yields: Prediction holds NumPy arrays [H,W]. Images of equal padded size come together, otherwise
     in the order of ids.
   """
   batches = make_batches(
-    network.mean, reader, ids, (WHOLE,), batch_size=batch_size, image_scale=image_scale, crop=crop,
-    multiple=multiple, threads=threads, masks=False)
+    network.mean, reader, ids, (protocol,), batch_size=batch_size, image_scale=image_scale,
+    crop=crop, multiple=multiple, threads=threads, masks=False, done=done)
   for batch in batches:
     images = place(batch.arrays).images
     found = {
-      name: predict_batch(network, variables, images, WHOLE,
-                          output_size=batch.output_sizes[WHOLE.crop])
+      name: predict_batch(network, variables, images, protocol,
+                          output_size=batch.output_sizes[protocol.crop])
       for name, variables in variables_by_name.items()
     }
     arrays = {name: tuple(map(np.asarray, prediction)) for name, prediction in found.items()}

@@ -4,7 +4,8 @@ A method is one file: a frozen dataclass of its options, which are the config's 
 make the first state and say in which stages it trains.
 """
 
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.data.sources import Dataset
+from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods.accumulation import WHOLE, Accumulation
 from gta_jax.models.heads import MakeHead
 from gta_jax.ops import trees
@@ -56,17 +58,24 @@ Step = Callable[[TrainState, dict[str, Batch]], tuple[TrainState, Metrics]]
 class Host(NamedTuple):
   """What a stage may use outside of compiled programs.
 
-  workdir: of the run.
+  workdir: of the run, on storage that all processes share.
   dataset: of the run.
-  predict: (state, names of networks, image ids) -> iterator of (id, {name: class ids uint8 [H,W]}).
+  predict: ({name: variables}, image ids, protocol, done=()) -> iterator of (id, {name: Prediction
+    of [H,W]}), in an order that the sizes of all the ids decide. Batches of nothing but `done` are
+    left out; the others stay the same to the last bit.
+  note: prints a line for the user.
+  part: (i, n): this is the i-th of n processes, which share the work.
   """
 
   workdir: Path
   dataset: Dataset
-  predict: Callable[..., Any]
+  predict: Callable[..., Iterator[tuple[str, dict[str, Prediction]]]]
+  note: Callable[[str], None] = print
+  part: tuple[int, int] = (0, 1)
 
 
-def _same_state(state: TrainState) -> TrainState:
+def same_state(state: TrainState) -> TrainState:
+  """What is done at the start of a stage that needs no hand-over: nothing."""
   return state
 
 
@@ -79,21 +88,26 @@ class Stage(NamedTuple):
     state.step. The tree, shapes and dtypes of the state are those of the method's first state.
   streams: what the step reads, of 'labelled' {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W], 255 =
     ignore}, 'unlabelled' {'image', 'valid' bool [B,H,W]} and 'pseudo_labelled' (unlabelled images
-    with 'label' as the stage's data set has it, and 'valid').
-  enter: a pure function of the state, applied once before the first step.
-  prepare: on the host, before the first step and again when a run goes on within the stage:
-    (host, state or None) -> None. Idempotent; the state is that of the stage's start, and None
-    where the run goes on later than that.
+    with 'label' as the stage's data set has it, and 'valid'; where its reader has confidences also
+    'confidence' uint8 [B,H,W], in 255ths).
+  enter: a pure function of the state, jitted by the loop, applied once before the first step.
+  prepare: on the host, in every process, before `enter` and again when a run goes on within the
+    stage: (host, state or None) -> None. Idempotent; the state, copied on each device, is that of
+    the stage before, and None where the run goes on later than the stage's start. A signal may cut
+    it short at any point.
   dataset: (host) -> the data set that the stage's streams read; None for the run's.
+  sizes: stream -> images a step of all devices together, where not the config's; a multiple of the
+    config's labelled or unlabelled batch, or a sum of the two, splits over devices as they do.
   """
 
   name: str
   steps: int
   step: Step
   streams: tuple[str, ...] = ('labelled',)
-  enter: Callable[[TrainState], TrainState] = _same_state
+  enter: Callable[[TrainState], TrainState] = same_state
   prepare: Callable[[Host, TrainState | None], None] | None = None
   dataset: Callable[[Host], Dataset] | None = None
+  sizes: Mapping[str, int] = types.MappingProxyType({})
 
 
 class Tools(NamedTuple):

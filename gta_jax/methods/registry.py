@@ -14,11 +14,14 @@ from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
 from gta_jax.methods.corrmatch import CorrMatch
 from gta_jax.methods.cps import Cps, CpsCutMix
+from gta_jax.methods.dmt import DynamicMutualTraining
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
 from gta_jax.methods.pc2seg import Pc2seg
 from gta_jax.methods.pseudo_seg import PseudoSeg
+from gta_jax.methods.self_training import SelfTraining
+from gta_jax.methods.st_plus_plus import SelfTrainingPlusPlus
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.methods.u2pl import U2pl
 from gta_jax.methods.unimatch_v2 import UniMatchV2
@@ -117,6 +120,9 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
     'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
   'pc2seg': Named(Pc2seg),
+  'dmt': Named(DynamicMutualTraining),
+  'st': Named(SelfTraining),
+  'st_plus_plus': Named(SelfTrainingPlusPlus),
 })
 
 

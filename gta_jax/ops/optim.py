@@ -101,6 +101,15 @@ def make_adam(
     optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)))
 
 
+def with_factor(optimizer: Optimizer, factor: float) -> Optimizer:
+  """The optimiser with rates that many times as large."""
+  def update(*args: Any, **options: Any) -> tuple[optax.Updates, optax.OptState]:
+    updates, state = optimizer.update(*args, **options)
+    return optax.tree.scale(factor, updates), state
+
+  return Optimizer(optimizer.init, update, lambda step: factor * optimizer.rate(step))
+
+
 def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[optax.Params], Any] | None:
   """Which leaves decay, as optax's mask; None for all."""
   if decay == 'all' and not undecayed:

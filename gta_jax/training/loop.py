@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,9 @@ from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import write_picture
+from gta_jax.evaluation.protocols import WHOLE, Protocol
 from gta_jax.evaluation.scores import evaluate, label_images
+from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules
@@ -191,19 +193,21 @@ def _scored(run: Run, state: TrainState) -> dict[str, Variables]:
 
 
 def _host(run: Run, workdir: Path) -> Host:
+  """What stages may use on the host; predictions are those of the evaluation."""
   def predict(
-    state: TrainState, names: Sequence[str], ids: Sequence[str]
-  ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    networks = sharding.local_copy(state.networks)
-    found = label_images(
-      run.network, {name: networks[name] for name in names}, run.dataset.reader, ids,
-      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
+    networks: Mapping[str, Variables], ids: Sequence[str], protocol: Protocol = WHOLE, *,
+    done: Collection[str] = (),
+  ) -> Iterator[tuple[str, dict[str, Prediction]]]:
+    return label_images(
+      run.network, networks, run.dataset.reader, ids, protocol=protocol, done=done,
+      crop=run.config.data.crop,
+      batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
       image_scale=run.config.data.image_scale, threads=run.config.data.threads,
       place=sharding.place_locally)
-    for image_id, predictions in found:
-      yield image_id, {name: prediction.labels for name, prediction in predictions.items()}
 
-  return Host(workdir, run.dataset, predict)
+  said = note if sharding.is_first_process() else lambda text: None
+  return Host(
+    workdir, run.dataset, predict, said, (jax.process_index(), jax.process_count()))
 
 
 def _evaluation_steps(run: Run) -> set[int]:

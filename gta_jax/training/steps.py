@@ -11,7 +11,7 @@ from gta_jax.data.pipeline import training_stream
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
-from gta_jax.methods.contract import Host, Stage, TrainState
+from gta_jax.methods.contract import Host, Stage, TrainState, same_state
 from gta_jax.ops.network import Network
 from gta_jax.training.diagnostics import CollapseWatch, distances
 from gta_jax.training.logs import MetricWriter, Progress
@@ -70,21 +70,24 @@ class Steps:
     if stage is self._stage:
       return state
     at_its_start = step == end - stage.steps
+    before, self._stage = self._stage, None
+    if stage.prepare is not None or before is None or (
+        (before.dataset, before.sizes) != (stage.dataset, stage.sizes)):
+      self._close_streams()  # Before a long preparation, as they hold batches on the device.
     if stage.prepare is not None:
-      stage.prepare(self._host, state if at_its_start else None)
-    if at_its_start:
-      state = stage.enter(state)
-    if self._stage is None or self._stage.dataset is not stage.dataset:
-      self._close_streams()
+      stage.prepare(self._host, sharding.local_copy(state) if at_its_start else None)
+    if at_its_start and stage.enter is not same_state:
+      state = sharding.compile_hand_over(stage.enter, self._mesh)(state)
+    if before is None or before.step is not stage.step:
+      guarded = self._run.config.train.non_finite == 'skip'
+      self._compiled = sharding.compile_step(
+        skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
+        deterministic=self._run.config.train.deterministic)
     self._stage = stage
-    guarded = self._run.config.train.non_finite == 'skip'
-    self._compiled = sharding.compile_step(
-      skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
-      deterministic=self._run.config.train.deterministic)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:
-        stream = _stream(self._run, dataset, name, step, self._skipped)
+        stream = _stream(self._run, dataset, name, stage.sizes, step, self._skipped)
         self._streams[name] = _on_device(stream, self._mesh)
     self._of_stage = {name: self._streams[name] for name in stage.streams}
     return state
@@ -203,17 +206,19 @@ def fill_colour(network: Network) -> tuple[int, int, int]:
 
 
 def _stream(
-  run: Run, dataset: Dataset, name: str, start_step: int, skipped: Skipped
+  run: Run, dataset: Dataset, name: str, sizes: Mapping[str, int], start_step: int,
+  skipped: Skipped,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-  data, processes = run.config.data, jax.process_count()
+  data, train, processes = run.config.data, run.config.train, jax.process_count()
   low, high = data.scale
-  labelled = name == 'labelled'
-  size = run.config.train.labelled_batch if labelled else run.config.train.unlabelled_batch
+  labelled, pseudo = name == 'labelled', name == 'pseudo_labelled'
+  size = sizes.get(name, train.labelled_batch if labelled else train.unlabelled_batch)
   return training_stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
     fill=fill_colour(run.network), padding_label=data.padding_label,
-    label_sampling=data.label_sampling, oracle=data.oracle or name == 'pseudo_labelled',
+    label_sampling=data.label_sampling, oracle=data.oracle or pseudo,
+    confidence=pseudo and hasattr(dataset.reader, 'confidence'),
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),
     process_count=processes, threads=data.threads, workers=data.workers, prefetch=data.prefetch,
     skipped=skipped)

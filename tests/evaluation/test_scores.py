@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import threading
 
 import cv2
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 
 from gta_jax.data.sources import DataError
+from gta_jax.evaluation.protocols import Protocol
 from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
-from tests.arrays import random_dataset
+from tests.arrays import ArrayReader, random_dataset
 
 SIZES = [(17, 23), (16, 24), (13, 20), (16, 24), (17, 23)]  # Two buckets of multiples of 8.
 NETWORK = tiny.conv_network()
@@ -167,3 +169,37 @@ def test_an_unreadable_validation_image_is_an_error(variables, fault):
   data = dataclasses.replace(data, reader=Faulty(**vars(data.reader)))
   with pytest.raises(DataError, match=f'{bad}.*{fault}.*validation'):
     evaluate(NETWORK, variables, data, batch_size=2, crop=8, multiple=8)
+
+
+SCALES_AND_FLIP = Protocol('labels', scales=(0.5, 1.0, 2.0), flip=True)
+
+
+def test_prediction_under_a_protocol_adds_the_probabilities_of_all_views(variables):
+  image = random_dataset([(16, 24)]).reader.image('0')
+  reader = ArrayReader({'it': image, 'mirror': image[:, ::-1].copy()}, {})
+  found = {id: by_name['a'] for id, by_name in label_images(
+    NETWORK, {'a': variables['a']}, reader, list(reader.images), batch_size=2, crop=8, multiple=1,
+    protocol=SCALES_AND_FLIP)}
+  total = 0
+  for scale, mirror in itertools.product(SCALES_AND_FLIP.scales, (1, -1)):
+    size = [round(side * scale) for side in (16, 24)]
+    view = cv2.resize(image, size[::-1]) if scale != 1 else image
+    low = tiny.low_logits(NETWORK, variables['a'], view[None, :, ::mirror])
+    logits = resize_bilinear(resize_bilinear(low, size), (16, 24))
+    total += jax.nn.softmax(logits)[0, :, ::mirror]
+  np.testing.assert_array_equal(found['it'].labels, np.argmax(total, -1))
+  np.testing.assert_allclose(found['it'].confidence, np.max(total, -1) / 6, atol=1e-5)
+  np.testing.assert_array_equal(found['mirror'].labels, found['it'].labels[:, ::-1])
+
+
+def test_batches_of_what_is_done_are_left_out_and_the_others_stay_as_they_are(variables):
+  data = random_dataset(SIZES)
+  options = {'batch_size': 2, 'crop': 8, 'multiple': 8}
+  given = (NETWORK, {'a': variables['a']}, data.reader, data.validation)
+  every = dict(label_images(*given, **options))
+  some = dict(label_images(*given, done={'0', '1', '4'}, **options))
+  assert list(every) == ['0', '4', '1', '2', '3']  # batches of 0 and 4, 1 and 2, 3
+  assert list(some) == ['1', '2', '3']
+  for id in some:
+    for one, other in zip(some[id]['a'], every[id]['a'], strict=True):
+      np.testing.assert_array_equal(one, other)
