@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -122,12 +123,14 @@ class _MakeExample:
         id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
-      if self.confidence:
-        label, confidence = np.moveaxis(label, -1, 0)
-      return ({'image': image, skipping.FIELD: skipping.encode(failures)}
-              | ({'label': label} if self.label else {})
-              | ({'confidence': confidence} if self.confidence else {})
-              | ({'valid': valid} if self.valid else {}))
+      element = {'image': image, skipping.FIELD: skipping.encode(failures)}
+      if label is not None and self.confidence:
+        label, element['confidence'] = np.moveaxis(label, -1, 0)
+      if label is not None:
+        element['label'] = label
+      if self.valid:
+        element['valid'] = valid
+      return element
     raise DataError(f'{_TRIES} examples in a row could not be read, the last: {failures[-1][1]} '
                     'Is the folder still there? Start again when it is.')
 
@@ -163,11 +166,11 @@ class _ReshuffledIds(grain.MapDataset):
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, index):
+  def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
     epoch, position = divmod(index, len(self._ids))
-    return self._ids[_permutation(self._seed, epoch, len(self._ids))[position]]
+    return self._ids[int(_permutation(self._seed, epoch, len(self._ids))[position])]
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,12 +9,13 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError, FileReader
 
+_T = TypeVar('_T')
 _CHECK_THREADS = 8
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
@@ -112,7 +113,7 @@ class CachedReader:
     return array
 
 
-def _parallel(function: Callable, ids: Iterable[str]) -> list:
+def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
   with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
     return list(pool.map(function, ids))
 
@@ -178,13 +179,13 @@ def read_folder(root: str | os.PathLike, *, labelled: str, seed: int = 0) -> Dat
   classes, palette = read_classes(root / 'classes.txt')
   splits = root / 'splits'
   validation = _read_list(splits / 'val.txt', images)
-  elsewhere = {*validation, *(_read_list(splits / 'test.txt', images, optional=True) or ())}
+  elsewhere = {*validation, *(_read_optional_list(splits / 'test.txt', images) or ())}
   note, unlabelled = '', None
   if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
     chosen = _read_list(splits / labelled / 'labeled.txt', images)
-    unlabelled = _read_list(splits / labelled / 'unlabeled.txt', images, optional=True)
+    unlabelled = _read_optional_list(splits / labelled / 'unlabeled.txt', images)
   elif labelled.isdecimal():
-    train = _read_list(splits / 'train.txt', images, optional=True) or sorted(images)
+    train = _read_optional_list(splits / 'train.txt', images) or sorted(images)
     candidates = [id for id in train if reader.has_mask(id) and id not in elsewhere]
     chosen, note = draw_covering(candidates, reader, count=int(labelled), classes=classes,
                                  seed=seed)
@@ -227,11 +228,12 @@ def _read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
   return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _read_list(path: pathlib.Path, images: Mapping[str, str], *,
-               optional: bool = False) -> tuple[str, ...] | None:
-  """The ids of a list; None where an optional one does not exist."""
-  if optional and not path.exists():
-    return None
+def _read_optional_list(
+    path: pathlib.Path, images: Mapping[str, str]) -> tuple[str, ...] | None:
+  return _read_list(path, images) if path.exists() else None
+
+
+def _read_list(path: pathlib.Path, images: Mapping[str, str]) -> tuple[str, ...]:
   ids = {}
   for number, line in _read_lines(path):
     stem = line[:line.rfind('.')] if line.lower().endswith(_IMAGE_SUFFIXES) else line
@@ -285,7 +287,7 @@ def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
   if not 0 < count <= len(candidates):
     raise DataError(f'{count} labelled images are wanted, but {len(candidates)} images outside '
                     'validation have masks; ask for fewer, or add masks.')
-  order = [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
+  order = [candidates[int(i)] for i in np.random.default_rng(seed).permutation(len(candidates))]
   present = np.array(_parallel(
       lambda id: np.bincount(reader.mask(id).ravel(), minlength=256)[:len(classes)] > 0, order))
   chosen, missing = [], np.ones(len(classes), bool)
@@ -294,7 +296,7 @@ def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
     missing &= ~present[chosen[-1]]
   rest = [i for i in range(len(order)) if i not in set(chosen)]
   chosen += rest[:count - len(chosen)]
-  lacking = [classes[i] for i in np.flatnonzero(~present[chosen].any(axis=0))]
+  lacking = [classes[int(i)] for i in np.flatnonzero(~present[chosen].any(axis=0))]
   note = f'Drew {count} of {len(candidates)} images with masks (seed {seed}), as no list names them'
   return (tuple(order[i] for i in chosen),
           f'{note}; classes not among them: {", ".join(lacking)}.' if lacking else f'{note}.')

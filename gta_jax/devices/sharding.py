@@ -15,7 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 Tree = Any
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+  # jax sets Device to a class of its compiled part, which has no types.
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
   """Devices along one axis, `data`: the given ones, or all of all processes.
 
   Process by process, so that a process's rows of a batch are those that its stream reads.

@@ -36,7 +36,7 @@ class ImageReader:
     """uint8 [H,W,3] RGB. Raises DataError for a file that is damaged or deeper than 8 bits."""
     path = self.paths[id]
     if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
-      return decode_image(read_bytes(path), str(path))
+      return decode_image(read_bytes(str(path)), str(path))
     with open_image(path, path) as image:
       try:
         mode, pixels = image.mode, np.asarray(image.convert('RGB'))

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 
 from gta_jax.models.heads import Head, MakeHead
 from gta_jax.models.layers import BatchNorm, Conv, call, dropout
@@ -172,7 +173,7 @@ def make_network(
   """A flax module with methods encode, decode and head as pure functions."""
   return Network(
     _make_init(module), _make_function(module, 'encode', _check_images),
-    _make_function(module, 'decode'), _make_function(module, 'head'), tuple(mean), tuple(std))
+    _make_function(module, 'decode'), _make_function(module, 'head'), (*mean,), (*std,))
 
 
 def _check_known(name: str, value: Any, known: tuple) -> None:
@@ -184,7 +185,7 @@ def _make_init(module: nn.Module):
   @functools.partial(jax.jit, static_argnums=1)
   def init(key: Array, image_shape: tuple[int, int]) -> Variables:
     # XLA drops the forward pass, which only tells flax the shapes.
-    variables = module.init(key, jnp.zeros((1, *image_shape, 3)))
+    variables = unfreeze(module.init(key, jnp.zeros((1, *image_shape, 3))))
     return {**variables, 'params': _draw_kernels(key, variables['params'])}
 
   return init

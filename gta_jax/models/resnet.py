@@ -67,18 +67,17 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
     out = self.features * (4 if self.bottleneck else 1)
-    spatial = {'size': 3, 'dilation': self.dilation}
-    if self.bottleneck:
-      layers = [(self.features, {'size': 1}), (self.features, {'stride': self.stride, **spatial}),
-                (out, {'size': 1})]
+    if self.bottleneck:  # features, size, stride, dilation
+      layers = [(self.features, 1, 1, 1), (self.features, 3, self.stride, self.dilation),
+                (out, 1, 1, 1)]
     else:
-      layers = [(out, {'stride': self.stride, **spatial}), (out, spatial)]
+      layers = [(out, 3, self.stride, self.dilation), (out, 3, 1, self.dilation)]
     shortcut = x
     if self.stride != 1 or x.shape[-1] != out:
       shortcut = Conv(out, 1, self.stride, name='downsample_0')(x)
       shortcut = BatchNorm(name='downsample_1')(shortcut, train=train)
-    for number, (features, options) in enumerate(layers, start=1):
-      x = Conv(features, **options, name=f'conv{number}')(x)
+    for number, (features, size, stride, dilation) in enumerate(layers, start=1):
+      x = Conv(features, size, stride, dilation, name=f'conv{number}')(x)
       x = BatchNorm(name=f'bn{number}')(x, train=train)
       if number < len(layers):
         x = nn.relu(x)

@@ -139,7 +139,7 @@ def _blur(key: Array, rgb: Array, *, radius: int = 4) -> Array:
     padded = jnp.pad(rgb, widths, mode='edge')
     length, weights = rgb.shape[axis], kernel[..., None, None, None]
     rgb = sum(
-      weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
-      for i in range(2 * radius + 1)
-    )
+      (weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+       for i in range(2 * radius + 1)),
+      start=jnp.zeros_like(rgb))
   return rgb

@@ -73,7 +73,7 @@ def read_finished(workdir: Path) -> Finished:
     lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
     whole = all(isinstance(line['step'], int) for line in lines)
   except (KeyError, RecursionError, TypeError, ValueError):
-    whole = False
+    lines, whole = [], False
   if not whole:
     raise ValueError(f'{log} is damaged: a line is no JSON object with a step; restore it, or '
                      'remove the line.')
@@ -201,8 +201,13 @@ def write_curves(path: Path, found: Sequence[Finished]) -> None:
 
 def _series(one: Finished, key: str) -> tuple[list[float], list[float]]:
   """Steps and values where the value is defined."""
-  points = [(line['step'], line[key]) for line in one.metrics if line.get(key) is not None]
-  return [step for step, _ in points], [value for _, value in points]
+  steps, values = [], []
+  for line in one.metrics:
+    step, value = line['step'], line.get(key)
+    if step is not None and value is not None:
+      steps.append(step)
+      values.append(value)
+  return steps, values
 
 
 def _methods_picture(path: Path, found: Sequence[Finished], images: int) -> str:

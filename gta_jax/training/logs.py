@@ -21,9 +21,9 @@ def replace_text(path: Path, text: str) -> None:
 
 def note(text: str, stream: TextIO | None = None) -> None:
   """Prints a line of its own, to stderr by default, without breaking the bar if there is one."""
-  stream = stream or sys.stderr
-  tqdm.write(text, file=stream)
-  stream.flush()
+  out = stream or sys.stderr
+  tqdm.write(text, file=out)
+  out.flush()
 
 
 class MetricWriter:

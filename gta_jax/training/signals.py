@@ -4,14 +4,16 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Interrupted(BaseException):
@@ -29,7 +31,7 @@ class Signals:
   def __init__(self) -> None:
     self._received: signal.Signals | None = None
     self._deferred = False
-    self._previous: dict[signal.Signals, object] = {}
+    self._previous: dict[signal.Signals, _Handler] = {}
 
   def __enter__(self) -> 'Signals':
     if threading.current_thread() is threading.main_thread():

@@ -107,12 +107,12 @@ def test_deep_pixels_are_refused_and_shallow_ones_converted(tmp_path):
 def test_scale_reaches_the_network(tmp_path):
   seen = []
 
-  def apply(variables, images, **options):
+  def encode(variables, images, **options):
     seen.append(images.shape)
-    return NETWORK.apply(variables, images, **options)
+    return NETWORK.encode(variables, images, **options)
 
   write(tmp_path / 'in' / 'a.png', size=(32, 48))
-  network = dataclasses.replace(NETWORK, apply=apply)
+  network = dataclasses.replace(NETWORK, encode=encode)
   (path,) = predict_folder(network, VARIABLES, images=tmp_path / 'in', out=tmp_path / 'out',
                            image_scale=0.5, **OPTIONS)
   assert seen == [(2, 16, 24, 3)]

@@ -1,12 +1,10 @@
 """The table of ranges: every field has a rule, and each kind of wrong value is refused by name."""
 
-import dataclasses
-
 import ml_collections
 import pytest
 
 from configs import cityscapes, folder, shapes, voc
-from gta_jax.methods.options import Method
+from gta_jax.methods.registry import option_names
 from gta_jax.training import config_rules
 from gta_jax.training.loop import flatten
 
@@ -28,7 +26,7 @@ def test_every_field_has_a_rule():
   """The method's own fields are checked by Method."""
   fields = {field for module in (folder, shapes, voc, cityscapes)
             for field in flatten(module.get_config('46').to_dict())}
-  method = {f'method.{field.name}' for field in dataclasses.fields(Method)}
+  method = {f'method.{name}' for name in option_names('gta')}
   assert not fields - method - set(config_rules.RULES)
   assert not set(config_rules.RULES) - fields  # No rule is left of a field that is gone.
 
