@@ -19,8 +19,9 @@ quotes it): both kinds of images are batches of their own, CE is a mean over kno
 from predictions of the updated networks, at a constant rate, and from max(F, 0).
 
 Deviations: padding of unlabelled images has no loss and no flaw; pixels without a label count in
-all but CE, as published. D's biases start at zero. PixelSSL labels padding as background:
-data.padding_label=0. unverified: the paper's text was not at hand; the code decides.
+all but CE, as published. D has no biases before a normalisation, which would take them away.
+PixelSSL labels padding as background: data.padding_label=0. unverified: the paper's text was not at
+hand; the code decides.
 """
 
 import dataclasses

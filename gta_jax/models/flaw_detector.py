@@ -36,6 +36,10 @@ class FlawDetector(NamedTuple):
 class _Detector(nn.Module):
   """4x4 convolutions with padding 1, split normalisation, leaky ReLU; bilinear to the input's size.
 
+  The published convolutions have biases, which the normalisation takes away again. Their gradient
+  is zero but for rounding, which Adam would turn into steps of full size, other ones on other
+  numbers of devices.
+
   Attributes:
     blocks: how many of the four blocks it has; each halves the resolution, and so does the last
       convolution.
@@ -49,7 +53,7 @@ class _Detector(nn.Module):
     for number, (channels, stride) in enumerate(_layers(self.blocks)):
       x = _convolution(channels, stride, f'conv_{number}')(x)
       x = nn.leaky_relu(_SplitNorm(name=f'norm_{number}')(x), 0.2)
-    x = _convolution(1, 2, 'classifier')(x)
+    x = _convolution(1, 2, 'classifier', bias=True)(x)
     return resize_bilinear(x, size)[..., 0]
 
 
@@ -71,10 +75,11 @@ def _layers(blocks: int) -> list[tuple[int, int]]:
           for block in _BLOCKS[:blocks] for i, channels in enumerate(block)]
 
 
-def _convolution(channels: int, stride: int, name: str) -> nn.Conv:
-  # torch's default variance; its biases start in the same range, here at zero.
+def _convolution(channels: int, stride: int, name: str, *, bias: bool = False) -> nn.Conv:
+  # torch's default variance.
   kernel = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-  return nn.Conv(channels, (4, 4), (stride, stride), padding=1, kernel_init=kernel, name=name)
+  return nn.Conv(channels, (4, 4), (stride, stride), padding=1, use_bias=bias, kernel_init=kernel,
+                 name=name)
 
 
 def map_size(pixels: int, blocks: int) -> int:

@@ -27,7 +27,8 @@ def torch_detector(variables, blocks, inputs):
     convolution = nn.Conv2d(channels, width, 4, stride, 1)
     kernel = np.asarray(layer['kernel']).transpose(3, 2, 0, 1)
     convolution.weight.data = torch.from_numpy(kernel.copy())
-    convolution.bias.data = torch.from_numpy(np.asarray(layer['bias']).copy())
+    if number == len(plan):
+      convolution.bias.data = torch.from_numpy(np.asarray(layer['bias']).copy())
     layers.append(convolution)
     if number < len(plan):
       layers += [SplitNorm(width), nn.LeakyReLU(0.2)]
