@@ -247,6 +247,7 @@ def test_the_nearest_pixel_of_aligned_corners():
   mask = jnp.arange(9)[None, :, None] * 10 + jnp.arange(5)
   assert nearest(mask, (3, 2)).tolist() == [[[0, 4], [40, 44], [80, 84]]]
   assert nearest(mask, (1, 1)).tolist() == [[[0]]]
+  assert nearest(jnp.arange(8)[None, None], (1, 4)).tolist() == [[[0, 2, 5, 7]]]  # 2.3 and 4.7
 
 
 def test_squares_lie_around_a_pixel_anywhere():
