@@ -66,6 +66,7 @@ _NETWORK = {'data.crop': 513, 'model.auxiliary': True, 'loss.ohem_threshold': 0.
             'train.unlabelled_batch': 8}
 RELEASED = {'paste_tilt': 'root', 'loss_pool': 'batch', 'labelled_term': True,
             'confidence_pool': 'batch', 'absent': 'zero'}
+Pseudo = tuple[Array, Array, Array]  # labels, confidence, uniform numbers that keep pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +88,9 @@ class Ael(Supervised):
                    'train.epochs': 100},
   }
 
-  # The teacher and the passes, as the code has them; the paper leaves them open.
+  # The teacher, as the code has it; the paper leaves it open.
   ema_ramp: bool = True
   teacher_batch_norm: str = choice('own', 'ema', 'own')
-  batch_norm: str = choice('own', 'own')
   warmup_epochs: float = number(0.0)
 
   # Pasting into labelled images.
@@ -135,6 +135,9 @@ class Ael(Supervised):
     if len(set(self.not_pasted)) == tools.num_classes:
       raise ValueError('method.not_pasted holds every class; leave one, or set '
                        'method.paste_probability=0.')
+    if self.joint:
+      raise ValueError('method.batch_norm=joint is not possible, as AEL passes each kind of images '
+                       'by itself; use own.')
     cut = max(tools.accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch))
     if cut > 1 and (self.loss_pool == 'batch' or self.labelled_term):
       raise ValueError(
@@ -161,7 +164,8 @@ class Ael(Supervised):
       valid = unlabelled['valid']
       images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
       state, labels, kappa = self.teach(tools, state, images, valid, keys[1])
-      metrics = {'confidence': jnp.mean(kappa, where=valid)}
+      confident = jnp.sum(jnp.where(valid, kappa, 0.0))
+      metrics = {'confidence': confident / jnp.maximum(jnp.sum(valid), 1)}
       if 'label' in unlabelled:
         metrics |= oracle_metrics(labels, unlabelled, tools.num_classes)
       donor, box = self.cut(keys[2], labels, confidence)
@@ -172,7 +176,7 @@ class Ael(Supervised):
         of_labelled = tools.network.normalize(labelled['image'])
         everywhere = jnp.ones(labelled['label'].shape, bool)
         state, *said = self.teach(tools, state, of_labelled, everywhere, keys[3])
-        pseudo = (*said, jax.random.uniform(keys[4], everywhere.shape))
+        pseudo = (said[0], said[1], jax.random.uniform(keys[4], everywhere.shape))
       objective, move = self.labelled_objective(tools, labelled, pseudo, confidence, keys[5])
       slopes = [slope(tools, state.networks['student'], objective)]
       confidence = move(slopes[0].sums)
@@ -242,9 +246,9 @@ class Ael(Supervised):
       key_box, mask, region=self.region, area=self.region_area)
 
   def labelled_objective(
-    self, tools: Tools, labelled: Batch, pseudo: Any, confidence: Array, key: Array
+    self, tools: Tools, labelled: Batch, pseudo: Pseudo | None, confidence: Array, key: Array
   ) -> tuple[Objective, Callable[[Array], Array]]:
-    """Ground truth, and perhaps the teacher's labels; measures the means m of step 3.
+    """Ground truth, and the teacher's labels if there are any; measures the means m of step 3.
 
     Returns: the objective, and the confidences as a function of m.
     """
@@ -272,7 +276,7 @@ class Ael(Supervised):
     return Objective(loss, batch, key), move
 
   def mixed_objective(
-    self, tools: Tools, images: Array, pseudo: Any, confidence: Array, key: Array
+    self, tools: Tools, images: Array, pseudo: Pseudo, confidence: Array, key: Array
   ) -> Objective:
     """The loss on mixed images; measures how many pixels of each class are kept."""
     def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Array]:
@@ -286,9 +290,9 @@ class Ael(Supervised):
     return Objective(loss, (images, pseudo), key)
 
   def pseudo_loss(
-    self, images: int, logits_full: Array, pseudo: Any, confidence: Array
+    self, images: int, logits_full: Array, pseudo: Pseudo, confidence: Array
   ) -> tuple[Array, Array]:
-    """Step 4, for labels, confidence and uniform numbers in `pseudo`; `images` in the batch."""
+    """Step 4: the loss, and which pixels have one; `images` is the number of the whole batch."""
     return equalisation.equalised_cross_entropy(
       logits_full, *pseudo, equalisation.sampling_rates(confidence, beta=self.beta),
       threshold=self.threshold, pool=self.loss_pool, images=images)

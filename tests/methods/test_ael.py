@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
-from gta_jax.ops.equalisation import sampling_rates
+from gta_jax.ops.equalisation import (
+  class_means,
+  class_shares,
+  equalised_cross_entropy,
+  move_confidence,
+  sampling_rates,
+)
 from gta_jax.ops.losses import SupervisedLoss
+from gta_jax.training import config_rules
 from tests import tiny
 from tests.oracles import ael as oracle
 from tests.oracles import ael_draws
@@ -112,6 +120,39 @@ def test_three_steps_agree_with_the_oracle(name, hyper, options):
   assert 0 < float(metrics['kept_share']) < 1
 
 
+@pytest.mark.parametrize('pool', ['image', 'batch'])
+def test_weights_and_confidences_are_the_oracles(pool):
+  rng = np.random.default_rng(0)
+  shape, pooled = (3, 4, 5), pool == 'batch'
+  kappa, uniform = rng.uniform(0.3, 1, (2, *shape))
+  logits, confidence = rng.normal(size=(*shape, K)), rng.random(K)
+  labels = rng.integers(0, 2, shape)  # no class 2
+  labels[0] = 0
+  labels[rng.random(shape) < 0.2] = 255
+  options = lm.settings(oracle.PAPER, {
+    'threshold': 0.5, 'beta': 0.7, 'confidence_decay': 0.6, 'pooled_loss': pooled,
+    'pooled_confidence': pooled})
+  flat = [x.reshape(3, -1) for x in (kappa, logits.argmax(-1), labels != 255)]
+  expected = oracle.weights(
+    confidence, *flat[:2], np.broadcast_to(uniform.reshape(3, 1, -1), (3, K, 20)), flat[2],
+    options).reshape(shape)
+  loss, kept = equalised_cross_entropy(
+    jnp.float32(logits), jnp.int32(labels), *map(jnp.float32, (kappa, uniform)),
+    sampling_rates(jnp.float32(confidence), beta=0.7), threshold=0.5, pool=pool, images=3)
+  np.testing.assert_array_equal(kept, expected > 0)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  of_label = np.take_along_axis(log_p, np.where(labels == 255, 0, labels)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(loss, -(expected * of_label).sum(), rtol=1e-5)
+
+  shares = class_shares(jnp.int32(labels), num_classes=K, pool=pool)
+  found = move_confidence(
+    jnp.float32(confidence), class_means(jnp.float32(logits), jnp.int32(labels), shares), shares,
+    decay=0.6, absent='zero' if pooled else 'stays')
+  expected = oracle.update_confidence(
+    confidence, lm.softmax(logits).reshape(3, -1, K), labels.reshape(3, -1), options)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_classes_are_pasted_as_drawn():
   """Image i is grey i and holds every class once; where it changes, it shows the next one."""
   batch, confidence = 6000, np.array([1.0, 0.0, 0.75])
@@ -184,6 +225,14 @@ def test_equal_confidences_keep_every_pixel_and_the_worst_class_is_always_kept()
   np.testing.assert_allclose(np.sum(metrics['kept_share_by_class']), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize('data_set', ['voc', 'cityscapes'])
+def test_published_fields_are_known_to_the_configs(data_set):
+  config = {'voc': voc, 'cityscapes': cityscapes}[data_set].get_config('method=ael')
+  fields = config_rules.complete(config)
+  assert fields.optim.rate == 0.00125 and fields.train.unlabelled_batch == 8
+  assert fields.method.pasted_classes == {'voc': 1, 'cityscapes': 3}[data_set]
+
+
 def test_the_first_step_copies_the_student():
   """Invariant (a), bit for bit."""
   state, _ = step_on(compiled(network='conv'), tiny.make_batches(0))
@@ -215,7 +264,7 @@ def test_the_tree_is_kept_and_finite_where_nothing_is_left(name):
     assert jax.tree.structure(state) == jax.tree.structure(setup[3])
     for new, old in zip(*map(jax.tree.leaves, (state, setup[3])), strict=True):
       assert (new.shape, new.dtype) == (old.shape, old.dtype)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(plain(state)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((plain(state), metrics)))
   assert float(metrics['kept_share']) == 0 == float(metrics['student_mixed_loss'])
 
 
@@ -230,6 +279,7 @@ def test_cut_batches_are_the_whole_batch():
   ({'not_pasted': (7,)}, 'none of the 3 classes'),
   ({'not_pasted': (0, 1, 2)}, 'holds every class'),
   ({'accumulation': 2, 'labelled_term': True}, 'does not go together'),
+  ({'batch_norm': 'joint'}, 'use own'),
   ({'accumulation': 2, 'loss_pool': 'batch'}, 'does not go together'),
 ])
 def test_what_does_not_fit_is_refused(options, message):

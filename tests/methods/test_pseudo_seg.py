@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.gradient_step import slope
 from gta_jax.methods.pseudo_seg import image_dropout
@@ -16,8 +17,11 @@ from gta_jax.models.deeplab import make_deeplab
 from gta_jax.ops.grad_cam import calibrated_fusion, grad_cam, nearest
 from gta_jax.ops.mixing import squares
 from gta_jax.ops.network import Decoded, Logits, Network
+from gta_jax.training import config_rules
 from tests import tiny
+from tests.oracles import linear_model_b as lm
 from tests.oracles import pseudo_seg as oracle
+from tests.oracles.tape_b import Node, map_tree
 
 K, F, D, WIDTH = tiny.CLASSES, 4, 5, 4
 HYPER = {'rate': 0.05, 'total_steps': 10}
@@ -147,6 +151,31 @@ def test_sharpening_keeps_the_class_and_one_factor_on_both_logits_changes_nothin
   assert np.isfinite(calibrated_fusion(*(0 * z), ~counted, temperature=0.01)).all()
 
 
+@pytest.mark.parametrize('version, calibration', [('v2', 'mean'), ('v1', 'sum')])
+def test_attention_and_fusion_are_the_oracles(version, calibration):
+  params = oracle.make_problem(2, features=F, hidden=D, width=WIDTH)[0]['networks']['model']
+  rng, both = np.random.default_rng(0), version == 'v2'
+  options = lm.settings(oracle.PAPER, {
+    'residual': both, 'norm': both, 'calibration': calibration, 'temperature': 0.7})
+  columns, cam = rng.normal(size=(2, 6, F + D)), rng.random((2, 6, K - 1))
+  valid = rng.random((2, 6)) > 0.3
+  expected = oracle.attention_logits(
+    map_tree(Node, params), columns, cam, valid, valid, options).value
+  module = CamAttention(K, D, residual=both, norm=both, width=WIDTH)
+  inputs = AttentionInputs(
+    jnp.float32(np.roll(columns, -F, -1)).reshape(2, 2, 3, -1),
+    jnp.float32(cam).reshape(2, 2, 3, -1), valid.reshape(2, 2, 3))
+  found = module.apply(
+    {'params': variables_of(params)['params']['attention']}, inputs, train=True)
+  np.testing.assert_allclose(found.reshape(2, 6, K)[valid], expected[valid], rtol=1e-4, atol=1e-5)
+  other = rng.normal(size=expected.shape)
+  soft = calibrated_fusion(
+    *(jnp.float32(x).reshape(2, 2, 3, K) for x in (other, expected)), inputs.valid,
+    temperature=0.7, calibration=calibration)
+  np.testing.assert_allclose(
+    soft.reshape(2, 6, K), oracle.fuse(other, expected, valid, options), rtol=1e-4, atol=1e-6)
+
+
 def attend(cam, valid, **options):
   module = CamAttention(K, D, width=2, **options)
   columns = jax.random.normal(jax.random.key(1), (*cam.shape[:3], 3))
@@ -218,6 +247,7 @@ def test_the_nearest_pixel_of_aligned_corners():
   mask = jnp.arange(9)[None, :, None] * 10 + jnp.arange(5)
   assert nearest(mask, (3, 2)).tolist() == [[[0, 4], [40, 44], [80, 84]]]
   assert nearest(mask, (1, 1)).tolist() == [[[0]]]
+  assert nearest(jnp.arange(8)[None, None], (1, 4)).tolist() == [[[0, 2, 5, 7]]]  # 2.3 and 4.7
 
 
 def test_squares_lie_around_a_pixel_anywhere():
@@ -262,6 +292,11 @@ def test_cut_batches_are_the_whole_batch_but_for_norms():
   (whole, _), (cut, _) = (
     step_on(compiled(accumulation=n, **options), (problem[1][0], problem[2][0])) for n in (0, 2))
   assert_close(plain(whole), plain(cut))
+
+
+def test_published_fields_are_known_to_the_config():
+  fields = config_rules.complete(voc.get_config('method=pseudo_seg'))
+  assert fields.optim.decay == 'kernels' and fields.model.output_stride == 16
 
 
 def test_one_class_is_refused():
