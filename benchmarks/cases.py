@@ -1,5 +1,6 @@
 """Steps of a config on random batches, for the benchmarks of speed."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -52,15 +53,40 @@ def read_config(
   Args:
     overrides: FIELD=JSON each, as in data.crop=513 or model.dtype="bfloat16".
   """
+  config = _get_config(config_file, *STEPS[name])
+  pairs = (item.partition('=') for item in overrides)
+  config.update_from_flattened_dict({field: json.loads(value) for field, _, value in pairs})
+  return config
+
+
+def read_method_config(
+  config_file: str, method: str, recipe: str, flags: Sequence[str]
+) -> ml_collections.ConfigDict:
+  """The config of `FILE.py:ARGUMENT` with a method and a recipe.
+
+  Args:
+    flags: --config.FIELD=VALUE each, as for launch.py.
+  """
+  config = _get_config(config_file, method, recipe)
+  pairs = (flag.removeprefix('--config.').partition('=') for flag in flags)
+  config.update_from_flattened_dict({field: _literal(value) for field, _, value in pairs})
+  return config
+
+
+def _literal(text: str) -> object:
+  """A Python literal, or the text itself where it is none."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _get_config(config_file: str, method: str, recipe: str) -> ml_collections.ConfigDict:
   path, _, argument = config_file.partition(':')
   spec = importlib.util.spec_from_file_location('config', ROOT / path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  method, recipe = STEPS[name]
-  config = module.get_config(f'{argument},method={method},recipe={recipe}'.strip(','))
-  pairs = (item.partition('=') for item in overrides)
-  config.update_from_flattened_dict({field: json.loads(value) for field, _, value in pairs})
-  return config
+  return module.get_config(f'{argument},method={method},recipe={recipe}'.strip(','))
 
 
 def num_classes(config: ml_collections.ConfigDict) -> int:
