@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 
 from gta_jax.methods.contract import Method
 from gta_jax.methods.cps import Cps, CpsCutMix
+from gta_jax.methods.cutmix_consistency import CutMixConsistency
+from gta_jax.methods.fixmatch import FixMatch
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.mean_teacher_consistency import MeanTeacherConsistency
 from gta_jax.methods.supervised import LABELLED, Supervised
+from gta_jax.methods.unimatch import UniMatch
 
 
 class Named(NamedTuple):
@@ -89,6 +93,13 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'cps_cutmix': Named(CpsCutMix),
   'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
                                'without the labels of labelled images, as the published code'),
+  'mean_teacher_consistency': Named(MeanTeacherConsistency),
+  'mean_teacher_consistency_released': Named(
+    MeanTeacherConsistency, {'average': 'before', 'labelled_void': 'learn'},
+    'the teacher moves before the step, as the published code'),
+  'cutmix_consistency': Named(CutMixConsistency),
+  'fixmatch': Named(FixMatch),
+  'unimatch': Named(UniMatch),
 })
 
 
