@@ -61,7 +61,7 @@ def unlabelled_images(tools: Tools, unlabelled: Batch) -> Array:
   return jnp.where(unlabelled['valid'][..., None], images, 0.0)
 
 
-def check_joint(tools: Tools) -> None:
+def check_joint(tools: Tools, what: str = 'method.batch_norm=joint') -> None:
   """Refuses passes over labelled and unlabelled images together that are cut into unequal counts.
 
   Raises: ValueError with the counts.
@@ -72,7 +72,7 @@ def check_joint(tools: Tools) -> None:
     raise ValueError(
       f'train.per_device_batch={accumulation.per_device} cuts {tools.labelled_batch} labelled '
       f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, '
-      'which method.batch_norm=joint takes together; use batches of one size.')
+      f'which {what} takes together; use batches of one size.')
 
 
 def passes(

@@ -14,16 +14,20 @@ from gta_jax.methods.cct import Cct, CctTorchSemiSeg
 from gta_jax.methods.contract import Method
 from gta_jax.methods.corrmatch import CorrMatch
 from gta_jax.methods.cps import Cps, CpsCutMix
+from gta_jax.methods.cutmix_consistency import CutMixConsistency
 from gta_jax.methods.dmt import DynamicMutualTraining
+from gta_jax.methods.fixmatch import FixMatch
 from gta_jax.methods.gct import Gct, GctTorchSemiSeg
 from gta_jax.methods.gta import ALL, FEATURES, Gta
 from gta_jax.methods.mean_teacher import PSEUDO, MeanTeacher
+from gta_jax.methods.mean_teacher_consistency import MeanTeacherConsistency
 from gta_jax.methods.pc2seg import Pc2seg
 from gta_jax.methods.pseudo_seg import PseudoSeg
 from gta_jax.methods.self_training import SelfTraining
 from gta_jax.methods.st_plus_plus import SelfTrainingPlusPlus
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.methods.u2pl import U2pl
+from gta_jax.methods.unimatch import UniMatch
 from gta_jax.methods.unimatch_v2 import UniMatchV2
 
 
@@ -123,6 +127,13 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'dmt': Named(DynamicMutualTraining),
   'st': Named(SelfTraining),
   'st_plus_plus': Named(SelfTrainingPlusPlus),
+  'mean_teacher_consistency': Named(MeanTeacherConsistency),
+  'mean_teacher_consistency_released': Named(
+    MeanTeacherConsistency, {'average': 'before', 'labelled_void': 'learn'},
+    'the teacher moves before the step, as the published code'),
+  'cutmix_consistency': Named(CutMixConsistency),
+  'fixmatch': Named(FixMatch),
+  'unimatch': Named(UniMatch),
 })
 
 

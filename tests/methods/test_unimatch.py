@@ -1,0 +1,196 @@
+"""FixMatch and UniMatch against their oracles, their invariants, and what every method keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gta_jax.methods import fixmatch, unimatch
+from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.fixmatch import FixMatch, Said
+from gta_jax.methods.unimatch import UniMatch, channel_factors, drop_channels
+from gta_jax.ops.mixing import unimatch_boxes
+from gta_jax.ops.photometric import strong_view
+from tests import tiny
+from tests.methods import kit
+from tests.oracles import fixmatch as oracle_fixmatch
+from tests.oracles import unimatch as oracle_unimatch
+
+SIZE = (4, 5)
+PLAIN = {'jitter': 0.0, 'hue': 0.0, 'greyscale': 0.0, 'blur': 0.0, 'box_probability': 0.0}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def drawn(method, key, images, network):
+  """The strong view before mixing and its box, as corners, that a step draws with this key."""
+  key_view, key_box = jax.random.split(key)
+  view = strong_view(key_view, images, network, jitter=method.jitter, hue=method.hue,
+                     greyscale=method.greyscale, blur=method.blur)
+  boxes = []
+  for mask in np.asarray(unimatch_boxes(key_box, len(images), SIZE,
+                                        probability=method.box_probability)):
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if mask.any() else (0,) * 4)
+  return np.asarray(view, float), np.array(boxes)
+
+
+def randomness(method, state, unlabelled, network, features):
+  """What the step that is about to be taken draws, as the oracle takes it."""
+  key, key_strong = jax.random.split(state.step_key())
+  images = fixmatch.unlabelled_images(
+    tiny.make_tools(network), {k: jnp.asarray(x) for k, x in unlabelled.items()})
+  if not isinstance(method, UniMatch):
+    view, boxes = drawn(method, key_strong, images, network)
+    return {'strong': view, 'boxes': boxes}
+  views = [drawn(method, k, images, network) for k in jax.random.split(key_strong)]
+  count = len(images)
+  key_features = jax.random.fold_in(jax.random.split(key)[0], 0)
+  factors = channel_factors(key_features, jnp.zeros((2 * count, *SIZE, features)))
+  return {'strong': np.stack([view for view, _ in views]),
+          'boxes': np.stack([boxes for _, boxes in views]),
+          'feature_masks': np.asarray(factors)[count:, 0, 0]}
+
+
+@pytest.mark.parametrize('kind, oracle', [
+  (FixMatch, oracle_fixmatch), (UniMatch, oracle_unimatch)])
+def test_three_steps_agree_with_the_oracle(kind, oracle):
+  method = kind(threshold=0.6, box_probability=1.0)
+  network = tiny.linear_network()
+  expected, labelled, unlabelled, _ = oracle.make_problem(0)
+  tools = tiny.make_tools(network, batch=2, size=SIZE)
+  state = kit.state_of(method, tools, expected['networks'])
+  step, kept = jax.jit(method.step(tools)), []
+  for k in range(kit.STEPS):
+    drawn_now = randomness(method, state, unlabelled[k], network, 4)
+    expected, losses = oracle.step(
+      expected, labelled[k], unlabelled[k], **drawn_now,
+      hyper={'threshold': 0.6, 'rate': 0.05, 'total_steps': 20})
+    state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
+    kit.assert_networks(state, expected['networks'])
+    total = sum(value for key, value in metrics.items() if key.endswith('_loss'))
+    np.testing.assert_allclose(total, losses['total'], rtol=1e-5)
+    np.testing.assert_allclose(2 * metrics['model_labelled_loss'], losses['labelled'], rtol=1e-5)
+    kept.append(float(metrics['kept_share']))
+  assert max(kept) > 0 and min(kept) < 1
+
+
+@pytest.mark.parametrize('method', [FixMatch(threshold=0.4), UniMatch(threshold=0.4)])
+def test_contract(method):
+  _, metrics = kit.assert_contract(method)
+  assert 0 < float(metrics['kept_share']) < 1
+  assert np.sum(metrics['kept_share_by_class']) == pytest.approx(1)
+
+
+def test_cut_batches_are_the_whole_step():
+  """Dropped channels are drawn anew for each part, so that UniMatch is FixMatch's case here."""
+  kit.assert_cut_batches_are_the_whole_step(FixMatch(threshold=0.4))
+  kit.assert_cut_batches_are_the_whole_step(UniMatch(threshold=0.4, features_weight=0.0))
+
+
+@pytest.mark.parametrize('kind', [FixMatch, UniMatch])
+def test_without_confident_pixels_half_the_labelled_loss_is_left(kind):
+  """Invariant (a): the step is that of half the supervised loss."""
+  tools, found = tiny.make_tools(tiny.linear_network()), []
+  labelled, unlabelled = tiny.make_batches(3)
+  nothing = {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])}
+  method = kind(threshold=1.0)
+  step, state = jax.jit(method.step(tools)), tiny.first_state(method, tools)
+  for batch in (unlabelled, nothing):
+    after, metrics = step(state, kit.batches(labelled, batch))
+    assert {key for key, value in metrics.items() if key.endswith('_loss') and value > 0} == {
+      'model_labelled_loss'}
+    found.append(after.networks)
+  kit.assert_equal(*found)
+
+
+def test_without_perturbation_all_unlabelled_losses_are_one(monkeypatch):
+  """Invariant (d): no strong view, no boxes, no dropped channel."""
+  monkeypatch.setattr(unimatch, 'drop_channels', lambda key, stages: stages)
+  method = UniMatch(threshold=0.4, **PLAIN)
+  tools = tiny.make_tools(tiny.linear_network())
+  _, metrics = jax.jit(method.step(tools))(
+    tiny.first_state(method, tools), kit.batches(*tiny.make_batches(3)))
+  strong = 8 * float(metrics['model_strong_1_loss'])
+  assert strong > 0
+  assert 8 * float(metrics['model_strong_2_loss']) == pytest.approx(strong)
+  assert 4 * float(metrics['model_features_loss']) == pytest.approx(strong)
+
+
+def test_the_divisor_counts_all_valid_pixels():
+  """Invariant (c), and by hand: p(label) 0.2 at the kept one of two valid pixels."""
+  said = Said(jnp.array([[[0, 1, 0]]]), jnp.array([[[0.95, 0.5, 0.99]]]),
+              jnp.array([[[True, True, False]]]))
+  term = FixMatch().learn(jnp.zeros((1, 1, 3, 3)), said, weight=0.5)
+  assert term.targets.tolist() == [[[0, 255, 255]]]
+  logits = fixmatch.Logits(jnp.log(jnp.array([[[[0.2, 0.8], [0.5, 0.5], [0.5, 0.5]]]])))
+  assert float(term.loss(logits, term.targets)) == pytest.approx(-0.5 * np.log(0.2) / 2)
+
+
+def test_image_label_confidence_and_padding_agree_inside_of_boxes():
+  """Invariant (e): from images that hold their labels."""
+  rng = np.random.default_rng(0)
+  labels = jnp.asarray(rng.integers(0, 3, (4, 16, 16)))
+  valid = jnp.asarray(rng.random((4, 16, 16)) > 0.2)
+  own = Said(labels, jnp.ones((4, 16, 16)), valid)
+  # What the next image's evaluation says is its own labels plus ten: it shows where boxes are.
+  following = Said(jnp.roll(labels, -1, 0) + 10, own.confidence, jnp.roll(valid, -1, 0))
+  images = jnp.repeat(labels[..., None], 3, -1).astype(jnp.float32) + 1
+  method = FixMatch(**PLAIN | {'box_probability': 1.0})
+  term = method.strong(
+    tiny.make_tools(tiny.linear_network()), images, own, following, jax.random.key(3), weight=1.0)
+  shown, target = np.asarray(term.images[..., 0]), np.asarray(term.targets)
+  known = target != 255
+  assert np.any(target[known] >= 10) and np.any(target[known] < 10)
+  np.testing.assert_array_equal(shown[known], target[known] % 10 + 1)
+  assert np.all(shown[~known] == 0) and 0.1 < (~known).mean() < 0.3
+
+
+def test_dropped_channels():
+  """Invariant (f): constant over space, 0 or 2; of four stages the first and last alone."""
+  stages = tuple(jnp.ones((3, 4 // s, 4 // s, 40)) for s in (1, 1, 2, 2))
+  dropped = [np.asarray(x) for x in drop_channels(jax.random.key(0), stages)]
+  for i in (1, 2):
+    np.testing.assert_array_equal(dropped[i], stages[i])
+  for i in (0, 3):
+    assert set(np.unique(dropped[i])) == {0.0, 2.0} and 0.35 < dropped[i].mean() / 2 < 0.65
+    assert np.all(dropped[i] == dropped[i][:, :1, :1])
+  assert np.any(dropped[0][:, 0, 0] != dropped[3][:, 0, 0])
+  assert np.any(dropped[0][0] != dropped[0][1])
+  two = drop_channels(jax.random.key(0), stages[:2])
+  assert all(set(np.unique(x)) == {0.0, 2.0} for x in two)
+  half = drop_channels(jax.random.key(0), (stages[0].astype(jnp.bfloat16),))
+  assert half[0].dtype == jnp.bfloat16
+
+
+def test_weak_labels_come_from_the_pass_with_labelled_images_and_boxes_from_evaluation():
+  """Statistics of evaluation reach the labels within boxes alone, labelled images those outside."""
+  method = FixMatch(threshold=0.0)
+  tools = tiny.make_tools(tiny.conv_network(dropout=False))
+  variables = tools.network.init(jax.random.key(0), tiny.SIZE)
+  rng = np.random.default_rng(0)
+  x, other_x, images = (jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32) for _ in range(3))
+  stats = variables['batch_stats']['backbone']
+  moved = {**variables, 'batch_stats': {**variables['batch_stats'], 'backbone': {
+    'mean': stats['mean'] + 1, 'var': 3 * stats['var']}}}
+  say = jax.jit(lambda variables, x: method.say(
+    tools, variables, x, images, jnp.full((4, 8, 8), True), jax.random.key(1)))
+  (own, box), (own_x, box_x), (own_m, box_m) = (
+    say(*args) for args in ((variables, x), (variables, other_x), (moved, x)))
+  assert kit.differs(own.confidence, own_x.confidence)
+  kit.assert_equal(box.confidence, box_x.confidence)
+  kit.assert_equal(own.confidence, own_m.confidence)
+  assert kit.differs(box.confidence, box_m.confidence)
+
+
+def test_batches_of_unequal_parts_are_refused():
+  tools = tiny.make_tools(tiny.linear_network(), accumulation=Accumulation(per_device=2))
+  with pytest.raises(ValueError, match='use batches of one size'):
+    UniMatch().check(tools._replace(labelled_batch=8))
+  assert 'no other image' in FixMatch().check(tools._replace(
+    accumulation=Accumulation(), unlabelled_batch=1))[0]
