@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   choice = config_base.parse(arg, split='', method='gta', recipe='scratch')
   # Long averages: a step on labels moves the features for 1 / (1 - alpha) steps, and 1,000 is all
   # that a short run has.
-  scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999}
+  scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999, 'supervised_share': 0.3}
   c = config_base.base(choice['method'], choice['recipe'], scratch=scratch)
   c.data.source = 'folder'
   c.data.split = choice['split']

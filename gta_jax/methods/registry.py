@@ -101,39 +101,43 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
     for epochs in (1, 2, 3)},
   # Table 9
   'gta_confidence': Named(Gta, {'smoothing': 0.0}, 'Table 9: tau 0'),
-  'corrmatch': Named(CorrMatch),
-  'corrmatch_released': Named(
-    CorrMatch, {'kl_target': 'unmixed', 'threshold_padding': 'mixed', 'padding_counts': True},
-    'CorrMatch as its code has it'),
-  'unimatch_v2': Named(UniMatchV2),
-  'fixmatch_ema': Named(
-    UniMatchV2, {'views': 1, 'feature_dropout': 'none', 'batch_norm': 'joint'},
-    "UniMatch V2's baseline: one strong view, no dropout"),
-  'cct': Named(Cct), 'cct_torchsemiseg': Named(CctTorchSemiSeg),
-  'gct': Named(Gct), 'gct_torchsemiseg': Named(GctTorchSemiSeg),
-  'cps': Named(Cps),
-  'cps_cutmix': Named(CpsCutMix),
-  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
-                               'without the labels of labelled images, as the published code'),
-  # Other systems
-  'ael': Named(Ael),
-  'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
-  'pseudo_seg': Named(PseudoSeg),
-  'u2pl': Named(U2pl),
-  'u2pl_released': Named(U2pl, {
-    'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
-    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
-  'pc2seg': Named(Pc2seg),
-  'dmt': Named(DynamicMutualTraining),
-  'st': Named(SelfTraining),
-  'st_plus_plus': Named(SelfTrainingPlusPlus),
+  # What the cited works have in the place of mean_teacher's and cutmix's hard labels
   'mean_teacher_consistency': Named(MeanTeacherConsistency),
   'mean_teacher_consistency_released': Named(
     MeanTeacherConsistency, {'average': 'before', 'labelled_void': 'learn'},
     'the teacher moves before the step, as the published code'),
   'cutmix_consistency': Named(CutMixConsistency),
+  # The other systems of the paper's tables
+  'cps': Named(Cps),
+  'cps_cutmix': Named(CpsCutMix),
+  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
+                               'without the labels of labelled images, as the published code'),
+  'u2pl': Named(U2pl),
+  'u2pl_released': Named(U2pl, {
+    'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
+    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
+  'st': Named(SelfTraining),
+  'st_plus_plus': Named(SelfTrainingPlusPlus),
+  'cct': Named(Cct),
+  'cct_torchsemiseg': Named(CctTorchSemiSeg),
+  'gct': Named(Gct),
+  'gct_torchsemiseg': Named(GctTorchSemiSeg),
+  'dmt': Named(DynamicMutualTraining),
+  'ael': Named(Ael),
+  'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
+  'pseudo_seg': Named(PseudoSeg),
+  'pc2seg': Named(Pc2seg),
+  # And those that came after it
   'fixmatch': Named(FixMatch),
   'unimatch': Named(UniMatch),
+  'unimatch_v2': Named(UniMatchV2),
+  'fixmatch_ema': Named(
+    UniMatchV2, {'views': 1, 'feature_dropout': 'none', 'batch_norm': 'joint'},
+    "UniMatch V2's baseline: one strong view, no dropout"),
+  'corrmatch': Named(CorrMatch),
+  'corrmatch_released': Named(
+    CorrMatch, {'kl_target': 'unmixed', 'threshold_padding': 'mixed', 'padding_counts': True},
+    'CorrMatch as its code has it'),
 })
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import folder
 from gta_jax.methods import labelling
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
@@ -219,3 +220,7 @@ def test_configs_carry_the_published_numbers(name, data_set):
   assert batch == {'dmt': 8}.get(name, 16) and config.loss.ohem_threshold is None
   rates = {('dmt', 'voc'): 0.001, ('st', 'voc'): 0.001, ('st_plus_plus', 'voc'): 0.001}
   assert config.optim.rate == rates.get((name, data_set), 0.004)
+
+
+def test_a_run_from_random_weights_gives_the_labeller_more_steps():
+  assert folder.get_config('46,method=st').method.supervised_share == 0.3
