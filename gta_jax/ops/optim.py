@@ -101,7 +101,7 @@ def make_adam(
     optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)))
 
 
-def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[optax.Params], Any] | None:
+def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[Any], Any] | None:
   """Which leaves decay, as optax's mask; None for all."""
   if decay == 'all' and not undecayed:
     return None
