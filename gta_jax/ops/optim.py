@@ -110,7 +110,7 @@ def with_factor(optimizer: Optimizer, factor: float) -> Optimizer:
   return Optimizer(optimizer.init, update, lambda step: factor * optimizer.rate(step))
 
 
-def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[optax.Params], Any] | None:
+def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[Any], Any] | None:
   """Which leaves decay, as optax's mask; None for all."""
   if decay == 'all' and not undecayed:
     return None

@@ -10,6 +10,7 @@ import pytest
 from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
+from gta_jax.ops.class_pasting import choose_donors
 from gta_jax.ops.equalisation import (
   class_means,
   class_shares,
@@ -193,6 +194,15 @@ def test_donors_hold_the_class_that_is_drawn():
   assert box.all() and not (donor == np.arange(batch)).any()
   shares = np.bincount(donor % K) / batch
   np.testing.assert_allclose(shares, ael_draws.cut_probabilities(confidence), atol=0.04)
+
+
+def test_an_image_is_not_its_own_donor():
+  for seed in range(10):
+    found = choose_donors(jax.random.key(seed), jnp.ones((2, K), bool), jnp.array([0, 1]))
+    assert found.tolist() == [1, 0]
+    holds = jnp.zeros((3, K), bool).at[0, 1].set(True)
+    found = choose_donors(jax.random.key(seed), holds, jnp.array([1, 1, 0]))
+    assert found[0] in (1, 2) and found[1] == 0 and found[2] in (0, 1)
 
 
 def test_without_the_class_any_other_image_and_half_a_box():

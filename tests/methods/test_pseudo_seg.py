@@ -14,7 +14,7 @@ from gta_jax.methods.pseudo_seg import image_dropout
 from gta_jax.methods.registry import make_method
 from gta_jax.models.cam_attention import AttentionInputs, CamAttention
 from gta_jax.models.deeplab import make_deeplab
-from gta_jax.ops.grad_cam import calibrated_fusion, grad_cam, nearest
+from gta_jax.ops.grad_cam import calibrated_fusion, grad_cam
 from gta_jax.ops.mixing import squares
 from gta_jax.ops.network import Decoded, Logits, Network
 from gta_jax.training import config_rules
@@ -230,40 +230,9 @@ def test_without_image_labels_attention_says_background_everywhere():
   np.testing.assert_allclose(found, found[:1].repeat(6, 0), rtol=1e-6)
 
 
-def test_the_closed_form_is_grad_cam():
-  """Against the gradient of the classifier's logits by the features."""
-  rng = jax.random.key(0)
-  features = jax.random.normal(rng, (2, 2, 3, F))
-  kernel = jax.random.normal(jax.random.fold_in(rng, 1), (F, K - 1))
-  slopes = jax.jacobian(lambda x: x.mean((1, 2)) @ kernel)(features)  # [B,K-1,B,h,w,F]
-  slopes = jnp.stack([slopes[i, :, i].mean((1, 2)) for i in range(2)])
-  heat = jax.nn.relu(jnp.einsum('bkf,bhwf->bhwk', slopes, features))
-  expected = heat / heat.max((1, 2), keepdims=True)
-  found = grad_cam(features, kernel, jnp.ones((2, K - 1), bool), jnp.ones((2, 2, 3), bool))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_the_nearest_pixel_of_aligned_corners():
-  mask = jnp.arange(9)[None, :, None] * 10 + jnp.arange(5)
-  assert nearest(mask, (3, 2)).tolist() == [[[0, 4], [40, 44], [80, 84]]]
-  assert nearest(mask, (1, 1)).tolist() == [[[0]]]
-  assert nearest(jnp.arange(8)[None, None], (1, 4)).tolist() == [[[0, 2, 5, 7]]]  # 2.3 and 4.7
-
-
-def test_squares_lie_around_a_pixel_anywhere():
-  found = np.asarray(squares(jax.random.key(0), 2000, (6, 8), side=3))
-  sides = found.any(2).sum(1)
-  assert set(sides) == {2, 3} and found.mean(0).min() > 0.05  # cut at the border
-  centre = found[:, 2, 3].mean()
-  assert abs(centre - 9 / 48) < 0.03
-
-
-def batches(size=(32, 32)):
-  return tiny.make_batches(0, size=size)
-
-
 def test_padding_has_no_influence_in_a_whole_network():
-  setup, (labelled, unlabelled) = compiled(deeplab='bfloat16', batch=4), batches()
+  setup = compiled(deeplab='bfloat16', batch=4)
+  labelled, unlabelled = tiny.make_batches(0, size=(32, 32))
   noise = np.random.default_rng(0).integers(0, 256, unlabelled['image'].shape, dtype=np.uint8)
   other = {**unlabelled, 'image': np.where(unlabelled['valid'][..., None],
                                            unlabelled['image'], noise)}
@@ -273,7 +242,7 @@ def test_padding_has_no_influence_in_a_whole_network():
 
 def test_the_tree_is_kept_and_finite_where_nothing_is_left():
   setup = compiled(deeplab='bfloat16', batch=4)
-  labelled, unlabelled = batches()
+  labelled, unlabelled = tiny.make_batches(0, size=(32, 32))
   nothing = ({**labelled, 'label': np.full_like(labelled['label'], 255)},
              {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])})
   for both in ((labelled, unlabelled), nothing):
