@@ -86,7 +86,7 @@ def picture(rng: Rng) -> bytes:
 
 
 def make_base(folder: Path) -> None:
-  """A small data folder, whole, and two checkpoints."""
+  """A small data folder, whole, two checkpoints, and two files of torch."""
   rng = np.random.default_rng(0)
   for name in 'abcd':
     for kind, shape, most in (('images', (12, 16, 3), 256), ('masks', (12, 16), 3)):
@@ -100,6 +100,11 @@ def make_base(folder: Path) -> None:
   with Checkpoints(folder / 'checkpoints') as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, tiny_state(step))
+  import torch  # noqa: PLC0415  (seconds; it writes what the package reads without it)
+  state = {'conv1.weight': torch.ones(2, 3).t(), 'bn1.bias': torch.ones(3, dtype=torch.float16)}
+  for name, zipped in (('zip', True), ('legacy', False)):
+    torch.save({'epoch': 3, 'model_state': state}, folder / f'{name}.pth',
+               _use_new_zipfile_serialization=zipped)
 
 
 def tiny_state(step: int) -> TrainState:
@@ -247,13 +252,15 @@ WRONG = [None, -1, 0, 1.5, 'x', [], {}, [1], [['x']], True, 10**30, float('nan')
 
 def fuzz_weights(rng: Rng, base: Path, work: Path) -> None:
   """A damaged or foreign file of weights."""
-  path = work / f'w.{rng.choice(["safetensors", "safetensors", "pth", "npz"])}'
+  path = work / f'w.{rng.choice(["safetensors", "pth", "pth", "npz"])}'
   dtype = rng.choice([np.float16, np.float32, np.int64, np.uint8, bool])
   names = rng.choice(['conv1.weight', 'bn1.bias', 'x', '', 'layer1.0.conv1.weight'], 3)
   tensors = {str(name): np.ones(rng.integers(0, 5, rng.integers(0, 5)), dtype) for name in names}
   safetensors.numpy.save_file(tensors, path)
   data = path.read_bytes()
-  if rng.random() < 0.2:
+  if path.suffix == '.pth' and rng.random() < 0.8:
+    data = (base / rng.choice(['zip.pth', 'legacy.pth'])).read_bytes()
+  elif rng.random() < 0.2:
     data = struct.pack('<Q', int(rng.choice([2**40, 2**62, 0, 7, len(data)]))) + data[8:]
   elif path.suffix == '.pth' and rng.random() < 0.5:
     data = b"cos\nsystem\n(S'exit 1'\ntR."

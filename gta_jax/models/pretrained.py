@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from gta_jax.models import torch_files
 from gta_jax.ops.network import Variables
 
 SCOPES = ('all', 'backbone')
@@ -55,32 +56,24 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
   """Reads the tensors of a .safetensors, .pth or .pt file.
 
   Args:
-    path: the file; all but .safetensors need torch installed.
+    path: the file.
     item: which state dict of a file that holds several, e.g. 'teacher_state'; model.weights_item in
       messages.
   Returns: name -> float32 array, axes in torch's order.
-  Raises: ValueError for another kind of file, one that cannot be read, an item that is unknown or
-    needed, and where torch is needed and absent.
+  Raises: ValueError for another kind of file, one that cannot be read, and an item that is unknown
+    or needed.
   """
   path = Path(path)
-  readers = {'.safetensors': safetensors.numpy.load_file, '.pth': _load_torch, '.pt': _load_torch}
+  readers = {'.safetensors': _load_safetensors, '.pth': _load_torch, '.pt': _load_torch}
   if path.suffix not in readers:
     raise ValueError(f'{path} is no .safetensors, .pth or .pt file; convert it to one of these.')
-  try:
-    content = readers[path.suffix](path)
-  except ImportError as error:
-    raise ValueError(
-      f'{path} is a torch file and torch is not installed; install torch, or save the weights as '
-      '.safetensors where it is.') from error
-  except Exception as error:  # each kind of file has errors of its own for a damaged one
-    cause = (str(error).strip() or repr(error)).splitlines()[0]
-    raise ValueError(f'{path} cannot be read: {cause} Get the file again.') from error
+  content = readers[path.suffix](path)
   items = {name: value for name, value in content.items() if isinstance(value, dict)}
   if bool(items) != (item is not None) or (items and item not in items):
     held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', "''")
     raise ValueError(
       f'{path} holds {held}, but model.weights_item is {item or ""!r}; set it to {remedy}.')
-  state = items[item] if items else content
+  state = content if item is None else items[item]
   state = {name: np.asarray(value, np.float32) for name, value in state.items()}
   if wrong := [name for name, value in state.items() if not np.isfinite(value).all()]:
     raise ValueError(f'{path} holds infinite or undefined numbers in {", ".join(wrong[:5])}; get '
@@ -88,25 +81,29 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
   return state
 
 
+def _load_safetensors(path: Path) -> dict[str, Any]:
+  try:
+    return safetensors.numpy.load_file(path)
+  except Exception as error:  # the library has errors of its own for a damaged file
+    cause = (str(error).strip() or repr(error)).splitlines()[0]
+    raise ValueError(f'{path} cannot be read: {cause} Get the file again.') from error
+
+
 def _load_torch(path: Path) -> dict[str, Any]:
-  import torch  # noqa: PLC0415  (an optional dependency, for these files only)
-  # Published checkpoints keep their best score as a NumPy number, which torch refuses by default.
-  scalar = np.float64(0).__reduce__()[0]
-  numbers = [scalar, (scalar, 'numpy.core.multiarray.scalar'), np.dtype, type(np.dtype('float64')),
-             type(np.dtype('int64'))]
-  with torch.serialization.safe_globals(numbers):
-    content = torch.load(path, map_location='cpu', weights_only=True)
-
-  def is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
+  """The tensors of a state dict, or the state dicts of a dict; what else it holds is left out."""
+  content = torch_files.load(path)
   if not isinstance(content, dict):
-    raise TypeError(f'it holds a {type(content).__name__}, not a dict of tensors.')
-  if any(map(is_tensor, content.values())):
-    return {name: value.float().numpy() for name, value in content.items() if is_tensor(value)}
-  return {item: {name: value.float().numpy() for name, value in state.items()}
-          for item, state in content.items()
-          if isinstance(state, dict) and state and all(map(is_tensor, state.values()))}
+    raise ValueError(f'{path} cannot be read: it holds a {type(content).__name__}, not a dict of '
+                     'tensors; save a state dict.')
+  named = {name: value for name, value in content.items() if isinstance(name, str)}
+  if tensors := {name: value for name, value in named.items() if isinstance(value, np.ndarray)}:
+    return tensors
+  return {name: value for name, value in named.items() if _is_state_dict(value)}
+
+
+def _is_state_dict(value: Any) -> bool:
+  return isinstance(value, dict) and bool(value) and all(
+    isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in value.items())
 
 
 def convert(

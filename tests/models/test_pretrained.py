@@ -142,12 +142,17 @@ def test_torch_checkpoints_are_read_by_item(tmp_path):
     load_state_dict(path)
   torch.save({'a': torch.ones(2, dtype=torch.bfloat16)}, path)
   assert load_state_dict(path)['a'].tolist() == [1, 1]
+  torch.save({0: torch.ones(2), 'x': {1: torch.ones(2)}, 'y': {'a': torch.ones(2)}}, path)
+  assert list(load_state_dict(path, item='y')) == ['a']
 
 
-def test_torch_files_without_torch_name_the_remedy(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(ValueError, match='install torch, or save the weights as .safetensors'):
-    load_state_dict(tmp_path / 'weights.pt')
+def test_torch_files_need_no_torch(tmp_path, monkeypatch):
+  torch = pytest.importorskip('torch')
+  for zipped in (True, False):
+    torch.save({'a': torch.ones(2)}, tmp_path / 'a.pt', _use_new_zipfile_serialization=zipped)
+    with monkeypatch.context() as patch:
+      patch.setitem(sys.modules, 'torch', None)
+      assert load_state_dict(tmp_path / 'a.pt')['a'].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
