@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from gta_jax.methods.cps import Cps, CpsCutMix
+from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.methods.registry import make_method
-from gta_jax.ops.mixing import xor_boxes
+from gta_jax.ops.losses import cross_entropy
+from gta_jax.ops.mixing import paste, xor_boxes
 from gta_jax.ops.optim import poly_schedule
+from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 from tests.methods import kit
 from tests.oracles import cps as oracle
@@ -134,6 +137,31 @@ def test_an_image_outside_of_the_mask_has_no_influence(whole, monkeypatch):
   one, _ = jax.jit(mixed.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
   two, _ = jax.jit(plain.step(tools))(state, kit.batches(labelled[0], moved))
   kit.assert_close(one.networks, two.networks, rtol=1e-6)
+
+
+def test_labels_are_those_of_clean_images(monkeypatch):
+  """In a network that sees neighbours the labels of a mixed image are others."""
+  mask = jnp.broadcast_to(jnp.arange(8) % 2 == 0, (4, 8, 8))
+  monkeypatch.setattr('gta_jax.methods.cps.xor_boxes', lambda key, batch, size: mask)
+  tools = tiny.make_tools(tiny.conv_network(dropout=False))
+  method = CpsCutMix(cross_on='unlabelled')
+  state, (labelled, unlabelled) = tiny.first_state(method, tools), tiny.make_batches(2)
+  _, metrics = jax.jit(method.step(tools))(state, kit.batches(labelled, unlabelled))
+
+  def mixed(x):
+    return paste(x, jnp.roll(x, -1, 0), mask)
+
+  @jax.jit
+  def expected(networks):
+    images, valid = unlabelled_images(tools, unlabelled), jnp.asarray(unlabelled['valid'])
+    of_second, of_first = (
+      resize_bilinear(tools.network.apply(networks[name], x, train=True)[0].main, (8, 8))
+      for name, x in (('second', images), ('first', mixed(images))))
+    labels = jnp.where(mixed(valid), mixed(jnp.argmax(of_second, -1)), 255)
+    return cross_entropy(of_first, labels)
+
+  np.testing.assert_allclose(
+    metrics['first_cross_loss'], expected(state.networks), rtol=1e-5)
 
 
 def test_void_pixels_have_no_influence_unless_they_learn():
