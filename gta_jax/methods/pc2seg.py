@@ -45,6 +45,7 @@ from gta_jax.ops.photometric import strong_view
 from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 
 LABELLED, CONSISTENCY, CONTRAST = 'labelled', 'consistency', 'contrast'
+EXACT = jax.lax.Precision.HIGHEST  # of products, which a GPU would round to 10 bits
 Seen = tuple[Logits, Array]
 
 
@@ -153,12 +154,14 @@ class Pc2seg:
     strong = jnp.where(valid[..., None], strong, 0.0)
 
     def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
-      (of_labelled, *views), stats = self.see(
+      (of_labelled, of_weak, of_strong), stats = self.see(
         tools, variables, (batch[LABELLED][0], batch['weak'], batch['strong']), key)
       return {
         LABELLED: labelled.loss(of_labelled[0], batch[LABELLED][1]),
-        CONSISTENCY: self.consistency_weight * self.consistency(*views, batch['valid']),
-        CONTRAST: self.contrast_weight * self.contrast(key_draws, *views, batch['valid']),
+        CONSISTENCY: self.consistency_weight * self.consistency(
+          of_weak, of_strong, batch['valid']),
+        CONTRAST: self.contrast_weight * self.contrast(
+          key_draws, of_weak, of_strong, batch['valid']),
       }, stats
 
     return Objective(loss, {LABELLED: (labelled.images, labelled.targets), 'weak': weak,
@@ -202,9 +205,9 @@ class Pc2seg:
     probabilities = jax.nn.softmax(weak[0].main).reshape(len(seen), -1)
     anchors, candidates, chosen, drawn = self.draw(
       key, jax.lax.stop_gradient(probabilities), seen, len(valid))
-    queries, exact = unit(queries[anchors]), {'precision': jax.lax.Precision.HIGHEST}
-    positive = jnp.einsum('ad,ad->a', queries, unit(keys[anchors]), **exact)
-    cosines = jnp.einsum('ad,jd->aj', queries, unit(keys[candidates]), **exact)
+    queries = unit(queries[anchors])
+    positive = jnp.einsum('ad,ad->a', queries, unit(keys[anchors]), precision=EXACT)
+    cosines = jnp.einsum('ad,jd->aj', queries, unit(keys[candidates]), precision=EXACT)
     losses = info_nce(positive, jnp.take_along_axis(cosines, chosen, axis=1), drawn,
                       temperature=self.temperature)
     return jnp.where(jnp.any(seen), jnp.mean(losses), 0.0)
@@ -229,7 +232,7 @@ class Pc2seg:
     weights = (jnp.arange(len(candidates)) < number).astype(jnp.float32)[None]
     if 'other_classes' in self.negative_rule:
       same = jnp.einsum('ac,jc->aj', probabilities[anchors], probabilities[candidates],
-                        precision=jax.lax.Precision.HIGHEST)
+                        precision=EXACT)
       weights = weights * jnp.maximum(1 - same, 0)
     if 'other_images' in self.negative_rule:
       of_image = len(valid) // images

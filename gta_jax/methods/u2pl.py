@@ -18,7 +18,7 @@ mixed batch, p' and r' are the teacher's probabilities and embeddings of [x_l; u
     7. student: a step on L_s + L_u + 0.1 L_c;  teacher: EMA of decay min(1 - 1/k, 0.99)
 
 Cost 9 forward-equivalents (label 1, student 6, teacher's train-mode pass 2), the embedding head in
-six of them and a half, and K x 50 x 257 cosines.
+all but the first, and K x 50 x 257 cosines.
 """
 
 import dataclasses
@@ -191,7 +191,7 @@ class U2pl(Supervised):
       'threshold': high, 'kept_share': jnp.mean(kept != IGNORE),
       'kept_share_by_class': class_counts(kept, tools.num_classes) / jnp.maximum(count, 1),
       'contrasted_classes': jnp.sum(contrast.weight > 0),
-      'queued_share': jnp.sum(queues.count) / len(queues.keys)}
+      'queued_share': jnp.sum(queues.held) / len(queues.keys)}
     objective = self.objective(tools, labelled, images, targets, contrast, key_student)
     return state.replace(memory=queues), objective, metrics
 

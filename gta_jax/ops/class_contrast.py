@@ -15,6 +15,8 @@ Array = jax.Array
 NEGATIVE_RULES = ('paper', 'released')
 QUEUE_RULES = ('class', 'position')
 
+EXACT = jax.lax.Precision.HIGHEST  # of products, which a GPU would round to 10 bits
+
 
 class Roles(NamedTuple):
   """What the pixels of a batch are to each class, [K,N] bool each.
@@ -101,15 +103,15 @@ def find_contrast(
     key_push, jnp.sum(roles.negatives, 1), min(keys_per_step, len(flat)))
   queues = push(queues, sizes, flat[nth_true(roles.negatives, ranks)], number)
 
-  held = jnp.sum(roles.members, 1)
-  present = held > 0
+  pixels = jnp.sum(roles.members, 1)
+  present = pixels > 0
   classes = jnp.sum(present)
   positive = jnp.einsum('kn,nd->kd', roles.members.astype(flat.dtype), flat,
-                        precision=jax.lax.Precision.HIGHEST) / jnp.maximum(held, 1)[:, None]
+                        precision=EXACT) / jnp.maximum(pixels, 1)[:, None]
 
   ids = jnp.arange(len(sizes))
   queue_of = jnp.argsort(~present) if queue_rule == 'position' else ids
-  candidates, keys = jnp.sum(roles.anchors, 1), queues.count[queue_of]
+  candidates, keys = jnp.sum(roles.anchors, 1), queues.held[queue_of]
   counted = (candidates > 0) & (keys > 0) & (classes > 1)
   if queue_rule == 'position':
     counted &= ids < classes
@@ -136,8 +138,7 @@ def contrast_loss(
   is_image = contrast.image[..., None] == images
   flat = embedding.reshape(len(embedding), -1, embedding.shape[-1])
   anchors = unit(flat[jnp.argmax(is_image, -1), contrast.pixel])
-  exact = {'precision': jax.lax.Precision.HIGHEST}
-  positive = jnp.einsum('kad,kd->ka', anchors, unit(contrast.positive), **exact)
-  negative = jnp.einsum('kad,kamd->kam', anchors, unit(contrast.negatives), **exact)
+  positive = jnp.einsum('kad,kd->ka', anchors, unit(contrast.positive), precision=EXACT)
+  negative = jnp.einsum('kad,kamd->kam', anchors, unit(contrast.negatives), precision=EXACT)
   losses = info_nce(positive, negative, temperature=temperature)
   return jnp.sum(jnp.where(jnp.any(is_image, -1), losses * contrast.weight[:, None], 0.0))

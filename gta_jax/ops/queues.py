@@ -14,12 +14,12 @@ class Queues(NamedTuple):
   """Ring buffers behind one another; sizes may differ and are given to every function.
 
   keys: [sum of sizes, D] float32; class c owns sizes[c] rows, behind those of the classes before.
-  count: [K] int32, keys in each queue.
+  held: [K] int32, keys in each queue.
   position: [K] int32, row within the class's own that the next key takes.
   """
 
   keys: Array
-  count: Array
+  held: Array
   position: Array
 
 
@@ -46,7 +46,7 @@ def push(queues: Queues, sizes: Sequence[int], keys: Array, number: Array) -> Qu
   rows = jnp.where(written, rows, len(queues.keys))
   return Queues(
     queues.keys.at[rows].set(keys.astype(queues.keys.dtype), mode='drop'),
-    jnp.minimum(queues.count + number, size), (queues.position + number) % size)
+    jnp.minimum(queues.held + number, size), (queues.position + number) % size)
 
 
 def read(queues: Queues, sizes: Sequence[int], classes: Array, ages: Array) -> Array:
@@ -56,11 +56,11 @@ def read(queues: Queues, sizes: Sequence[int], classes: Array, ages: Array) -> A
     queues: with these sizes.
     sizes: [K] of the queues.
     classes: [N] int32.
-    ages: [N,...] int32 below the class's count, 0 for its oldest key.
+    ages: [N,...] int32 below the number of keys held, 0 for its oldest key.
   Returns: [N,...,D] float32.
   """
   size, start = (x[classes].reshape(-1, *[1] * (ages.ndim - 1)) for x in _layout(sizes))
-  oldest = (queues.position - queues.count)[classes].reshape(size.shape)
+  oldest = (queues.position - queues.held)[classes].reshape(size.shape)
   return queues.keys[start + (oldest + ages) % size]
 
 

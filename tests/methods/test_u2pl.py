@@ -95,7 +95,7 @@ def test_agrees_with_the_oracle(rule, handover):
     np.testing.assert_allclose(
       metrics['student_contrast_loss'], 0.7 * losses['contrast'], rtol=1e-5)
     assert float(metrics['kept_share']) * 40 == pytest.approx(losses['kept'])
-    assert state.memory.count.tolist() == [len(queue) for queue in expected['queues']]
+    assert state.memory.held.tolist() == [len(queue) for queue in expected['queues']]
     contrasts.append(losses['contrast'])
   assert rule == 'code' or min(contrasts) > 0
 
@@ -132,7 +132,7 @@ def test_the_state_keeps_its_tree_shapes_and_dtypes(stage):
     assert (new.shape, new.dtype) == (old.shape, old.dtype)
   assert all(np.isfinite(value).all() for value in metrics.values())
   assert int(after.step) == 1
-  assert bool(after.memory.count.any()) == (stage == 'main')
+  assert bool(after.memory.held.any()) == (stage == 'main')
   pointers = [leaf.unsafe_buffer_pointer() for leaf in plain(state)]
   assert len(set(pointers)) == len(pointers)
 
@@ -154,7 +154,7 @@ def test_batches_without_a_valid_pixel_leave_everything_finite(kind):
   after, metrics = step(state, as_batches(labelled, unlabelled))
   assert all(np.isfinite(leaf).all() for leaf in plain(after) + list(metrics.values()))
   if kind == 'both':
-    assert not after.memory.count.any() and metrics['student_contrast_loss'] == 0
+    assert not after.memory.held.any() and metrics['student_contrast_loss'] == 0
     assert metrics['student_pseudo_loss'] == 0 == metrics['kept_share']
 
 
@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_queues(tmp_path):
         checkpoints.save(2, alone)
   with Checkpoints(tmp_path) as checkpoints:
     resumed = checkpoints.restore(2, jax.tree.map(jnp.zeros_like, state))
-  assert resumed.memory.count.any()
+  assert resumed.memory.held.any()
   for k in (2, 3):
     resumed, _ = step(resumed, as_batches(*tiny.make_batches(k)))
   assert_equal(alone, resumed)

@@ -144,7 +144,7 @@ def test_the_published_index_bug_takes_the_queue_of_another_class():
 def test_no_more_keys_than_allowed_are_appended():
   roles, (teacher, _) = random_case()
   _, queues = find(roles, teacher, keys_per_step=2)
-  assert queues.count.tolist() == [2, 2, 2]
+  assert queues.held.tolist() == [2, 2, 2]
   candidates = teacher.reshape(-1, 5)[roles.negatives[1]]
   for key in np.asarray(queues.keys[6:8]):
     assert (candidates == key).all(1).any()

@@ -27,7 +27,7 @@ def test_queues_are_lists_that_keep_their_newest(pushes):
           lists[c].append(name)
     lists = [x[-n:] for x, n in zip(lists, SIZES, strict=True)]
     queues = append(queues, keys, jnp.array(number))
-  assert queues.count.tolist() == [len(x) for x in lists]
+  assert queues.held.tolist() == [len(x) for x in lists]
   for c, expected in enumerate(lists):
     ages = jnp.arange(len(expected))[None]
     assert read(queues, SIZES, jnp.array([c]), ages)[0, :, 1].tolist() == expected
