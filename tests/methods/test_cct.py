@@ -221,6 +221,9 @@ def test_context_and_object_masking_part_the_features():
   (context, _), (objects, _) = (apply(kind) for kind in ('context_masking', 'object_masking'))
   np.testing.assert_array_equal(features * context + features * objects, features)
   np.testing.assert_array_equal(context[..., 0] > 0, logits.argmax(-1) != 0)
+  padded = cct_perturbations.see(
+    seen.features, jnp.asarray(logits), jnp.asarray(valid).at[:, 0].set(False), seen.numbers)
+  assert seen.foreground[:, 0].any() and not padded.foreground[:, 0].any()
   noise, _ = apply('feature_noise')
   assert (np.abs(features * noise - features) <= 0.3001 * np.abs(features)).all()
 
