@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.objectives import labelled_term
 from gta_jax.methods.registry import make_method
@@ -274,3 +275,20 @@ def test_cut_batches_are_refused():
     method.check(tools)
   method.check(tools._replace(accumulation=Accumulation(4)))
   assert method.cost == 10
+
+
+def test_configs_carry_the_published_fields():
+  c = voc.get_config('183,method=corrmatch')
+  assert (c.optim.rate, c.data.crop, c.train.labelled_batch, c.model.multi_grid) == (
+    0.001, 321, 8, ())
+  assert c.method.threshold_init == 0.85
+  c = cityscapes.get_config('186,method=corrmatch')
+  assert (c.method.threshold_init, c.method.threshold_decay) == (0, 1)  # stays at 0
+
+
+def test_a_warm_up_comes_first_and_is_said_where_it_is_all():
+  tools = tiny.make_tools(linear_network(), total_steps=20, epoch_steps=5)
+  stages = make_method('corrmatch', warmup_epochs=2.0).stages(tools)
+  assert [(stage.name, stage.steps) for stage in stages] == [('warmup', 10), ('main', 10)]
+  note, = make_method('corrmatch', warmup_epochs=4.0).check(tools)
+  assert 'nothing learns from unlabelled images' in note

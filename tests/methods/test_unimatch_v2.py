@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.channel_dropout import complementary_masks
@@ -235,3 +236,11 @@ def test_what_does_not_fit_is_refused():
 def test_cost_is_the_sheets():
   assert make_method('unimatch_v2').cost == 10
   assert make_method('fixmatch_ema').cost == 7
+
+
+def test_configs_carry_the_published_fields():
+  c = voc.get_config('183,method=unimatch_v2')
+  assert (c.optim.name, c.optim.rate, c.data.crop, c.train.unlabelled_batch) == (
+    'adamw', 5e-6, 518, 16)
+  c = cityscapes.get_config('186,method=fixmatch_ema')
+  assert (c.optim.decoder_multiplier, c.data.crop, c.model.auxiliary) == (40, 798, False)
