@@ -33,7 +33,7 @@ def quick_compilation():
 def test_roles_by_hand():
   probabilities = jnp.array([[0.5, 0.3, 0.2]] * 5)
   labels = jnp.array([1, 0, 255, 2, 1])
-  supervised = jnp.array([True, False, False, False, False])
+  supervised = jnp.array([True, True, False, False, False])
   sure, unsure = jnp.array([1, 1, 1, 0, 0], bool), jnp.array([1, 0, 1, 1, 1], bool)
   given = (probabilities, labels, supervised, sure, unsure & ~supervised)
   limits = {'confidence': 0.3, 'low_rank': 1, 'high_rank': 2}
@@ -42,7 +42,7 @@ def test_roles_by_hand():
     [False, True, False, False, False], [True] + [False] * 4, [False] * 5]
   assert np.asarray(roles.anchors).tolist() == [
     [False, True, False, False, False], [False] * 5, [False] * 5]  # 0.3 is not above 0.3
-  # The labelled pixel is no 0 although 0 is likeliest; class 1 has rank 1 at the unsure ones.
+  # The first is no 0 although 0 is likeliest, the second is one; class 1 has rank 1 at the unsure ones.
   assert np.asarray(roles.negatives).tolist() == [
     [True] + [False] * 4, [False, False, False, True, True], [False] * 5]
   released = find_roles(*given, **limits, rule='released')
