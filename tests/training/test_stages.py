@@ -62,20 +62,25 @@ class Interrupting:
 
   def __init__(self, monkeypatch):
     self.images, self.steps, self._at = 0, 0, None
-    predict, advance = loop.predict_images, steps.Progress.advance
+    make_host, advance = loop._host, steps.Progress.advance
 
-    def counting(*args, **options):
-      for found in predict(*args, **options):
-        yield found  # The signal comes when the file has been written.
-        self.images += 1
-        self._send('images')
+    def counting_host(*args):
+      host = make_host(*args)
+
+      def counting(*args, **options):
+        for found in host.predict(*args, **options):
+          yield found  # The signal comes when the file has been written.
+          self.images += 1
+          self._send('images')
+
+      return host._replace(predict=counting)
 
     def stepping(progress):
       advance(progress)
       self.steps += 1
       self._send('steps')
 
-    monkeypatch.setattr(loop, 'predict_images', counting)
+    monkeypatch.setattr(loop, '_host', counting_host)
     monkeypatch.setattr(steps.Progress, 'advance', stepping)
 
   def _send(self, what):
@@ -143,7 +148,8 @@ def test_a_run_goes_on_within_and_between_stages_as_if_it_had_never_stopped(
 def test_a_finished_run_started_again_labels_nothing(whole, method, tmp_path, monkeypatch):
   workdir, *_ = whole(method)
   before = {path: (workdir / path).stat().st_mtime_ns for path in stage_files(workdir)}
-  monkeypatch.setattr(loop, 'predict_images', None)
+  make_host = loop._host
+  monkeypatch.setattr(loop, '_host', lambda *args: make_host(*args)._replace(predict=None))
   loop.train(make_run(method), workdir)
   assert before == {path: (workdir / path).stat().st_mtime_ns for path in stage_files(workdir)}
 
@@ -170,7 +176,8 @@ def test_stages_with_one_step_share_its_program_and_all_read_what_they_ask_for(
   compiled, opened = [], []
   compile_step, stream = steps.sharding.compile_step, steps.training_stream
   monkeypatch.setattr(
-    steps.sharding, 'compile_step', lambda *args: compiled.append(1) or compile_step(*args))
+    steps.sharding, 'compile_step',
+    lambda *args, **options: compiled.append(1) or compile_step(*args, **options))
   monkeypatch.setattr(
     steps, 'training_stream', lambda dataset, **options: opened.append(
       (options['stream'], options['batch_size'], options['start_step'], len(dataset.unlabelled))
