@@ -12,7 +12,7 @@ import ml_collections
 from gta_jax import config_base
 
 # For random weights and small crops; of these, the options that the method has.
-SCRATCH = {'warmup_epochs': 6.0, 'detector_blocks': 2}
+SCRATCH = {'warmup_epochs': 6.0, 'detector_blocks': 2, 'supervised_share': 0.3}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

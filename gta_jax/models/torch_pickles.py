@@ -72,8 +72,7 @@ class Interpreter:
     self._stack.append(value)
 
   def _push_text_of_python2(self, text: str) -> None:
-    try:
-      # pickletools takes it for Latin-1, torch for UTF-8.
+    try:  # pickletools takes it for Latin-1, torch for UTF-8
       self._push(text.encode('latin-1').decode())
     except UnicodeError:
       damaged('holds text that is no UTF-8')
