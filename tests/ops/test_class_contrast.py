@@ -42,7 +42,7 @@ def test_roles_by_hand():
     [False, True, False, False, False], [True] + [False] * 4, [False] * 5]
   assert np.asarray(roles.anchors).tolist() == [
     [False, True, False, False, False], [False] * 5, [False] * 5]  # 0.3 is not above 0.3
-  # The first is no 0 although 0 is likeliest, the second is one; class 1 has rank 1 at the unsure ones.
+  # The first is no 0 though 0 is likeliest, the second is; class 1 has rank 1 at the unsure ones.
   assert np.asarray(roles.negatives).tolist() == [
     [True] + [False] * 4, [False, False, False, True, True], [False] * 5]
   released = find_roles(*given, **limits, rule='released')
