@@ -136,8 +136,8 @@ def contrast_loss(
   is_image = contrast.image[..., None] == images
   flat = embedding.reshape(len(embedding), -1, embedding.shape[-1])
   anchors = unit(flat[jnp.argmax(is_image, -1), contrast.pixel])
-  exact = {'precision': jax.lax.Precision.HIGHEST}
-  positive = jnp.einsum('kad,kd->ka', anchors, unit(contrast.positive), **exact)
-  negative = jnp.einsum('kad,kamd->kam', anchors, unit(contrast.negatives), **exact)
+  exact = jax.lax.Precision.HIGHEST
+  positive = jnp.einsum('kad,kd->ka', anchors, unit(contrast.positive), precision=exact)
+  negative = jnp.einsum('kad,kamd->kam', anchors, unit(contrast.negatives), precision=exact)
   losses = info_nce(positive, negative, temperature=temperature)
   return jnp.sum(jnp.where(jnp.any(is_image, -1), losses * contrast.weight[:, None], 0.0))

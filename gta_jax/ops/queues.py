@@ -19,7 +19,7 @@ class Queues(NamedTuple):
   """
 
   keys: Array
-  count: Array
+  count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
   position: Array
 
 
