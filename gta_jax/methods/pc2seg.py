@@ -153,12 +153,14 @@ class Pc2seg:
     strong = jnp.where(valid[..., None], strong, 0.0)
 
     def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
-      (of_labelled, *views), stats = self.see(
+      (of_labelled, of_weak, of_strong), stats = self.see(
         tools, variables, (batch[LABELLED][0], batch['weak'], batch['strong']), key)
       return {
-        LABELLED: labelled.loss(of_labelled[0], batch[LABELLED][1]),
-        CONSISTENCY: self.consistency_weight * self.consistency(*views, batch['valid']),
-        CONTRAST: self.contrast_weight * self.contrast(key_draws, *views, batch['valid']),
+        LABELLED: labelled.sole_loss(of_labelled[0], batch[LABELLED][1]),
+        CONSISTENCY: self.consistency_weight * self.consistency(
+          of_weak, of_strong, batch['valid']),
+        CONTRAST: self.contrast_weight * self.contrast(
+          key_draws, of_weak, of_strong, batch['valid']),
       }, stats
 
     return Objective(loss, {LABELLED: (labelled.images, labelled.targets), 'weak': weak,
@@ -202,9 +204,9 @@ class Pc2seg:
     probabilities = jax.nn.softmax(weak[0].main).reshape(len(seen), -1)
     anchors, candidates, chosen, drawn = self.draw(
       key, jax.lax.stop_gradient(probabilities), seen, len(valid))
-    queries, exact = unit(queries[anchors]), {'precision': jax.lax.Precision.HIGHEST}
-    positive = jnp.einsum('ad,ad->a', queries, unit(keys[anchors]), **exact)
-    cosines = jnp.einsum('ad,jd->aj', queries, unit(keys[candidates]), **exact)
+    queries, exact = unit(queries[anchors]), jax.lax.Precision.HIGHEST
+    positive = jnp.einsum('ad,ad->a', queries, unit(keys[anchors]), precision=exact)
+    cosines = jnp.einsum('ad,jd->aj', queries, unit(keys[candidates]), precision=exact)
     losses = info_nce(positive, jnp.take_along_axis(cosines, chosen, axis=1), drawn,
                       temperature=self.temperature)
     return jnp.where(jnp.any(seen), jnp.mean(losses), 0.0)
