@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import grain
 import numpy as np
@@ -101,6 +101,14 @@ def training_stream(
                skipped=skipped or skipping.Skipped(0))
 
 
+class _ConfidentReader(Reader, Protocol):
+  """A reader that knows how far to trust its masks."""
+
+  def confidence(self, id: str) -> np.ndarray:
+    """uint8 [H,W] in 255ths, of mask(id)."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class _MakeExample:
   """From an id to one element of a batch, of another id where the first cannot be read."""
@@ -147,8 +155,9 @@ class _MakeExample:
     if ((label >= self.num_classes) & (label != IGNORE)).any():
       raise DataError(f'The mask of {id!r} holds ids that are neither below {self.num_classes} nor '
                       f'{IGNORE} (ignore); it has changed since the run began, restore it.')
-    # As a second channel it goes the way of the label.
-    return image, np.stack([label, self.reader.confidence(id)], -1) if self.confidence else label
+    if self.confidence:  # As a second channel it goes the way of the label.
+      label = np.stack([label, cast(_ConfidentReader, self.reader).confidence(id)], -1)
+    return image, label
 
 
 class _ReshuffledIds(grain.MapDataset):

@@ -179,7 +179,7 @@ class Ael(Supervised):
         pseudo = (said[0], said[1], jax.random.uniform(keys[4], everywhere.shape))
       objective, move = self.labelled_objective(tools, labelled, pseudo, confidence, keys[5])
       slopes = [slope(tools, state.networks['student'], objective)]
-      confidence = move(slopes[0].sums)
+      confidence = move(slopes[0].sums['means'])
       pseudo = (labels, kappa, jax.random.uniform(jax.random.fold_in(keys[6], 0), labels.shape))
       objective = self.mixed_objective(tools, images, pseudo, confidence, keys[6])
       variables = with_statistics(state.networks['student'], slopes[0].batch_stats)
@@ -187,7 +187,7 @@ class Ael(Supervised):
       state, learnt = descend(state, 'student', optimizer, *slopes)
       state, decay = self.follow(tools, state)
 
-      kept = slopes[1].sums
+      kept = slopes[1].sums['kept']
       metrics |= learnt | decay | {
         'kept_share': jnp.sum(kept) / valid.size,
         'kept_share_by_class': kept / jnp.maximum(jnp.sum(kept), 1),
@@ -261,16 +261,16 @@ class Ael(Supervised):
       return equalisation.move_confidence(
         confidence, means, shares, decay=self.confidence_decay, absent=self.absent)
 
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Array]:
+    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
       images, targets, labels, shares, pseudo = batch
       logits, stats = tools.network.apply(variables, images, train=True, dropout_key=key)
-      losses = {LABELLED: term.loss(logits, targets)}
+      losses = {LABELLED: term.sole_loss(logits, targets)}
       logits_full = resize_bilinear(logits.main, labels.shape[1:3])
       means = equalisation.class_means(logits_full, labels, shares)
       if pseudo is not None:  # Never of a cut batch, see check: the means are those of all images.
         losses[LABELLED_PSEUDO], _ = self.pseudo_loss(
           tools.labelled_batch, logits_full, pseudo, move(means))
-      return losses, stats, means
+      return losses, stats, {'means': means}
 
     batch = (term.images, term.targets, labels, shares, pseudo)
     return Objective(loss, batch, key), move
@@ -279,13 +279,13 @@ class Ael(Supervised):
     self, tools: Tools, images: Array, pseudo: Pseudo, confidence: Array, key: Array
   ) -> Objective:
     """The loss on mixed images; measures how many pixels of each class are kept."""
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Array]:
+    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
       images, pseudo = batch
       logits, stats = tools.network.apply(variables, images, train=True, dropout_key=key)
       logits_full = resize_bilinear(logits.main, images.shape[1:3])
       found, kept = self.pseudo_loss(tools.unlabelled_batch, logits_full, pseudo, confidence)
-      return {MIXED: found}, stats, class_counts(
-        jnp.where(kept, pseudo[0], IGNORE), len(confidence))
+      count = class_counts(jnp.where(kept, pseudo[0], IGNORE), len(confidence))
+      return {MIXED: found}, stats, {'kept': count}
 
     return Objective(loss, (images, pseudo), key)
 

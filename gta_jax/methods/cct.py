@@ -174,7 +174,7 @@ class Cct:
 
     def loss(logits: Logits, labels: Array) -> Array:
       main, auxiliary = (
-        0.0 if low is None else bootstrapped_cross_entropy(
+        jnp.float32(0) if low is None else bootstrapped_cross_entropy(
           resize_bilinear(low, labels.shape[1:3]), labels, threshold=threshold, rank=len(labels))
         for low in logits)
       return main + tools.loss.auxiliary_weight * auxiliary

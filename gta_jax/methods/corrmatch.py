@@ -225,8 +225,8 @@ class CorrMatch:
         keys[3], (self.regions,), 0, max(clean.maps.shape[-1] - 1, 1))  # never the last place
       rows = clean.maps[count:, rows].reshape(len(weak), -1, *clean.spread.shape[1:3])
       targets = self.targets(tools, seen, weak, jax.lax.stop_gradient(rows), threshold)
-      losses = {'labelled': (labelled.loss(of_labelled, truth)
-                             + labelled.loss(Logits(clean.spread[:count]), truth)) / 4}
+      losses = {'labelled': (labelled.sole_loss(of_labelled, truth)
+                             + labelled.sole_loss(Logits(clean.spread[:count]), truth)) / 4}
       losses |= unlabelled_losses(
         seen, targets, strong=strong.logits.main, strong_spread=strong.spread,
         perturbed=perturbed, weak_spread=clean.spread[count:])

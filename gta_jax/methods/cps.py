@@ -53,7 +53,7 @@ from gta_jax.ops.mixing import next_images, paste, xor_boxes
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.resizing import resize_bilinear
 
-NAMES = ('first', 'second')
+NAMES: tuple[str, str] = ('first', 'second')
 CROSS = 'cross'
 OTHER = {'first': 'second', 'second': 'first'}
 
@@ -151,7 +151,8 @@ class Cps:
         if clean:
           labels[name][CROSS] = clean[name]
       counted = {LABELLED: self.counted(batches['labelled']['label']), CROSS: valid}
-      metrics = agreement(*(labels[name][CROSS] for name in NAMES), valid, tools.num_classes)
+      first, second = (labels[name][CROSS] for name in NAMES)
+      metrics = agreement(first, second, valid, tools.num_classes)
       for name, other in OTHER.items():
         targets = {kind: jnp.where(counted[kind], labels[other][kind], IGNORE) for kind in counted}
         terms = self.terms(labelled, images, targets)
@@ -204,7 +205,7 @@ class Cps:
 
     def both(logits: Logits, of_both: tuple) -> Metrics:
       truth, labels = of_both
-      return {LABELLED: labelled.loss(logits, truth), 'cross_labelled': cross(logits, labels)}
+      return {LABELLED: labelled.sole_loss(logits, truth), 'cross_labelled': cross(logits, labels)}
 
     terms = {
       LABELLED: Term(labelled.images, (labelled.targets, targets[LABELLED]), both),

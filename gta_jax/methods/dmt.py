@@ -63,7 +63,7 @@ from gta_jax.ops.network import Array, Logits, Variables
 from gta_jax.ops.optim import with_factor
 from gta_jax.ops.resizing import resize_bilinear
 
-NETWORKS = ('student', 'assistant')
+NETWORKS: tuple[str, str] = ('student', 'assistant')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,7 +218,7 @@ def label(logits: Logits, valid: Array) -> Said:
 
 def weighed(term: Term, weight: float) -> Term:
   """The term with its loss times a weight."""
-  return term._replace(loss=lambda logits, targets: weight * term.loss(logits, targets))
+  return term._replace(loss=lambda logits, targets: weight * term.sole_loss(logits, targets))
 
 
 def full_cross_entropy(logits: Logits, labels: Array, divisor: Array) -> Array:

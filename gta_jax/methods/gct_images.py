@@ -27,7 +27,8 @@ class Images(NamedTuple):
 
   @property
   def size(self) -> tuple[int, int]:
-    return self.labels.shape[1:3]
+    _, height, width = self.labels.shape
+    return height, width
 
 
 def read_images(tools: Tools, batches: Mapping[str, Batch]) -> Images:

@@ -126,7 +126,7 @@ class MeanTeacherConsistency(Supervised):
 
     def both(logits: Logits, targets: tuple) -> Metrics:
       truth, *compared = targets
-      return {LABELLED: labelled.loss(logits, truth),
+      return {LABELLED: labelled.sole_loss(logits, truth),
               'consistency_labelled': consistency(logits, tuple(compared))}
 
     terms = {

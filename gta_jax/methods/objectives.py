@@ -13,6 +13,7 @@ from gta_jax.ops.losses import group_weights
 from gta_jax.ops.network import Array, Logits, Params, Variables
 
 Tree = Any
+Losses = Array | Metrics  # one, or several by name
 
 
 class Term(NamedTuple):
@@ -27,7 +28,13 @@ class Term(NamedTuple):
 
   images: Array
   targets: Tree
-  loss: Callable[[Logits, Any], Array | Metrics]
+  loss: Callable[[Logits, Any], Losses]
+
+  def sole_loss(self, logits: Logits, targets: Tree) -> Array:
+    """The loss of a term that has but one, [] float32."""
+    found = self.loss(logits, targets)
+    assert not isinstance(found, dict), 'several losses where one is expected'
+    return found
 
 
 def labelled_term(tools: Tools, labelled: Batch, *, group: int = 0) -> Term:

@@ -157,7 +157,7 @@ class Pc2seg:
       (of_labelled, of_weak, of_strong), stats = self.see(
         tools, variables, (batch[LABELLED][0], batch['weak'], batch['strong']), key)
       return {
-        LABELLED: labelled.loss(of_labelled[0], batch[LABELLED][1]),
+        LABELLED: labelled.sole_loss(of_labelled[0], batch[LABELLED][1]),
         CONSISTENCY: self.consistency_weight * self.consistency(
           of_weak, of_strong, batch['valid']),
         CONTRAST: self.contrast_weight * self.contrast(

@@ -251,7 +251,7 @@ class PseudoSeg:
       refined = resize_bilinear(refined, decoded.logits.main.shape[1:3])
       of_attention = cross_entropy(
         resize_bilinear(refined, labels.shape[1:3]), labels, divisor=divisor)
-      return {LABELLED: term.loss(decoded.logits, labels),
+      return {LABELLED: term.sole_loss(decoded.logits, labels),
               'classification': self.classification_weight * of_classes / entries,
               ATTENTION: self.attention_weight * of_attention}, stats
 

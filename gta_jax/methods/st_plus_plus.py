@@ -104,9 +104,10 @@ class SelfTrainingPlusPlus(SelfTraining):
   def masks(self, host: Host) -> tuple[StageFiles, StageFiles]:
     """The masks of the reliable images, and of the others, each in the stage that made them."""
     halves = labelling.split_by_score(host.dataset.unlabelled, read_scores(host))
-    return tuple(
+    reliable, unreliable = (
       labelling.stage_files(host, stage, ids, labelling.MASKS)
       for stage, ids in zip((RELIABLE, ALL), halves, strict=True))
+    return reliable, unreliable
 
 
 def keep(name: str) -> Callable[[TrainState], TrainState]:

@@ -258,7 +258,7 @@ class U2pl(Supervised):
       of_labelled = jax.tree.map(lambda x: x[:len(images)], logits)
       full = resize_bilinear(logits.main[len(images):], size)
       return {
-        LABELLED: labelled.loss(of_labelled, truth),
+        LABELLED: labelled.sole_loss(of_labelled, truth),
         PSEUDO: self.unlabelled_weight * cross_entropy(full, pseudo, divisor=divisor),
         CONTRAST: self.contrast_weight * class_contrast.contrast_loss(
           contrast, embedding, jnp.concatenate([rows, more_rows]), temperature=self.temperature),

@@ -71,8 +71,8 @@ class UniMatch(FixMatch):
     def loss(variables: Variables, batch: tuple, key: Array) -> tuple[Metrics, Params]:
       (x, truth), (weak, labels) = batch
       (clean, _), (_, dropped), stats = perturbed_pass(tools, variables, x, weak, key)
-      return {LABELLED: labelled.loss(clean, truth),
-              'features': features.loss(dropped, labels)}, stats
+      return {LABELLED: labelled.sole_loss(clean, truth),
+              'features': features.sole_loss(dropped, labels)}, stats
 
     batch = ((labelled.images, labelled.targets), (features.images, features.targets))
     strong = {

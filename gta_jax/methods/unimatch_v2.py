@@ -212,7 +212,7 @@ class UniMatchV2(Supervised):
       images, targets = batch[LABELLED]
       start = len(images)
       of_labelled = jax.tree.map(lambda x: x[:start], logits)
-      losses[LABELLED] = labelled.loss(of_labelled, targets) / 2
+      losses[LABELLED] = labelled.sole_loss(of_labelled, targets) / 2
     if STRONG in batch:
       labels = batch[STRONG]['labels']
       of_views = resize_bilinear(logits.main[start:], image_size(labels[:, 0]))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 
 from gta_jax.models.layers import BatchNorm
 from gta_jax.ops.network import Array, Params, Variables
@@ -95,7 +96,7 @@ def make_flaw_detector(*, blocks: int = len(_BLOCKS)) -> FlawDetector:
 
   @functools.partial(jax.jit, static_argnums=(1, 2))
   def init(key: Array, size: tuple[int, int], num_classes: int) -> Variables:
-    return module.init(key, jnp.zeros((1, *size, 3 + num_classes)))
+    return unfreeze(module.init(key, jnp.zeros((1, *size, 3 + num_classes))))
 
   def apply(variables: Variables, images: Array, probabilities: Array) -> tuple[Array, Params]:
     x = jnp.concatenate([images.astype(jnp.float32), probabilities], axis=-1)

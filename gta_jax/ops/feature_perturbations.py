@@ -4,7 +4,7 @@ All are constants to a gradient. What is random for an image takes a key of its 
 not depend on the images beside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def _extent(occupied: Array) -> Array:
   return jnp.stack([first, jnp.where(occupied.any(1), last - first, 0)], 1)
 
 
-def cut_out(keys: Array, boxes: Array, size: tuple[int, int], *, share: float = 0.4) -> Array:
+def cut_out(keys: Array, boxes: Array, size: Sequence[int], *, share: float = 0.4) -> Array:
   """What is left after a smaller box has been erased at a random place in each box.
 
   Args:

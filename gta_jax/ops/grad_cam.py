@@ -1,5 +1,7 @@
 """Class activation maps in closed form, and their fusion with a decoder's logits (PseudoSeg)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def calibrated_fusion(
   return jax.nn.softmax(jnp.log(jnp.maximum(q, jnp.finfo(jnp.float32).tiny)) / temperature)
 
 
-def nearest(mask: Array, size: tuple[int, int]) -> Array:
+def nearest(mask: Array, size: Sequence[int]) -> Array:
   """[B,H,W] at the size (h,w), corners aligned: the value of the nearest pixel."""
   for axis, (source, target) in enumerate(zip(mask.shape[1:], size, strict=True), start=1):
     step = (source - 1) / (target - 1) if target > 1 else 0.0

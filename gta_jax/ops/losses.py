@@ -141,8 +141,8 @@ def bootstrapped_cross_entropy(
   losses = pixel_cross_entropy(logits, labels)
   labelled = labels != IGNORE
   probability = jax.lax.stop_gradient(jnp.exp(-losses))
-  rank = jnp.minimum(rank, jnp.sum(labelled) - 1)
-  border = threshold_below_rank(probability, labelled, jnp.maximum(rank, 0))
+  last = jnp.minimum(rank, jnp.sum(labelled) - 1)
+  border = threshold_below_rank(probability, labelled, jnp.maximum(last, 0))
   border = jnp.nextafter(border, jnp.float32(jnp.inf))
   hard = labelled & (probability < jnp.maximum(border, threshold))
   return jnp.sum(jnp.where(hard, losses, 0.0)) / jnp.maximum(jnp.sum(hard), 1)

@@ -1,6 +1,7 @@
 """Strong augmentations that mix the images of a batch, CutMix, ClassMix, Cutout; and boxes."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def box_masks(key: Array, batch: int, size: tuple[int, int], *, area: float = 0.
   return _inside(top, left, box_height, box_width, size)
 
 
-def _inside(top: Array, left: Array, high: Array, wide: Array, size: tuple[int, int]) -> Array:
+def _inside(top: Array, left: Array, high: Array, wide: Array, size: Sequence[int]) -> Array:
   """[B] corners and sides of boxes in pixels -> [B,H,W], true within."""
   rows = jnp.arange(size[0])[None, :, None] - top[:, None, None]
   columns = jnp.arange(size[1])[None, None, :] - left[:, None, None]
@@ -44,7 +45,7 @@ def _inside(top: Array, left: Array, high: Array, wide: Array, size: tuple[int, 
 
 
 def unimatch_boxes(
-  key: Array, batch: int, size: tuple[int, int], *, probability: float = 0.5,
+  key: Array, batch: int, size: Sequence[int], *, probability: float = 0.5,
   area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Array:
   """The CutMix boxes of UniMatch, ST++ and CorrMatch: a box for some images, true inside.

@@ -1,5 +1,7 @@
 """Bilinear resizing with aligned corners, as two matrix products."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def interpolation_matrix(target: int, source: int) -> np.ndarray:
   return matrix.astype(np.float32)
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """Resizes [B,h,w,C] to [B,H,W,C] for size (H,W), corners aligned, in x's dtype.
 
   The same as torch's interpolate(mode='bilinear', align_corners=True).
@@ -35,7 +37,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   return x
 
 
-def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
   """Picks [B,h,w,...] from [B,H,W,...] for size (h,w): row i is row floor(i H / h), as in torch."""
   rows, columns = (np.arange(n) * of // n for n, of in zip(size, x.shape[1:3], strict=True))
   return x[:, rows][:, :, columns]
