@@ -103,7 +103,9 @@ def _shift_hue(rgb: Array, turns: Array) -> Array:
   return value[..., None] - chroma[..., None] * below
 
 
-def _jitter_with_hue(key: Array, rgb: Array, *, largest: float, brightness: str) -> Array:
+def _jitter_with_hue(
+  key: Array, rgb: Array, *, largest: float, brightness: str = 'factor'
+) -> Array:
   """Brightness, contrast, saturation and hue, in an order of its own for each image."""
   batch = rgb.shape[0]
   key_factors, key_hue, key_order = jax.random.split(key, 3)

@@ -52,14 +52,15 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     Interrupted: SIGTERM or SIGINT; the state is saved and the same call goes on.
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
-  with locked(workdir):
-    return _train(run, workdir, allow_config_change=allow_config_change)
-
-
-def _train(run: Run, workdir: Path, *, allow_config_change: bool) -> dict[str, Any]:
-  # First, as it refuses weights that do not fit; a run that goes on needs none.
+  # All that can be refused comes before anything is written. A run that goes on needs no weights.
   state = None if has_checkpoint(workdir) else run.initial_state()
-  _write_config(run, workdir, allow_config_change=allow_config_change)
+  _check_config(run, workdir, allow_config_change=allow_config_change)
+  with locked(workdir):
+    return _train(run, workdir, state)
+
+
+def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
+  _write_config(run, workdir)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
     workdir / 'skipped.json' if sharding.is_first_process() else None))
@@ -134,9 +135,8 @@ def _train_to_the_end(
   return state
 
 
-def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
-  """Writes config.json and dataset.json, or refuses to go on with another config, and processes
-  that would not train one run."""
+def _check_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
+  """Refuses to go on with another config, and processes that would not train one run."""
   path = workdir / 'config.json'
   text = to_json(run.config)
   if path.exists() and not allow_config_change:
@@ -163,10 +163,14 @@ def _write_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
             if k not in FREE_FIELDS or k.startswith(('model.', 'train.'))},
     images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
     number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
+
+
+def _write_config(run: Run, workdir: Path) -> None:
+  """Writes config.json and dataset.json."""
   if not sharding.is_first_process():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  replace_text(path, text)
+  replace_text(workdir / 'config.json', to_json(run.config))
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')

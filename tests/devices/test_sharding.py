@@ -161,6 +161,12 @@ def test_files_and_progress_come_from_one_process(runs):
   assert 'step 5: mIoU' in errors_of_first and 'mIoU' not in errors_of_second
 
 
+def test_deterministic_kernels_are_asked_for_step_by_step():
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  step = sharding.compile_step(lambda state, batches: (state + 1, {}), mesh, deterministic=True)
+  assert step(jax.numpy.float32(1), {})[0] == 2
+
+
 def test_a_batch_that_does_not_split_is_refused():
   sharding.check_batch('train.labelled_batch', jax.device_count())
   with pytest.raises(ValueError, match='train.labelled_batch=0 does not split over'):

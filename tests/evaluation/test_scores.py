@@ -121,8 +121,12 @@ def test_padding_is_neutral_colour_and_never_scored():
   found = evaluate(network, {'it': {}}, data, batch_size=3, crop=8, multiple=8)
   np.testing.assert_array_equal(found.scores['it'].confusion, [[0, 0], [0, 24]])
   padded = []
-  watch = dataclasses.replace(network, apply=lambda v, x, **_: (
-    jax.debug.callback(lambda x: padded.append(np.asarray(x)), x), apply(v, x))[1])
+
+  def watched(variables, images):
+    jax.debug.callback(lambda x: padded.append(np.asarray(x)), images)
+    return apply(variables, images)
+
+  watch = tiny.network_of(watched, mean=(0.2, 0.4, 0.6))
   evaluate(watch, {'it': {}}, data, batch_size=3, crop=8, multiple=8)
   jax.effects_barrier()
   assert abs(padded[0][0, 5:]).max() < 0.02

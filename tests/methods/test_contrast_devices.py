@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from gta_jax.devices import sharding
 from gta_jax.methods.registry import make_method
@@ -46,6 +47,7 @@ def compare() -> None:
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5, err_msg=f'{name}, {devices}')
 
 
+@pytest.mark.slow
 def test_any_number_of_devices_gives_the_result_of_one():
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu',
                  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}

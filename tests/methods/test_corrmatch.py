@@ -251,6 +251,7 @@ def test_padding_has_no_influence():
   assert of_one['kept_share'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_a_whole_network_takes_finite_steps(dtype):
   """DeepLabV3+ with the head; all kept, then nothing but padding; the state keeps its shape."""

@@ -178,6 +178,7 @@ def test_what_does_not_fit_is_refused():
   assert not s.method.check(s.tools)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_detector_goes_on_exactly_and_is_evaluated(tmp_path):
   config = shapes.get_config('4,method=gct')
   assert config.method.detector_blocks == 2  # for crops of 64 pixels

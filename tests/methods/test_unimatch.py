@@ -87,6 +87,7 @@ def test_contract(method):
   assert np.sum(metrics['kept_share_by_class']) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_cut_batches_are_the_whole_step():
   """Dropped channels are drawn anew for each part, so that UniMatch is FixMatch's case here."""
   kit.assert_cut_batches_are_the_whole_step(FixMatch(threshold=0.4))

@@ -68,6 +68,7 @@ def _through_files(state, folder):
   return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_network_agrees_with_the_published_one(case, tmp_path):
   if not REFERENCE.exists():
@@ -239,6 +240,7 @@ def test_initialisation_is_drawn_from_the_key():
   assert (params['backbone']['layer4_0']['bn2']['scale'] == 1).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_float32():
   wide, low = make_deeplab(**TINY), make_deeplab(**TINY, dtype='bfloat16')
   variables = wide.init(jax.random.key(0), (33, 33))
@@ -249,6 +251,7 @@ def test_bfloat16_computes_low_and_keeps_float32():
   assert 1e-5 < _difference(result[0].main, exact.main) < 0.05
 
 
+@pytest.mark.slow
 def test_train_mode_drops_with_a_key_and_moves_statistics():
   network = make_deeplab(**TINY, dropout=0.5)
   variables = network.init(jax.random.key(0), (32, 32))
@@ -298,6 +301,7 @@ def test_unknown_choices_are_refused(option, message):
     make_deeplab(num_classes=3, **option)
 
 
+@pytest.mark.slow
 def test_rematerialised_step_is_the_plain_one_in_less_memory():
   """One step of GTA-Seg: the same state, losses and tree."""
   method = make_method('gta')
