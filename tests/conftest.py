@@ -1,7 +1,9 @@
 """What one test compiles serves the others, on every worker and in processes that they start."""
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -17,3 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Programs of one file are of no use to the next, and gigabytes of them slow everything down."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+  gc.collect()

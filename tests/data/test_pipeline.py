@@ -239,6 +239,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_nothing_hangs_at_exit(tmp_path):
   (tmp_path / 'script.py').write_text(_SCRIPT)
   here, two = [

@@ -94,6 +94,7 @@ def naive_sliding(network, variables, image, side):
   return (total / count)[top : top + height, left : left + width]
 
 
+@pytest.mark.slow
 def test_sliding_windows_are_those_of_a_loop(weights):
   data = random_dataset(SIZES)
   found = predictions(NETWORK, weights[NETWORK], data, protocol('sliding'))

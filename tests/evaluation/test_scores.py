@@ -178,6 +178,7 @@ def test_an_unreadable_validation_image_is_an_error(variables, fault):
 SCALES_AND_FLIP = Protocol('labels', scales=(0.5, 1.0, 2.0), flip=True)
 
 
+@pytest.mark.slow
 def test_prediction_under_a_protocol_adds_the_probabilities_of_all_views(variables):
   image = random_dataset([(16, 24)]).reader.image('0')
   reader = ArrayReader({'it': image, 'mirror': image[:, ::-1].copy()}, {})

@@ -280,6 +280,7 @@ def test_the_tree_is_kept_and_finite_where_nothing_is_left(name):
   assert float(metrics['kept_share']) == 0 == float(metrics['student_mixed_loss'])
 
 
+@pytest.mark.slow
 def test_cut_batches_are_the_whole_batch():
   batches = tiny.make_batches(0)
   (whole, _), (cut, _) = (step_on(compiled(accumulation=n), batches) for n in (0, 2))

@@ -171,6 +171,7 @@ def test_a_step_keeps_the_contract(name):
   kit.assert_contract(method, network=network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('feature', ['encoded', 'fused'])
 def test_the_main_decoder_learns_from_ground_truth_alone(feature):
   s, given = prepared(feature=feature, supervised='plain'), batches()
@@ -184,6 +185,7 @@ def test_the_main_decoder_learns_from_ground_truth_alone(feature):
   assert moved.any(1).all()
 
 
+@pytest.mark.slow
 def test_without_consistency_the_step_is_the_supervised_one():
   s = prepared(consistency_weight=0.0, supervised='plain')
   supervised = make_method('sup_only', warmup_epochs=0.0)
@@ -228,6 +230,7 @@ def test_context_and_object_masking_part_the_features():
   assert (np.abs(features * noise - features) <= 0.3001 * np.abs(features)).all()
 
 
+@pytest.mark.slow
 def test_cut_batches_give_the_step_of_the_whole_batch():
   (one, _), (other, _) = (
     s.step(s.state, batches()) for s in (

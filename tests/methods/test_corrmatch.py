@@ -167,6 +167,7 @@ def gradient_of(options, losses):
   return {key for key, layer in gradient.items() if np.abs(layer['kernel']).max() > 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('learns', [True, False])
 def test_correlation_losses_reach_no_decoder(learns):
   """Invariant (b)."""
@@ -200,6 +201,7 @@ def test_later_regions_see_what_earlier_ones_relabelled():
   np.testing.assert_array_equal(kept, square[1])
 
 
+@pytest.mark.slow
 def test_regions_touch_no_blocked_pixel_and_keep_all_confident_ones():
   """Invariants (c) and (e)."""
   rng = np.random.default_rng(1)
@@ -224,6 +226,7 @@ def test_a_flat_map_is_no_region():
   assert found[0].sum() == 3 and not found[1].any()  # (1, 2/3) x (1, 2/3) above 1/2: not 4/9
 
 
+@pytest.mark.slow
 def test_threshold_follows_the_surest_pixel_of_each_class():
   """Invariant (d): between 1/K and 1, by 0.001 at most."""
   labels = jnp.array([[[0, 0, 1, 1]]])
@@ -241,6 +244,7 @@ def test_threshold_follows_the_surest_pixel_of_each_class():
     assert metrics['threshold'] == after
 
 
+@pytest.mark.slow
 def test_padding_has_no_influence():
   state, step = compiled(jitter=0.8, greyscale=0.2, blur=0.5)
   _, unlabelled = tiny.make_batches(0)

@@ -175,6 +175,7 @@ def test_void_pixels_have_no_influence_unless_they_learn():
     assert kit.differs(*found) == moves
 
 
+@pytest.mark.slow
 def test_mixing_moves_the_running_statistics_once_more():
   after = {}
   for method in (Cps(), CpsCutMix()):

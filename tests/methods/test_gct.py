@@ -113,6 +113,7 @@ def batches():
   return kit.batches(*tiny.make_batches(9, size=(SIDE, SIDE)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BOTH)
 def test_a_step_keeps_the_contract(name):
   after, metrics = kit.assert_contract(make_method(name, detector_blocks=1))
@@ -120,6 +121,7 @@ def test_a_step_keeps_the_contract(name):
   assert float(metrics['student_follows_share'] + metrics['assistant_follows_share']) > 0
 
 
+@pytest.mark.slow
 def test_without_guidance_both_networks_learn_as_supervised(with_linear_detector):
   options = {'supervised_divisor': 'known', 'linear': True}
   s = prepared('gct', consistency_weight=0.0, flaw_weight=0.0, **options)
@@ -151,11 +153,13 @@ def test_exchanged_networks_exchange_results(with_linear_detector):
   assert float(metrics['student_follows_share']) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BOTH)
 def test_cut_batches_give_the_step_of_the_whole_batch(name, with_linear_detector):
   kit.assert_cut_batches_are_the_whole_step(make_method(name))
 
 
+@pytest.mark.slow
 def test_heads_are_drawn_separately_and_the_detector_has_its_own_adam():
   s = prepared('gct')
   kernels = [s.state.networks[name]['params']['classifier']['kernel'] for name in gct.NETWORKS]

@@ -120,6 +120,7 @@ def seen(embedding, logits=None):
   return Logits(logits), embedding
 
 
+@pytest.mark.slow
 def test_equal_embeddings_cost_log_n_plus_one_at_any_scale():
   valid, method = jnp.ones((2, 2, 2), bool), make()
   ones = jnp.ones((2, 2, 2, 4))

@@ -137,6 +137,7 @@ def test_three_steps_agree_with_the_oracle(options, hyper):
         metrics[f'model_{names.get(loss, loss)}_loss'], losses[loss], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharpening_keeps_the_class_and_one_factor_on_both_logits_changes_nothing():
   """Invariants (a) and (b)."""
   z = jax.random.normal(jax.random.key(0), (2, 1, 3, 4, K)) * 3
@@ -194,6 +195,7 @@ def test_padding_is_not_attended_to():
   assert np.isfinite(attend(cam, valid & False)).all()
 
 
+@pytest.mark.slow
 def test_losses_reach_only_their_own_layers():
   """Invariant (d)."""
   method, tools, _, state = compiled()
@@ -241,6 +243,7 @@ def test_padding_has_no_influence_in_a_whole_network():
   jax.tree.map(np.testing.assert_array_equal, *map(plain, runs))
 
 
+@pytest.mark.slow
 def test_the_tree_is_kept_and_finite_where_nothing_is_left():
   setup = compiled(deeplab='bfloat16', batch=4)
   labelled, unlabelled = tiny.make_batches(0, size=(32, 32))

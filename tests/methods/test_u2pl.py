@@ -215,6 +215,7 @@ def linear_tools(**options):
   return tiny.make_tools(tiny.linear_network(heads={'representation': CHANNELS}), **options)
 
 
+@pytest.mark.slow
 def test_contrast_moves_features_and_head_but_no_classifier_and_no_teacher():
   after = {}
   for weight in (0.1, 5.0):
@@ -232,6 +233,7 @@ def test_contrast_moves_features_and_head_but_no_classifier_and_no_teacher():
     assert np.abs(one[key]['kernel'] - other[key]['kernel']).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_cut_batches_give_the_step_of_the_whole_batch():
   found = []
   for accumulation in (Accumulation(), Accumulation(per_device=2)):

@@ -80,6 +80,7 @@ def test_three_steps_agree_with_the_oracle(kind, oracle):
   assert max(kept) > 0 and min(kept) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [FixMatch(threshold=0.4), UniMatch(threshold=0.4)])
 def test_contract(method):
   _, metrics = kit.assert_contract(method)
@@ -94,6 +95,7 @@ def test_cut_batches_are_the_whole_step():
   kit.assert_cut_batches_are_the_whole_step(UniMatch(threshold=0.4, features_weight=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [FixMatch, UniMatch])
 def test_without_confident_pixels_half_the_labelled_loss_is_left(kind):
   """Invariant (a): the step is that of half the supervised loss."""

@@ -163,6 +163,7 @@ def test_nothing_kept_leaves_half_of_the_supervised_gradient():
   assert_close(moved['unimatch_v2'], jax.tree.map(lambda x: x / 2, moved['sup_only']))
 
 
+@pytest.mark.slow
 def test_divisor_counts_pixels_that_are_not_kept():
   """The teacher's confidence is the threshold's exact border: half of the pixels, half the loss."""
   state, step = compiled(threshold=0.0, box_probability=0.0, feature_dropout='none')

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gta_jax.models.layers import BatchNorm
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_batch_norm_are_those_of_its_formula():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 3, 2)), jnp.float32)

@@ -72,6 +72,7 @@ def test_unimatch_boxes_of_long_images():
     unimatch_boxes(KEY, 2, (10, 100))
 
 
+@pytest.mark.slow
 def test_xor_boxes_cancel_where_they_overlap(monkeypatch):
   size, boxes = (20, 30), []
   inside = mixing._inside

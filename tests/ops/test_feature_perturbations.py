@@ -29,6 +29,7 @@ def test_the_strongest_activations_are_dropped():
   assert not kept[1].any()
 
 
+@pytest.mark.slow
 def test_boxes_are_those_of_the_components_with_the_longest_borders():
   image = """
     #..#....

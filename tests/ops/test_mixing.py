@@ -89,6 +89,7 @@ def test_photometric_changes_about_its_share_of_images(name):
   assert result.shape == images.shape and 16 < moved.sum() < 48
 
 
+@pytest.mark.slow
 def test_greyscale_is_grey_and_blur_keeps_a_plain_image():
   rgb = jax.random.uniform(KEY, (2, 8, 8, 3))
   normalised = (rgb - jnp.array(NETWORK.mean)) / jnp.array(NETWORK.std)

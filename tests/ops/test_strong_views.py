@@ -103,6 +103,7 @@ def test_without_hue_the_jitter_is_the_fixed_order_of_three():
     augment(KEY, images, NETWORK, jitter=1.0, greyscale=0.0, blur=0.0), x)
 
 
+@pytest.mark.slow
 def test_an_offset_of_brightness_is_added():
   """Greys stay grey under hue and saturation, and one grey has no contrast: the offset is left."""
   options = {'jitter': 1.0, 'greyscale': 0.0, 'blur': 0.0, 'hue': 0.25}

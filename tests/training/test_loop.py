@@ -139,7 +139,7 @@ def test_a_config_without_the_newest_fields_is_completed_and_goes_on(tmp_path):
   (tmp_path / 'config.json').write_text(setup.to_json(config))
   made = setup.make_run(config)
   assert made.config.to_dict() == tiny_config().to_dict()
-  loop._write_config(made, tmp_path, allow_config_change=False)
+  loop._check_config(made, tmp_path, allow_config_change=False)
 
 
 def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
@@ -147,7 +147,7 @@ def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
   before = (workdir / 'config.json').read_bytes()
   shorter = setup.make_run(tiny_config(**{'train.epochs': 2}))
   with pytest.raises(ValueError, match=r'trained for 12 steps, but train.epochs=2 makes 8; raise'):
-    loop._write_config(shorter, workdir, allow_config_change=True)
+    loop._check_config(shorter, workdir, allow_config_change=True)
   assert (workdir / 'config.json').read_bytes() == before
 
 
@@ -155,7 +155,7 @@ def test_processes_agree_on_what_they_meet_at(tmp_path, monkeypatch):
   """Between two starts these may change; between two processes they would wait for ever."""
   found = {}
   monkeypatch.setattr(loop.sharding, 'check_agreement', lambda **values: found.update(values))
-  loop._write_config(setup.make_run(tiny_config()), tmp_path, allow_config_change=False)
+  loop._check_config(setup.make_run(tiny_config()), tmp_path, allow_config_change=False)
   config = found['config']
   assert {'train.log_steps', 'train.checkpoint_steps', 'model.remat', 'seed'} <= config.keys()
   assert not {'data.store', 'data.threads', 'evaluate.batch'} & config.keys()
