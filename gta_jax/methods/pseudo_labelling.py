@@ -100,7 +100,16 @@ def teach(
       _, confidence = _label(found[-1], size)
       kept, metrics['threshold'] = _keep(options, labels, confidence)
 
-  labelled = labels != IGNORE
+  term, shares = _term(options, images, labels, confidence, kept, num_classes)
+  return Teaching(term, teacher, metrics | shares)
+
+
+def _term(
+  options: PseudoLabelling, images: Array, labels: Array, confidence: Array, kept: Array,
+  num_classes: int,
+) -> tuple[Term, Metrics]:
+  """The images and the loss of their kept pixels (Eq. 6, 7), and shares for the log."""
+  size, labelled = image_size(labels), labels != IGNORE
   labels = jnp.where(kept, labels, IGNORE)
   kept = labels != IGNORE
   weights = _weigh(options, kept, confidence, labelled)
@@ -112,12 +121,12 @@ def teach(
       logits_full, *targets, reduction=options.reduction, divisor=divisor)
 
   pixels = jnp.maximum(jnp.sum(kept), 1)
-  metrics |= {
+  shares = {
     'kept_share': jnp.mean(kept),
     'mean_weight': jnp.sum(weights) / pixels,
     'kept_share_by_class': class_counts(labels, num_classes) / pixels,
   }
-  return Teaching(Term(images, (labels, weights), loss), teacher, metrics)
+  return Term(images, (labels, weights), loss), shares
 
 
 def _say(
