@@ -9,6 +9,7 @@ run here). What it gives on CamVid, and when it does not help: docs/results.md.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from gta_jax import config_base
 
@@ -22,6 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c = config_base.base(choice['method'], choice['recipe'], scratch=scratch)
   c.data.source = 'folder'
   c.data.split = choice['split']
+  c.data.pixel_range = config_dict.placeholder(tuple)  # None: percentiles of the training images
   c.data.crop = 96
   c.data.image_scale = 0.5
   c.data.threads = 2

@@ -99,7 +99,7 @@ def _train(config: Config, values: Flags) -> None:
   from gta_jax.training import loop, setup  # noqa: PLC0415
 
   workdir = Path(values.workdir)
-  made = setup.make_run(config, resumed=loop.has_checkpoint(workdir))
+  made = setup.make_run(config, resumed=loop.has_checkpoint(workdir), workdir=workdir)
   loop.train(made, workdir, allow_config_change=values.allow_config_change)
 
 

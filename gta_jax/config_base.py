@@ -65,7 +65,9 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data.mirror = ''  # base URL that has the archives and lists; '': where they are published
   c.data.split = ''  # folder: name of splits/NAME, or how many images are labelled; others: 183
   c.data.split_source = 'published'  # voc, cityscapes: published | seeded, drawn with the seed
-  c.data.split_lists = ''  # folder of the published lists, with 183/labeled.txt; '': fetched
+  # Folder of lists, with 183/labeled.txt. '': the published ones, fetched; of a folder, DIR/splits.
+  c.data.split_lists = ''
+  c.data.pixel_range = ()  # (black, white) of images of 16 bits, which become 8; (): there are none
   c.data.crop = 321  # pixels a side
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
   c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale

@@ -19,6 +19,7 @@ from gta_jax.ops.network import Network, Variables
 from gta_jax.training import config_rules, setup
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import evaluation_sheet, replace_text
+from gta_jax.training.workdir_files import read_json
 
 
 def load_networks(
@@ -83,6 +84,9 @@ def evaluate_run(
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
+    config.data.pixel_range = own.data.get('pixel_range', ())
   dataset = setup.make_dataset(config)
   if list(dataset.classes) != described['classes']:
     raise ValueError(
@@ -125,13 +129,15 @@ def predict_images(
     ValueError: no run, or folders that cannot be used, before the checkpoint is read.
   """
   own, described = read_run(workdir)
-  check_folders(images, out)
+  pixel_range = own.data.get('pixel_range', ())
+  check_folders(images, out, pixel_range)
   classes = tuple(described['classes'])
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
     network, *variables.values(), images=images, out=out, classes=classes,
     palette=np.array(described['palette'], np.uint8), crop=own.data.crop,
-    image_scale=own.data.image_scale, batch_size=(config or own).evaluate.batch)
+    image_scale=own.data.image_scale, pixel_range=pixel_range,
+    batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 
@@ -146,7 +152,7 @@ def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
   if not (workdir / 'config.json').is_file():
     raise ValueError(f'{workdir} holds no run: config.json is missing; give the --workdir of one.')
   config, path = setup.from_json(workdir / 'config.json'), workdir / 'dataset.json'
-  described = setup.read_json(path)
+  described = read_json(path)
   classes, palette = described.get('classes'), described.get('palette')
   whole = (
     isinstance(classes, list) and 0 < len(classes) <= IGNORE

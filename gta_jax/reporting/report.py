@@ -20,6 +20,7 @@ from gta_jax.reporting import paper
 from gta_jax.training import setup
 from gta_jax.training.logs import markdown_table, replace_text
 from gta_jax.training.loop import FREE_FIELDS, flatten
+from gta_jax.training.workdir_files import read_json
 
 _LINES = ('-', '--', ':', '-.')  # styles of the curves, by the networks' order
 _FIGURE_3 = ('sup_only', 'mean_teacher', 'gta')
@@ -78,7 +79,7 @@ def read_finished(workdir: Path) -> Finished:
     raise ValueError(f'{log} is damaged: a line is no JSON object with a step; restore it, or '
                      'remove the line.')
   return Finished(workdir, config, described.get('name', ''), tuple(described['classes']),
-                  setup.read_json(path), lines)
+                  read_json(path), lines)
 
 
 def write_report(workdirs: Sequence[Path], out: Path, *, images: int = 4) -> Path:
@@ -154,7 +155,7 @@ def _scores(one: Finished) -> dict[str, dict[str, Any]]:
 
 def _evaluation(one: Finished) -> dict[str, Any]:
   path = one.workdir / 'evaluation.json'
-  return setup.read_json(path) if path.is_file() else {}
+  return read_json(path) if path.is_file() else {}
 
 
 def _foreign(one: Finished, evaluation: dict[str, Any]) -> str:

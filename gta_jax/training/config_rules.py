@@ -70,6 +70,7 @@ RULES = {
   'data.split': _Rule(str),
   'data.split_source': _Rule(str, known=('published', 'seeded'), optional=True),
   'data.split_lists': _Rule(str, optional=True),
+  'data.pixel_range': _whole(0, 2**16 - 1, tuple_of=True, or_none=True, optional=True),
   'data.unlabelled': _whole(0, 10**6, optional=True),
   'data.validation': _whole(1, 10**6, optional=True),
   'data.size': _whole(32, 4096, optional=True),
@@ -129,9 +130,9 @@ RULES = {
 # Fields that a config from before them, or one of a user's own, may lack; as in config_base.py.
 DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
-  'data.skip_limit': 10, 'train.per_device_batch': 0, 'train.checkpoint_steps': 0,
-  'train.non_finite': 'stop', 'optim.name': 'sgd', 'optim.decay': 'all',
-  'train.deterministic': False,
+  'data.pixel_range': (), 'data.skip_limit': 10, 'train.per_device_batch': 0,
+  'train.checkpoint_steps': 0, 'train.non_finite': 'stop', 'optim.name': 'sgd',
+  'optim.decay': 'all', 'train.deterministic': False,
 }
 
 
@@ -164,6 +165,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   low, high = config.data.scale
   if low > high:
     raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest); swap the two.')
+  pixel_range = config.data.get('pixel_range')
+  if pixel_range and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
+    raise ValueError(f'data.pixel_range={pixel_range} is not (black, white) with black < white; '
+                     'give two values of 0 to 65535, () for images of 8 bits, or None.')
   largest = max(config.train.labelled_batch, config.train.unlabelled_batch)
   if largest * config.data.crop**2 > _MOST_PIXELS:
     raise ValueError(

@@ -22,9 +22,10 @@ from gta_jax.training import config_rules
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
-from gta_jax.training.setup import Run, read_json, to_json
+from gta_jax.training.setup import Run, to_json
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
+from gta_jax.training.workdir_files import read_json
 from gta_jax.training.workdir_lock import locked
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.

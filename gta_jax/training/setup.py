@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import optax
 
-from gta_jax.data import pipeline, published, shapes, sources
+from gta_jax.data import folder, pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
@@ -24,7 +24,8 @@ from gta_jax.models.deeplab import make_deeplab
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
-from gta_jax.training import config_rules
+from gta_jax.training import config_rules, from_data
+from gta_jax.training.workdir_files import read_json
 
 _MANY_CLASSES = 255  # enough for every method
 
@@ -84,16 +85,19 @@ class Run:
     return _load_weights(file, self.config, variables) if file else variables
 
 
-def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run:
+def make_run(
+  config: ml_collections.ConfigDict, *, resumed: bool = False, workdir: Path | None = None
+) -> Run:
   """Reads and checks all that a run needs.
 
   Args:
     config: of the run.
     resumed: a checkpoint holds all weights, so that pretrained ones need not be there any more.
+    workdir: what a run there has found in its data is not looked for again.
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
-  config = config_rules.complete(config)
+  config = from_data.as_begun(config_rules.complete(config), workdir)
   method = make_method_of(config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train, model = config.train, config.model
@@ -104,6 +108,7 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
   if not resumed:
     weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
   dataset = make_dataset(config)
+  config = from_data.with_values(config, {'data.pixel_range': dataset.pixel_range})
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
@@ -218,7 +223,9 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
       raise ValueError(
         'no split is named; write configs/folder.py:46 for splits/46/labeled.txt, or any number '
         'of labelled images to be drawn.')
-    return sources.read_folder(data.dir, labelled=data.split, seed=config.seed)
+    return folder.read_folder(
+      data.dir, labelled=data.split, seed=config.seed, lists=data.split_lists,
+      pixel_range=data.pixel_range)
   if data.source in published.NAMES:
     return published.read(
       data.source, split=data.split, folder=data.dir, store=data.store,
@@ -263,23 +270,6 @@ def from_json(path: Path) -> ml_collections.ConfigDict:
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error} Restore the file, or train anew.') from error
   return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """What a JSON file of a run holds; its top level is an object.
-
-  Raises:
-    ValueError: no run lies there, or the file is damaged.
-  """
-  if not path.is_file():
-    raise ValueError(f'{path} does not exist; give the --workdir of a run.')
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is damaged ({error}); restore it, or train anew.') from error
-  if not isinstance(found, dict):
-    raise ValueError(f'{path} is damaged: it holds no object; restore it, or train anew.')
-  return found
 
 
 def _tuples(value: Any) -> Any:
