@@ -110,16 +110,18 @@ def _prepare(config: Config, values: Flags) -> None:
   del values
   config_rules.check(config)
   dataset = setup.make_dataset(config)
-  sources.check(dataset)
+  notes = sources.check_classes(dataset, sources.check(dataset))
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
-        f'unlabelled, {len(dataset.validation)} validation images. {dataset.note}'.rstrip())
+        f'unlabelled, {len(dataset.validation)} validation images. '
+        f'{" ".join([dataset.note, *notes])}'.rstrip())
 
 
 def _evaluate(config: Config | None, values: Flags) -> None:
   from gta_jax.inference import finished  # noqa: PLC0415
 
   finished.evaluate_run(
-    Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols)
+    Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols,
+    split=values.split)
 
 
 def _predict(config: Config | None, values: Flags) -> None:

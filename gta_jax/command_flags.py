@@ -26,7 +26,7 @@ _NEEDED = {
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
-  'evaluate, predict': ('checkpoint', 'protocols', 'images'),
+  'evaluate, predict': ('checkpoint', 'protocols', 'split', 'images'),
   'predict, report': ('out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
@@ -185,6 +185,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('checkpoint', 'last', ['last', 'best'], 'Which one; last by default.')
   names('protocols', 'evaluate: such as whole,crop513_padding0,sliding+flip; by default the '
         "config's evaluate.protocols.")
+  choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   text('out', 'Folder for masks and overlays, or for the page.')
   names('workdirs', 'report: folders of finished runs, A,B,...')

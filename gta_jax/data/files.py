@@ -173,7 +173,7 @@ def decode_image(
   if deep and not pixel_range:
     raise DataError(
       f'{path} has 16 bits a channel, and no range of its values is known; convert it to 8 bits, '
-      'as the images of training are, or give --config.data.pixel_range=BLACK,WHITE before training.')
+      'as images of training are, or give --config.data.pixel_range=BLACK,WHITE before training.')
   pixels = decode_pixels(data, path)
   return scale_to_8_bits(pixels, pixel_range) if deep else pixels
 

@@ -6,7 +6,7 @@ returns a Dataset; nothing else in the package has to know.
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -119,12 +119,14 @@ def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
     return list(pool.map(function, ids))
 
 
-def check(dataset: Dataset) -> None:
+def check(dataset: Dataset) -> dict[str, np.ndarray]:
   """Refuses a data set that would fail later, before any work starts.
 
   Looks at the headers and ends of all files, and decodes labelled and validation masks; where the
   data set says that this has been done, it looks at the lists alone.
 
+  Returns: the classes that masks hold, bool [N,K] under 'labelled' and 'validation'; empty where
+    no mask was decoded.
   Raises: DataError naming the first file or id that breaks a rule, and the remedy.
   """
   splits = {'labelled': dataset.labelled, 'unlabelled': dataset.unlabelled,
@@ -143,12 +145,15 @@ def check(dataset: Dataset) -> None:
       raise DataError(f'{id!r} is labelled or validation but has no mask; add masks/{id}.png, or '
                       'take it out of the list.')
   if dataset.checked:
-    return
+    return {}
   _parallel(dataset.reader.size, with_masks + dataset.unlabelled)
-  _parallel(lambda id: _check_mask(dataset, id), with_masks)
+  held = np.array(_parallel(lambda id: _check_mask(dataset, id), with_masks))
+  labelled = len(dataset.labelled)
+  return {'labelled': held[:labelled], 'validation': held[labelled:]}
 
 
-def _check_mask(dataset: Dataset, id: str) -> None:
+def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
+  """Which classes the mask holds, bool [K]."""
   known = np.zeros(256, bool)
   known[[*range(len(dataset.classes)), IGNORE]] = True
   mask = dataset.reader.mask(id)
@@ -157,6 +162,47 @@ def _check_mask(dataset: Dataset, id: str) -> None:
     raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
                     f'{len(dataset.classes) - 1} and {IGNORE} (ignore); renumber the mask or add '
                     'the classes to classes.txt.')
+  return np.bincount(mask.ravel(), minlength=256)[:len(dataset.classes)] > 0
+
+
+def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]:
+  """Refuses masks from which nothing could be learnt, or whose scores would say nothing.
+
+  Args:
+    dataset: checked.
+    held: what `check` returns.
+  Returns: sentences about what is odd and possible.
+  Raises: DataError for labelled or validation masks without any label, or with one class alone,
+    and for a class that none of them holds.
+  """
+  notes, seen = [], {role: masks.any(axis=0) for role, masks in held.items()}
+  for role, masks in held.items():
+    present = [name for name, found in zip(dataset.classes, seen[role], strict=True) if found]
+    where = f'the {len(masks)} {role} masks of {dataset.name}'
+    if not present:
+      raise DataError(f'All pixels of {where} are {IGNORE} (ignore); export class ids, the colours '
+                      'of classes.txt, or 0 and 255 for two classes.')
+    if len(present) == 1 and len(dataset.classes) > 1:
+      raise DataError(
+        f'Beside {IGNORE} (ignore), {where} hold {present[0]!r} alone, so that there is nothing to '
+        'tell apart and any score would be perfect; add masks that show the other classes. (Masks '
+        'of 0 and 255 are understood where classes.txt names two classes.)')
+    void = [id for id, one in zip(getattr(dataset, role), masks, strict=True) if not one.any()]
+    if void:
+      notes.append(f'{len(void)} of {where} have no pixel with a label, such as {void[0]!r}.')
+  if not held:
+    return notes
+  for id, name in enumerate(dataset.classes):
+    lacking = [role for role in held if not seen[role][id]]
+    if len(lacking) == len(held):
+      raise DataError(
+        f'No labelled or validation mask of {dataset.name} holds {name!r} (class {id}); add one '
+        'that does to splits/NAME/labeled.txt, or take the class out of classes.txt and renumber '
+        'the masks.')
+    if lacking:
+      notes.append(f'No {lacking[0]} mask holds {name!r}: it is ' + (
+        'never learnt.' if lacking == ['labelled'] else 'not scored.'))
+  return notes
 
 
 def default_palette(num_classes: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Using a finished run: evaluating its networks, and predicting a folder of images."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.inference import evaluations
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.ops.network import Network, Variables
 from gta_jax.training import config_rules, setup
@@ -58,9 +59,9 @@ def load_networks(
 
 def evaluate_run(
   workdir: Path, config: ml_collections.ConfigDict | None, *, which: str = 'last',
-  protocols: Sequence[str] | None = None,
+  protocols: Sequence[str] | None = None, split: str = 'val',
 ) -> dict:
-  """Scores a run's networks on its validation images; writes evaluation.json and evaluation.md.
+  """Scores a run's networks; adds to evaluation.json and evaluation.md.
 
   Args:
     workdir: of the run.
@@ -68,9 +69,10 @@ def evaluate_run(
     which: 'last' or 'best' checkpoint.
     protocols: names as protocols.make_protocols reads them; None for evaluate.protocols of the
       config.
-  Returns: what evaluation.json holds: checkpoint, step, dataset (its name), images,
-    validation_sha256 of their ids, and protocols: protocol's name -> network's name -> miou,
-    pixel_accuracy and iou by class.
+    split: 'val' for the validation images, 'test' for those kept for the end.
+  Returns: what evaluation.json holds of this checkpoint and these images: checkpoint, step, split,
+    dataset (its name), images, validation_sha256 of their ids, and protocols: protocol's name ->
+    network's name -> miou, pixel_accuracy and iou by class.
   Raises:
     ValueError: no run, a data set with other classes, or an unknown protocol.
   """
@@ -88,6 +90,10 @@ def evaluate_run(
   with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
     config.data.pixel_range = own.data.get('pixel_range', ())
   dataset = setup.make_dataset(config)
+  if split == 'test':
+    if not dataset.test:
+      raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
+    dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   if list(dataset.classes) != described['classes']:
     raise ValueError(
       f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
@@ -100,17 +106,16 @@ def evaluate_run(
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
     crop=own.data.crop, image_scale=own.data.image_scale, threads=config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
-  result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
+  result = {'checkpoint': which, 'step': step, 'split': split, 'dataset': dataset.name,
             'images': len(dataset.validation),
             'validation_sha256': ids_sha256(dataset.validation),
             'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
   if not sharding.is_first_process():
     return result
-  replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')
-  sheet = evaluation_sheet(result)
-  replace_text(workdir / 'evaluation.md', sheet)
-  print(sheet)
-  return result
+  every = evaluations.add(workdir, result)
+  replace_text(workdir / 'evaluation.md', evaluation_sheet(every))
+  print(evaluation_sheet(every[-1:]))
+  return every[-1]
 
 
 def predict_images(

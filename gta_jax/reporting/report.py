@@ -15,6 +15,7 @@ from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.pictures import comparison_grid, prediction_grid, write_image
 from gta_jax.evaluation.scores import label_images
 from gta_jax.evaluation.windows import Prediction
+from gta_jax.inference import evaluations
 from gta_jax.inference.finished import load_networks, read_run
 from gta_jax.reporting import paper
 from gta_jax.training import setup
@@ -124,7 +125,8 @@ def _score_table(found: Sequence[Finished]) -> str:
     groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
   networks = tuple(dict.fromkeys(name for one in found for name in one.scored))
   rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *networks, "the paper's"]]
-  notes = [f'Left out: {reason}' for one in found if (reason := _foreign(one, _evaluation(one)))]
+  notes = [f'Left out: {reason}' for one in found for evaluation in evaluations.read(one.workdir)
+           if (reason := _foreign(one, evaluation))]
   for ((source, _, split), method, recipe), group in groups.items():
     seeds = ', '.join(str(one.config.seed) for one in group)
     drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
@@ -147,23 +149,23 @@ def _score_table(found: Sequence[Finished]) -> str:
 def _scores(one: Finished) -> dict[str, dict[str, Any]]:
   """Protocol -> network -> scores of the last step."""
   sheet = {'whole': one.results['last']}
-  evaluation = _evaluation(one)
-  if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
-    sheet |= evaluation.get('protocols', {})
+  for evaluation in evaluations.read(one.workdir):
+    if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
+      suffix = ' (test)' if evaluation.get('split') == 'test' else ''
+      sheet |= {f'{name}{suffix}': of for name, of in evaluation.get('protocols', {}).items()}
   return sheet
 
 
-def _evaluation(one: Finished) -> dict[str, Any]:
-  path = one.workdir / 'evaluation.json'
-  return read_json(path) if path.is_file() else {}
-
-
 def _foreign(one: Finished, evaluation: dict[str, Any]) -> str:
-  """Why an evaluation is not of the run's own validation images, as a sentence; else ''."""
+  """Why an evaluation is not of the run's own validation images, as a sentence; else ''.
+
+  Test images are others by design: of them the data set's name is compared.
+  """
   own = one.dataset, one.results.get('validation_sha256')
-  if not evaluation or own == (evaluation.get('dataset', ''), evaluation.get('validation_sha256')):
+  of_evaluation = evaluation.get('dataset', ''), evaluation.get('validation_sha256')
+  if own == of_evaluation or (evaluation.get('split'), of_evaluation[0]) == ('test', own[0]):
     return ''
-  return (f'{one.workdir / "evaluation.json"} is of {evaluation.get("images")} images of '
+  return (f'{one.workdir / "evaluation.json"} has one of {evaluation.get("images")} images of '
           f'{evaluation.get("dataset", "an unnamed data set")}, not known to be those that the run '
           'was validated on; evaluate it with its own config.')
 

@@ -40,8 +40,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
 
   Args:
     run: everything that has been checked.
-    workdir: made if need be; holds config.json, dataset.json, metrics.jsonl, TensorBoard events,
-      checkpoints, picture.png and results.json afterwards.
+    workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, TensorBoard
+      events, checkpoints, picture.png and results.json afterwards.
     allow_config_change: go on although the config differs from the one that started the run.
   Returns: what results.json holds.
   Raises:
@@ -167,7 +167,7 @@ def _check_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
 
 
 def _write_config(run: Run, workdir: Path) -> None:
-  """Writes config.json and dataset.json."""
+  """Writes config.json, dataset.json and the lists of ids."""
   if not sharding.is_first_process():
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -175,6 +175,18 @@ def _write_config(run: Run, workdir: Path) -> None:
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
+  _write_lists(run, workdir / 'splits')
+
+
+def _write_lists(run: Run, folder: Path) -> None:
+  """Writes the ids of every role as data.split_lists reads them back."""
+  data, split = run.dataset, run.config.data.split
+  lists = {f'{split}/labeled': data.labelled, f'{split}/unlabeled': data.unlabelled,
+           'val': data.validation, 'test': data.test}
+  (folder / split).mkdir(parents=True, exist_ok=True)
+  for name, ids in lists.items():
+    if ids:
+      replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

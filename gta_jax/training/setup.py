@@ -114,14 +114,14 @@ def make_run(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
   classes = len(dataset.classes)
   _check_classes(config, classes)
-  sources.check(dataset)
+  odd = sources.check_classes(dataset, sources.check(dataset))
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
-  notes = tuple(filter(None, (dataset.note, *method.check(tools))))
+  notes = tuple(filter(None, (dataset.note, *odd, *method.check(tools))))
   return Run(config, dataset, method, tools, method.stages(tools), notes)
 
 

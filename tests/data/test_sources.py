@@ -161,6 +161,37 @@ def test_check_refuses_wrong_roles(folder, change, message):
     check(read_folder(folder, labelled='2'))
 
 
+def all_masks(folder, ids, of='abcdh'):
+  for id in of:
+    mask(folder / 'masks' / f'{id}.png', ids)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda f: all_masks(f, [255], of='ab'), r'All pixels of the 2 labelled masks.*255 \(ignore\)'),
+    (lambda f: all_masks(f, [0, 255]), r"the 2 labelled masks of .* hold 'road' alone.*0 and 255"),
+    (lambda f: all_masks(f, [0], of='ch'), r"the 2 validation masks of .* hold 'road' alone"),
+    (lambda f: all_masks(f, [0, 1]), r"No labelled or validation mask of .* holds 'car' \(class 2\)"),
+])
+def test_masks_from_which_nothing_can_be_learnt_are_refused(folder, change, message):
+  change(folder)
+  dataset = read_folder(folder, labelled='2')
+  with pytest.raises(DataError, match=message):
+    sources.check_classes(dataset, check(dataset))
+
+
+def test_masks_that_are_odd_and_possible_are_named(folder):
+  dataset = read_folder(folder, labelled='2')
+  assert sources.check_classes(dataset, check(dataset)) == []
+  all_masks(folder, [255], of='a')
+  all_masks(folder, [0, 1], of='b')
+  all_masks(folder, [0, 2], of='ch')
+  notes = sources.check_classes(dataset, check(dataset))
+  assert [note.partition(' of ')[0] for note in notes] == [
+    '1', "No validation mask holds 'traffic light': it is not scored.",
+    "No labelled mask holds 'car': it is never learnt."]
+  assert "such as 'a'" in notes[0]
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda f: (f / 'splits' / 'val.txt').unlink(), r'val\.txt cannot be read.*write it'),
     (lambda f: (f / 'splits' / '2' / 'labeled.txt').unlink(), r'labeled\.txt cannot be read'),
