@@ -53,10 +53,11 @@ class FolderReader(FileReader):
   def mask(self, id: str) -> np.ndarray:
     return decode_any_mask(read_bytes(self.masks[id]), self.masks[id], self.code)
 
-  def bits(self, id: str) -> int:
-    """8 or 16 a channel, from the image's header."""
+  def kind(self, id: str) -> tuple[str, int, int, int]:
+    """(format, bits a channel, height, width) of an image, from its header."""
     with open_image(self.images[id], self.images[id]) as image:
-      return bits_of(image, self.images[id])
+      width, height = image.size
+      return image.format or '', bits_of(image, self.images[id]), height, width
 
   def _mask_size(self, path: str) -> tuple[int, int]:
     check_whole(*read_ends(path), path)
@@ -182,7 +183,7 @@ def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderRea
   if len(classes) != 2:
     return reader, []
   white = False
-  for id in _spread(list(reader.masks), _SAMPLE):
+  for id in spread(list(reader.masks), _SAMPLE):
     try:
       ids = reader.mask(id)
     except DataError:  # `check` names it where it matters.
@@ -203,7 +204,7 @@ def _with_pixel_range(
   """The reader with percentiles of the images of 16 bits among these."""
   def is_deep(id: str) -> bool:
     try:
-      return reader.bits(id) == 16
+      return reader.kind(id)[1] == 16
     except DataError:  # As above.
       return False
 
@@ -211,7 +212,7 @@ def _with_pixel_range(
     deep = [id for id, found in zip(ids, pool.map(is_deep, ids), strict=True) if found]
   if not deep:
     return reader, []
-  sample = _spread(deep, _SAMPLE)
+  sample = spread(deep, _SAMPLE)
   paths = {id: reader.images[id] for id in sample}
   black, white = percentile_range(
     lambda id: decode_pixels(read_bytes(paths[id]), paths[id]), sample)
@@ -223,7 +224,7 @@ def _with_pixel_range(
   return dataclasses.replace(reader, pixel_range=(black, white)), [note]
 
 
-def _spread(ids: Sequence[str], count: int) -> list[str]:
+def spread(ids: Sequence[str], count: int) -> list[str]:
   """At most `count` of them, evenly spread."""
   count = min(count, len(ids))
   return [ids[i * len(ids) // count] for i in range(count)]
