@@ -87,12 +87,16 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
 
 def _model(c: ml_collections.ConfigDict) -> None:
   c.model = ml_collections.ConfigDict()
-  c.model.depth = 50  # 10 | 18 | 34 | 50 | 101 | 152
-  c.model.stem = 'deep'  # deep | torchvision
+  c.model.backbone = 'resnet'  # names: gta_jax/models/backbones.py
+  c.model.decoder = 'deeplab'  # deeplab | unet, which reaches the image's own resolution
+  c.model.depth = 50  # of a ResNet: 10 | 18 | 34 | 50 | 101 | 152
+  c.model.stem = 'deep'  # of a ResNet: deep | torchvision
   c.model.output_stride = 16  # 8 | 16 | 32
   c.model.multi_grid = ()  # dilation factors in the last stage, () for none
-  c.model.width = 1.0  # factor on every number of channels
+  c.model.width = 1.0  # factor on the numbers of channels, of a ResNet and of the decoder
+  c.model.frozen_stages = 0  # of the backbone's four; these and the stem do not learn
   c.model.aspp_rates = (6, 12, 18)
+  c.model.pool_norm = True  # BatchNorm on deeplab's image pooling, which sees one value an image
   c.model.dropout = 0.1
   c.model.auxiliary = False  # head on stage 3
   c.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32

@@ -13,6 +13,11 @@ _RUNNING_DECAY = 0.9  # torch calls this momentum 0.1
 _EPSILON = 1e-5
 
 
+def scaled(channels: int, width: float) -> int:
+  """channels x width, rounded to a multiple of 8, at least 8."""
+  return max(8, int(channels * width / 8 + 0.5) * 8)
+
+
 def conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
   """The convolution that all layers use, padded as torch's padding = dilation (k - 1) / 2.
 
@@ -55,7 +60,7 @@ def max_pool(x: Array, *, ceil_mode: bool) -> Array:
 class Conv(nn.Module):
   """`conv` with its parameters: kernel [size,size,C,features] and perhaps bias [features].
 
-  A fresh kernel is zero: `make_deeplab` draws all of them at once.
+  A fresh kernel is zero: `make_segmenter` draws all of them at once.
   """
 
   features: int
@@ -137,6 +142,11 @@ def call(module: nn.Module, *inputs: Array, train: bool, remat: bool) -> Array:
     return module(*inputs, train=train)
 
   return (nn.remat(forward) if remat else forward)(module, *inputs)
+
+
+def without_gradient(x: Array, frozen: bool) -> Array:
+  """x; no gradient passes if frozen."""
+  return jax.lax.stop_gradient(x) if frozen else x
 
 
 def dropout(x: Array, rate: float, *, active: bool) -> Array:

@@ -1,16 +1,15 @@
 """Weights by name: which network they fit, where they come from, and whether they arrived whole.
 
-Two of the four, resnet50s.gluon_in1k and resnet101.tv_in1k, have no fingerprint here: no copy of
-them was at hand from which to take one. They are checked against the sha256 that the hub states and
-its cache has as the file's name, which finds damage, but not a file that was replaced on the hub;
-and name by name and shape by shape when they are loaded.
+Some have no fingerprint here: no copy of them was at hand from which to take one. They are checked
+against the sha256 that the hub states and its cache has as the file's name, which finds damage, but
+not a file that was replaced on the hub; and name by name and shape by shape when they are loaded.
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-
-from gta_jax.ops.network import Network
+from typing import Any
 
 _FILE = 'model.safetensors'
 
@@ -20,58 +19,71 @@ class Known:
   """ImageNet weights of a repository of the Hugging Face hub.
 
   Attributes:
-    depth: of the ResNet.
-    stem: of the ResNet.
+    network: the fields of `model` that say which network they are of, with their values.
     sha256: of the file; None where only the hub's own word for it is known.
-    mean: RGB in [0,1] that the weights were trained with.
+    mean: RGB in [0,1] that the weights were trained with; () for that of the backbone.
     std: RGB in [0,1] of the same.
   """
 
-  depth: int
-  stem: str
+  network: Mapping[str, Any]
   sha256: str | None = None
-  mean: tuple[float, float, float] = Network.mean
-  std: tuple[float, float, float] = Network.std
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+
+
+def resnet(depth: int, stem: str) -> dict[str, Any]:
+  """The fields that describe a ResNet of full width."""
+  return {'backbone': 'resnet', 'depth': depth, 'stem': stem, 'width': 1.0}
 
 
 KNOWN = {
   # The published code's topology.
-  'timm/resnet50s.gluon_in1k': Known(50, 'deep'),
+  'timm/resnet50s.gluon_in1k': Known(resnet(50, 'deep')),
   'timm/resnet101s.gluon_in1k': Known(
-    101, 'deep', '71b3a168cb34fe67abf5e19d1f80f7f893675d7ef7006b6561f2e536cb07b924'),
+    resnet(101, 'deep'), '71b3a168cb34fe67abf5e19d1f80f7f893675d7ef7006b6561f2e536cb07b924'),
   # torchvision's first weights, IMAGENET1K_V1.
+  'timm/resnet18.tv_in1k': Known(resnet(18, 'torchvision')),
+  'timm/resnet34.tv_in1k': Known(resnet(34, 'torchvision')),
   'timm/resnet50.tv_in1k': Known(
-    50, 'torchvision', '5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888'),
-  'timm/resnet101.tv_in1k': Known(101, 'torchvision'),
+    resnet(50, 'torchvision'), '5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888'),
+  'timm/resnet101.tv_in1k': Known(resnet(101, 'torchvision')),
+  # timm's own training.
+  'timm/resnet18.a1_in1k': Known(resnet(18, 'torchvision')),
+  'timm/resnet34.a1_in1k': Known(resnet(34, 'torchvision')),
 }
 
 
-def statistics(name: str) -> dict[str, tuple[float, float, float]]:
-  """mean and std that the named weights expect; ImageNet's for files and for random weights."""
-  source = KNOWN.get(name, Network)
-  return {'mean': source.mean, 'std': source.std}
+def statistics(name: str) -> dict[str, tuple[float, ...]]:
+  """mean and std that the named weights expect; () where they are the backbone's."""
+  known = KNOWN.get(name)
+  return {'mean': known.mean if known else (), 'std': known.std if known else ()}
 
 
-def check(name: str, *, depth: int, stem: str, width: float) -> None:
+def check(name: str, model: Mapping[str, Any]) -> None:
   """Refuses weights that do not exist or are of another network, without a download.
 
   Args:
     name: a path, or a key of KNOWN; '' for none.
-    depth: of the network that they are for.
-    stem: of the same.
-    width: of the same.
+    model: the fields of the network that they are for.
   Raises: ValueError.
   """
   if name and name not in KNOWN and not Path(name).is_file():
     raise ValueError(
       f'model.weights={name} does not exist; give a .safetensors or .pth file, one of '
       f'{", ".join(KNOWN)}, or nothing for random weights.')
-  known = KNOWN.get(name)
-  if known and (known.depth, known.stem, 1) != (depth, stem, width):
+  network = KNOWN[name].network if name in KNOWN else {}
+  if wrong := [field for field, value in network.items() if model[field] != value]:
     raise ValueError(
-      f'model.weights={name} are of depth={known.depth}, stem={known.stem} and width=1, but the '
-      f'config has model.depth={depth}, model.stem={stem} and model.width={width}; change these, '
-      'or the weights.')
+      f'model.weights={name} are of {_listed(network, wrong)}, but the config has '
+      f'{_listed(model, wrong)}; change model.{", model.".join(wrong)}, or the weights.')
+  if model['frozen_stages'] and not name:
+    raise ValueError(
+      f'model.frozen_stages={model["frozen_stages"]} would keep random weights as they are; set '
+      'model.weights, or model.frozen_stages=0.')
+
+
+def _listed(values: Mapping[str, Any], fields: list[str]) -> str:
+  return ' and '.join(f'{field}={values[field]}' for field in fields)
 
 
 def fetch(name: str) -> Path:

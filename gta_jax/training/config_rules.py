@@ -86,6 +86,10 @@ RULES = {
   'data.cache': _real(0, 1e9),
   'data.skip_limit': _whole(0, 10**9, optional=True),
   'data.oracle': _Rule(bool),
+  'model.backbone': _Rule(str, optional=True),
+  'model.decoder': _Rule(str, optional=True),
+  'model.frozen_stages': _whole(0, 4, optional=True),
+  'model.pool_norm': _Rule(bool, optional=True),
   'model.depth': _whole(1, 1000),
   'model.stem': _Rule(str),
   'model.output_stride': _whole(1, 64),
@@ -132,7 +136,8 @@ DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
   'data.pixel_range': (), 'data.skip_limit': 10, 'train.per_device_batch': 0,
   'train.checkpoint_steps': 0, 'train.non_finite': 'stop', 'optim.name': 'sgd',
-  'optim.decay': 'all', 'train.deterministic': False,
+  'optim.decay': 'all', 'train.deterministic': False, 'model.backbone': 'resnet',
+  'model.decoder': 'deeplab', 'model.frozen_stages': 0, 'model.pool_norm': True,
 }
 
 

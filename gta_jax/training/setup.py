@@ -20,7 +20,7 @@ from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import Method, Stage, Tools, TrainState
 from gta_jax.methods.registry import make_method, option_names
 from gta_jax.models import pretrained, weights
-from gta_jax.models.deeplab import make_deeplab
+from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
@@ -106,7 +106,7 @@ def make_run(
   # Before the data, which may have to be downloaded; how many classes there are is known only then.
   method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
   if not resumed:
-    weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
+    weights.check(model.weights, model)
   dataset = make_dataset(config)
   config = from_data.with_values(config, {'data.pixel_range': dataset.pixel_range})
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
@@ -139,22 +139,24 @@ def make_tools(
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss, train = SupervisedLoss(**config.loss), config.train
   total_steps = max(1, round(train.epochs * epoch_steps))
+  network = make_network(config, num_classes)
   return Tools(
-    make_network(config, num_classes), loss,
-    functools.partial(_make_optimizer, config.optim, total_steps), total_steps, epoch_steps,
-    num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
+    network, loss,
+    functools.partial(_make_optimizer, config.optim, total_steps, network.frozen), total_steps,
+    epoch_steps, num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
     _accumulation(config, loss))
 
 
 def _make_optimizer(
-  optim: ml_collections.ConfigDict, total_steps: int, *, schedule: str = 'poly',
-  first_step: int = 0, steps: int | None = None, undecayed: tuple[str, ...] = (),
+  optim: ml_collections.ConfigDict, total_steps: int, frozen: tuple[str, ...], *,
+  schedule: str = 'poly', first_step: int = 0, steps: int | None = None,
+  undecayed: tuple[str, ...] = (),
 ) -> Optimizer:
   """See Tools."""
   rate = optax.constant_schedule(optim.rate) if schedule == 'constant' else poly_schedule(
     optim.rate, total_steps=steps or total_steps, power=optim.power, first_step=first_step)
   options = {'multiplier': optim.decoder_multiplier, 'weight_decay': optim.weight_decay,
-             'decay': optim.decay, 'undecayed': undecayed}
+             'decay': optim.decay, 'undecayed': undecayed, 'frozen': frozen}
   if optim.name == 'adamw':
     return make_adam(rate, **options)
   return make_sgd(rate, momentum=optim.momentum, **options)
@@ -242,8 +244,8 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
-  _check_names('model', model, list(inspect.signature(make_deeplab).parameters))
-  return make_deeplab(num_classes=num_classes, heads=make_method_of(config).heads, **model)
+  _check_names('model', model, list(inspect.signature(make_segmenter).parameters))
+  return make_segmenter(num_classes=num_classes, heads=make_method_of(config).heads, **model)
 
 
 def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> None:
