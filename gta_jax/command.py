@@ -48,8 +48,8 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
-             'report': _report, 'methods': _methods}
+    modes = {'train': _train, 'prepare': _prepare, 'inspect': _inspect, 'evaluate': _evaluate,
+             'predict': _predict, 'report': _report, 'methods': _methods}
     modes[values.mode](values.config, values)
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -114,6 +114,14 @@ def _prepare(config: Config, values: Flags) -> None:
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
         f'unlabelled, {len(dataset.validation)} validation images. '
         f'{" ".join([dataset.note, *notes])}'.rstrip())
+
+
+def _inspect(config: Config, values: Flags) -> None:
+  from gta_jax.reporting import inspection_table  # noqa: PLC0415
+
+  folder = Path(values.workdir or '.')
+  print(inspection_table.inspect_data(config, folder))
+  print(f'\nwritten to {folder / "inspection.json"}')
 
 
 def _evaluate(config: Config | None, values: Flags) -> None:

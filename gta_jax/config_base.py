@@ -147,6 +147,28 @@ def _training(c: ml_collections.ConfigDict) -> None:
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
 
 
+# Fields that may be None in a config of a folder, and the kinds of their values.
+FROM_DATA = {
+  'data.pixel_range': tuple, 'data.image_scale': float, 'data.crop': int, 'model.decoder': str,
+  'model.output_stride': int, 'loss.class_weights': tuple, 'train.labelled_batch': int,
+  'train.unlabelled_batch': int, 'train.epochs': float, 'train.evaluate_epochs': float,
+  'method.warmup_epochs': float}
+
+
+def leave_to_data(c: ml_collections.ConfigDict) -> None:
+  """Sets FROM_DATA to None: the data of a folder say what they are (gta_jax/data/proposals.py).
+
+  A recipe's or a named method's own warm-up stays, as it is in epochs of its own.
+  """
+  named = METHODS[c.method.name]
+  for name, kind in FROM_DATA.items():
+    section, field = name.split('.')
+    fixed = section == 'method' and (c.method.recipe != 'scratch' or field in named.changes)
+    if field in c[section] and not fixed:
+      del c[section][field]  # A field that holds a number takes no None.
+      c[section][field] = config_dict.placeholder(kind)
+
+
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:
   """Sets what the config's method was published with on a data set, in the place of the file's."""
   kind = METHODS[c.method.name].kind

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ _HEADERS, _MASKS, _WIDTHS, _LOOKS = 5000, 400, 32, 32
 _PIXELS = 60_000_000
 # A difference counts from so many standard errors and grey levels on.
 _ERRORS, _LEVELS = 3.0, 5.0
+_OCTAVES = 0.33  # and from such a ratio of sizes on, a quarter more or so
 _T = TypeVar('_T')
 
 
@@ -34,6 +36,7 @@ class Inspection:
     digest: of the lists, the classes and every file's size and time.
     name: of the data set.
     images: role -> number of images.
+    sizes: role -> median height and width.
     kinds: {'format', 'bits', 'height', 'width', 'images'}, the most frequent first.
     grey: whether all images looked at are grey.
     classes: names.
@@ -51,6 +54,7 @@ class Inspection:
   digest: str
   name: str
   images: dict[str, int]
+  sizes: dict[str, list[int]]
   kinds: list[dict[str, Any]]
   grey: bool
   classes: list[str]
@@ -69,11 +73,14 @@ class Inspection:
     return [count / total for count in self.pixels['labelled']]
 
   @property
+  def present(self) -> list[tuple[float, str]]:
+    """Share and name of the classes that labelled masks hold."""
+    return [(share, name) for share, name in zip(self.shares, self.classes, strict=True) if share]
+
+  @property
   def size(self) -> tuple[int, int]:
-    """The median height and width of the images."""
-    counts = [kind['images'] for kind in self.kinds]
-    sides = (np.repeat([kind[side] for kind in self.kinds], counts) for side in ('height', 'width'))
-    height, width = (int(np.median(lengths)) for lengths in sides)
+    """The median height and width of labelled images."""
+    height, width = self.sizes['labelled']
     return height, width
 
 
@@ -94,20 +101,22 @@ def inspect(dataset: Dataset) -> Inspection:
   Raises: DataError of the reader.
   """
   roles = _roles(dataset)
-  kinds, headers = _kinds(dataset, roles)
-  typical = max(1, int(np.median([kind['height'] * kind['width'] for kind in kinds])))
-  affordable = max(4, _PIXELS // typical)
+  kinds, sizes, headers = _kinds(dataset, roles)
+  largest = max(height * width for height, width in sizes.values())
+  affordable = max(4, _PIXELS // largest)
   counts = {role: _count_classes(dataset, roles[role]) for role in ('labelled', 'validation')}
   widths, measured = _widths(dataset, min(_WIDTHS, affordable))
   looks, grey = _looks(dataset, roles, min(_LOOKS, affordable))
   found = Inspection(
-    digest(dataset), dataset.name, {role: len(ids) for role, ids in roles.items()}, kinds, grey,
-    list(dataset.classes), {role: of[0][:-1].tolist() for role, of in counts.items()},
-    {role: of[1][:-1].tolist() for role, of in counts.items()},
-    {role: round(float(of[0][-1] / max(of[0].sum(), 1)), 4) for role, of in counts.items()},
-    widths, {role: of[0] for role, of in looks.items()},
-    {'headers': headers, **{f'{role} masks': of[2] for role, of in counts.items()},
-     'masks for widths': measured, **{f'{role} images': of[1] for role, of in looks.items()}}, [])
+    digest=digest(dataset), name=dataset.name, sizes=sizes, kinds=kinds, grey=grey,
+    images={role: len(ids) for role, ids in roles.items()}, classes=list(dataset.classes),
+    pixels={role: of[0][:-1].tolist() for role, of in counts.items()},
+    holding={role: of[1][:-1].tolist() for role, of in counts.items()},
+    void={role: round(float(of[0][-1] / max(of[0].sum(), 1)), 4) for role, of in counts.items()},
+    widths=widths, looks={role: of[0] for role, of in looks.items()}, remarks=[],
+    looked_at={'headers': headers, **{f'{role} masks': of[2] for role, of in counts.items()},
+               'masks for widths': measured,
+               **{f'{role} images': of[1] for role, of in looks.items()}})
   return dataclasses.replace(found, remarks=[*_of_classes(found), *_of_looks(found)])
 
 
@@ -123,20 +132,22 @@ def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
 
 def _kinds(
   dataset: Dataset, roles: Mapping[str, Sequence[str]]
-) -> tuple[list[dict[str, Any]], list[int]]:
-  """The kinds of images, and how many were looked at of how many."""
-  reader, ids = dataset.reader, [id for of in roles.values() for id in of]
+) -> tuple[list[dict[str, Any]], dict[str, list[int]], list[int]]:
+  """The kinds of images, the median size by role, how many were looked at of how many."""
+  reader = dataset.reader
 
   def kind(id: str) -> tuple[str, int, int, int]:
     if isinstance(reader, FolderReader):
       return reader.kind(id)
     return ('', 8, *reader.size(id))
 
-  sample = spread(ids, _HEADERS)
-  counts = collections.Counter(_parallel(kind, sample))
+  found = {role: _parallel(kind, spread(ids, _HEADERS)) for role, ids in roles.items() if ids}
+  counts = collections.Counter(one for of_role in found.values() for one in of_role)
+  sizes = {role: np.median([one[2:] for one in of_role], axis=0).astype(int).tolist()
+           for role, of_role in found.items()}
   names = ('format', 'bits', 'height', 'width')
   kinds = [dict(zip(names, of, strict=True)) | {'images': n} for of, n in counts.most_common()]
-  return kinds, [len(sample), len(ids)]
+  return kinds, sizes, [counts.total(), sum(map(len, roles.values()))]
 
 
 def _count_classes(
@@ -191,7 +202,7 @@ def _of_classes(found: Inspection) -> list[str]:
     lacking = [role for role, holding in found.holding.items() if not holding[i]]
     if lacking:
       remarks.append(f'{name!r} occurs in no {" and no ".join(lacking)} mask looked at.')
-  present = [(share, name) for share, name in zip(found.shares, found.classes, strict=True) if share]
+  present = found.present
   if len(present) > 1 and max(present)[0] > 10 * min(present)[0]:
     (most, common), (least, rare) = max(present), min(present)
     remarks.append(f'The classes are out of balance: {common!r} has {100 * most:.3g} % of the '
@@ -203,19 +214,31 @@ def _of_classes(found: Inspection) -> list[str]:
 
 
 def _of_looks(found: Inspection) -> list[str]:
-  """How labelled images differ from unlabelled ones, which are to profit from them."""
-  if 'unlabelled' not in found.looks:
-    return []
+  """How labelled images differ from the others, which are to profit from them."""
+  remarks = []
+  for other in ('unlabelled', 'validation'):
+    if other not in found.looks:
+      continue
+    remarks += _of_levels(found, other)
+    here, there = found.sizes['labelled'], found.sizes[other]
+    if max(abs(math.log2(a / b)) for a, b in zip(here, there, strict=True)) > _OCTAVES:
+      remarks.append(f'Labelled images are of another size than {other} ones: in the median '
+                     f'{here[0]} x {here[1]} against {there[0]} x {there[1]} pixels. If the same '
+                     'things are larger in the ones, what is learnt may not hold for the others.')
+  return remarks
+
+
+def _of_levels(found: Inspection, other: str) -> list[str]:
   remarks = []
   for name, more, less in (('brightness', 'brighter', 'darker'),
                            ('contrast', 'of higher contrast', 'of lower contrast')):
-    (mean, spread_), (other, other_spread) = (
-      found.looks[role][name] for role in ('labelled', 'unlabelled'))
-    counts = [found.looked_at[f'{role} images'][0] for role in ('labelled', 'unlabelled')]
-    error = (spread_**2 / counts[0] + other_spread**2 / counts[1]) ** 0.5
-    if abs(mean - other) > max(_LEVELS, _ERRORS * error):
+    (mean, deviation), (mean_there, deviation_there) = (
+      found.looks[role][name] for role in ('labelled', other))
+    count, count_there = (found.looked_at[f'{role} images'][0] for role in ('labelled', other))
+    error = (deviation**2 / count + deviation_there**2 / count_there) ** 0.5
+    if abs(mean - mean_there) > max(_LEVELS, _ERRORS * error):
       remarks.append(
-        f'Labelled images are {more if mean > other else less} than unlabelled ones: {name} '
-        f'{mean:.0f} ± {spread_:.0f} against {other:.0f} ± {other_spread:.0f} of 255. What is '
-        'learnt on the ones may not hold for the others.')
+        f'Labelled images are {more if mean > mean_there else less} than {other} ones: {name} '
+        f'{mean:.0f} ± {deviation:.0f} against {mean_there:.0f} ± {deviation_there:.0f} of 255. '
+        'What is learnt on the ones may not hold for the others.')
   return remarks

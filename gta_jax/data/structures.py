@@ -51,6 +51,6 @@ def median_width(counts: np.ndarray) -> float | None:
   above = int(np.flatnonzero(shares >= 0.5)[-1])
   if above == len(DIAMETERS) - 1:
     return float(DIAMETERS[-1])
-  low, high = DIAMETERS[above], DIAMETERS[above + 1]
+  low, high = DIAMETERS[above], DIAMETERS[above + 1] - 1  # all widths that are counted alike
   part = (shares[above] - 0.5) / (shares[above] - shares[above + 1])
   return round(float(low + part * (high - low)), 1)

@@ -6,6 +6,8 @@ from typing import Any
 
 import ml_collections
 
+from gta_jax.config_base import FROM_DATA
+
 # RGB pixels of one batch on the host: 6 GiB; more is a slip of the finger.
 _MOST_PIXELS = 2**31
 _MISSING = object()
@@ -70,7 +72,7 @@ RULES = {
   'data.split': _Rule(str),
   'data.split_source': _Rule(str, known=('published', 'seeded'), optional=True),
   'data.split_lists': _Rule(str, optional=True),
-  'data.pixel_range': _whole(0, 2**16 - 1, tuple_of=True, or_none=True, optional=True),
+  'data.pixel_range': _whole(0, 2**16 - 1, tuple_of=True, optional=True),
   'data.unlabelled': _whole(0, 10**6, optional=True),
   'data.validation': _whole(1, 10**6, optional=True),
   'data.size': _whole(32, 4096, optional=True),
@@ -144,7 +146,7 @@ DEFAULTS = {
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A checked config, with the defaults of fields that it lacks. Raises: as check."""
   check(config)
-  missing = {k: v for k, v in DEFAULTS.items() if _look_up(config, k) is _MISSING}
+  missing = {k: v for k, v in DEFAULTS.items() if look_up(config, k) is _MISSING}
   if missing:
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -160,7 +162,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   Raises: ValueError with the field, its value and the rule.
   """
   for name, rule in RULES.items():
-    value = _look_up(config, name)
+    value = look_up(config, name)
+    if name in FROM_DATA and value is None and look_up(config, 'data.source') == 'folder':
+      continue
     if value is _MISSING:
       if rule.optional:
         continue
@@ -174,14 +178,15 @@ def check(config: ml_collections.ConfigDict) -> None:
   if pixel_range and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
     raise ValueError(f'data.pixel_range={pixel_range} is not (black, white) with black < white; '
                      'give two values of 0 to 65535, () for images of 8 bits, or None.')
-  largest = max(config.train.labelled_batch, config.train.unlabelled_batch)
-  if largest * config.data.crop**2 > _MOST_PIXELS:
+  largest = max(config.train.labelled_batch or 0, config.train.unlabelled_batch or 0)
+  if largest * (config.data.crop or 0)**2 > _MOST_PIXELS:
     raise ValueError(
       f'data.crop={config.data.crop} and a batch of {largest} make more than {_MOST_PIXELS} pixels '
       'a batch; lower one of them.')
 
 
-def _look_up(config: Any, name: str) -> Any:
+def look_up(config: Any, name: str) -> Any:
+  """A field by its dotted name; an object that is nothing else where there is none."""
   for part in name.split('.'):
     if not isinstance(config, ml_collections.ConfigDict) or part not in config:
       return _MISSING

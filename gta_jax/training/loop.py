@@ -176,6 +176,8 @@ def _write_config(run: Run, workdir: Path) -> None:
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
   _write_lists(run, workdir / 'splits')
+  if run.inspection:
+    replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
 
 
 def _write_lists(run: Run, folder: Path) -> None:

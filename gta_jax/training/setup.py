@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Run:
     tools: what the method is given.
     stages: of the method; their steps add up to tools.total_steps.
     notes: sentences that the user should read when the run starts.
+    inspection: what inspection.json holds; empty where the config left nothing to the data.
   """
 
   config: ml_collections.ConfigDict
@@ -49,6 +50,7 @@ class Run:
   tools: Tools
   stages: tuple[Stage, ...]
   notes: tuple[str, ...]
+  inspection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def network(self) -> Network:
@@ -98,6 +100,12 @@ def make_run(
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
   config = from_data.as_begun(config_rules.complete(config), workdir)
+  checked, found, proposed = None, None, []
+  if from_data.unset(config):
+    checked = _checked_dataset(config)
+    found = from_data.inspect(checked[0], workdir)
+    config, proposed = from_data.decide(config, checked[0], found)
+    config_rules.check(config)
   method = make_method_of(config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train, model = config.train, config.model
@@ -107,22 +115,28 @@ def make_run(
   method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
   if not resumed:
     weights.check(model.weights, model)
-  dataset = make_dataset(config)
-  config = from_data.with_values(config, {'data.pixel_range': dataset.pixel_range})
+  dataset, odd = checked or _checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
   classes = len(dataset.classes)
   _check_classes(config, classes)
-  odd = sources.check_classes(dataset, sources.check(dataset))
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
-  notes = tuple(filter(None, (dataset.note, *odd, *method.check(tools))))
-  return Run(config, dataset, method, tools, method.stages(tools), notes)
+  remarks = [*found.remarks, *map(str, proposed)] if found else []
+  notes = tuple(filter(None, (dataset.note, *odd, *remarks, *method.check(tools))))
+  inspected = from_data.to_json(found, proposed) if found else {}
+  return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
+
+
+def _checked_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, list[str]]:
+  """The config's data set, and what is odd about its masks."""
+  dataset = make_dataset(config)
+  return dataset, sources.check_classes(dataset, sources.check(dataset))
 
 
 def make_tools(

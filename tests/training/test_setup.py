@@ -10,7 +10,7 @@ from gta_jax.methods.gta import Gta
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
-from gta_jax.training import setup
+from gta_jax.training import from_data, setup
 
 
 @pytest.fixture
@@ -122,6 +122,12 @@ def test_drawn_splits_are_numbers_of_a_sane_size():
       setup.make_run(shapes.get_config(split))
 
 
+OF_DATA = {
+  'data.pixel_range': (), 'data.image_scale': 1.0, 'data.crop': 96, 'model.decoder': 'deeplab',
+  'model.output_stride': 16, 'loss.class_weights': (), 'train.labelled_batch': 8,
+  'train.unlabelled_batch': 8, 'train.epochs': 50.0, 'train.evaluate_epochs': 10.0,
+  'method.warmup_epochs': 25.0}  # what a folder's data may say
+
 OF_RELEASE = [name for name, named in METHODS.items()
               if named.kind in (Supervised, MeanTeacher, Gta)]
 
@@ -144,6 +150,6 @@ def test_every_method_fits_the_configs(module):
 
 
 def check_method(module, argument):
-  config = module.get_config(argument)
+  config = from_data.with_values(module.get_config(argument), OF_DATA)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
   return setup.make_method_of(config).check(tools)
