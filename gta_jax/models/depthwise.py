@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 _Padding = list[tuple[int, int]]
-_TERMS = 32  # products that the body of a loop adds up: few are slow to run, many to compile
+_BLOCK = 16  # pixels: fewer are slower to run, more are slower to compile
 
 
 def same_padding(
@@ -122,25 +122,36 @@ def _by_input(
 def _by_kernel(x: Array, gradient: Array, taps: int, *, stride: int, dilation: int) -> Array:
   """The gradient by the kernel, [k,k,1,C].
 
-  A loop over rows whose body sums along them in registers: XLA's reductions over leading axes write
-  every product to memory first. Images have sums of their own until the end, so that the loop needs
-  nothing of other devices where the batch is split.
+  A loop over small blocks of pixels whose body sums over a block in registers: XLA's reductions over
+  leading axes write every product to memory first. Images have sums of their own until the end, so
+  that the loop needs nothing of other devices where the batch is split.
   """
-  x = _padded(x, taps, stride, dilation)
   batch, height, width, channels = gradient.shape
-  together = max(n for n in range(1, max(_TERMS // width, 1) + 1) if height % n == 0)
-  spanned = (together - 1) * stride + (taps - 1) * dilation + 1
+  columns = min(width, _BLOCK)
+  rows = min(height, _BLOCK // columns)
+  counts = -(-height // rows), -(-width // columns)
+  # Zeros to whole blocks, in x as far as these look.
+  whole = counts[0] * rows, counts[1] * columns
+  gradient = jnp.pad(gradient, [(0, 0), (0, whole[0] - height), (0, whole[1] - width), (0, 0)])
+  x = _padded(x, taps, stride, dilation)
+  reach = (taps - 1) * dilation + 1
+  lacking = [max((n - 1) * stride + reach - side, 0)
+             for n, side in zip(whole, x.shape[1:3], strict=True)]
+  x = jnp.pad(x, [(0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)])
+  spans = [(n - 1) * stride + reach for n in (rows, columns)]
 
-  def add_rows(total: Array, number: Array) -> tuple[Array, None]:
-    first = number * together
-    seen = jax.lax.dynamic_slice_in_dim(x, first * stride, spanned, axis=1).astype(jnp.float32)
-    rows = jax.lax.dynamic_slice_in_dim(gradient, first, together, axis=1).astype(jnp.float32)
+  def add_block(total: Array, number: Array) -> tuple[Array, None]:
+    row, column = number // counts[1] * rows, number % counts[1] * columns
+    seen = jax.lax.dynamic_slice(
+      x, (0, row * stride, column * stride, 0), (batch, *spans, channels)).astype(jnp.float32)
+    block = jax.lax.dynamic_slice(
+      gradient, (0, row, column, 0), (batch, rows, columns, channels)).astype(jnp.float32)
     sums = [
-      sum(seen[:, row * stride + i * dilation, column * stride + j * dilation] * rows[:, row, column]
-          for row in range(together) for column in range(width))
+      sum(seen[:, r * stride + i * dilation, c * stride + j * dilation] * block[:, r, c]
+          for r in range(rows) for c in range(columns))
       for i in range(taps) for j in range(taps)]
     return total + jnp.stack(sums), None
 
   zeros = jnp.zeros((taps * taps, batch, channels), jnp.float32)
-  total, _ = jax.lax.scan(add_rows, zeros, jnp.arange(height // together))
+  total, _ = jax.lax.scan(add_block, zeros, jnp.arange(counts[0] * counts[1]))
   return total.sum(1).reshape(taps, taps, 1, channels).astype(x.dtype)

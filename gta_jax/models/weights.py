@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+
 @dataclasses.dataclass(frozen=True)
 class Known:
   """ImageNet weights, of a repository of the Hugging Face hub or in a Python package.

@@ -27,6 +27,7 @@ from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules
 
 _MANY_CLASSES = 255  # enough for every method
+_FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
-  notes = tuple(filter(None, (dataset.note, *method.check(tools))))
+  notes = tuple(filter(None, (dataset.note, _pooling_note(config), *method.check(tools))))
   return Run(config, dataset, method, tools, method.stages(tools), notes)
 
 
@@ -168,6 +169,15 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
     raise ValueError(
       f'data.padding_label={padding} is none of the {classes} classes; use 0 to {classes - 1}, or '
       '255 for pixels that are ignored.')
+
+
+def _pooling_note(config: ml_collections.ConfigDict) -> str:
+  """Says when statistics of one value an image are of too few images."""
+  images = min(config.train.labelled_batch, config.train.unlabelled_batch)
+  if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
+    return ''
+  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass, so that scores "
+          'may fall far behind training; set model.pool_norm=False, or larger batches.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:

@@ -10,6 +10,7 @@ from gta_jax.methods.gta import Gta
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
+from gta_jax.models import weights
 from gta_jax.training import setup
 
 
@@ -133,7 +134,8 @@ def test_every_config_fits_the_recipes_with_its_own_batches(module, recipe):
   for method in OF_RELEASE:
     notes = check_method(module, f'183,method={method},recipe={recipe}')
     grouped = recipe == 'released' and module in (shapes, folder) and method != 'sup_only'
-    assert ('method.threshold_images=3 does not divide the batch of 8; groups of 2 are used'
+    batch = 4 if module is folder else 8
+    assert (f'method.threshold_images=3 does not divide the batch of {batch}; groups of 2 are used'
             in notes) == grouped, method
 
 
@@ -147,3 +149,19 @@ def check_method(module, argument):
   config = module.get_config(argument)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
   return setup.make_method_of(config).check(tools)
+
+
+@pytest.mark.parametrize('module, argument, noted', [
+  (folder, '46,model=small', False), (folder, '46,model=base', False),
+  (voc, '183,method=dmt', True), (voc, '183', False)])
+def test_few_values_of_image_pooling_are_noted(module, argument, noted):
+  assert bool(setup._pooling_note(module.get_config(argument))) == noted
+
+
+def test_models_of_a_folder_are_those_that_it_lists():
+  with pytest.raises(ValueError, match='model=huge is unknown; use one of: small, base, tiny'):
+    folder.get_config('46,model=huge')
+  for model in ('small', 'base', 'tiny'):
+    config = folder.get_config(f'46,model={model}')
+    weights.check(config.model.weights, config.model)
+    setup.make_tools(config, num_classes=3, epoch_steps=100)
