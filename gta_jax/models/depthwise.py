@@ -122,9 +122,9 @@ def _by_input(
 def _by_kernel(x: Array, gradient: Array, taps: int, *, stride: int, dilation: int) -> Array:
   """The gradient by the kernel, [k,k,1,C].
 
-  A loop over small blocks of pixels whose body sums over a block in registers: XLA's reductions over
-  leading axes write every product to memory first. Images have sums of their own until the end, so
-  that the loop needs nothing of other devices where the batch is split.
+  A loop over small blocks of pixels whose body sums over a block in registers: XLA's reductions
+  over leading axes write every product to memory first. Images have sums of their own until the
+  end, so that the loop needs nothing of other devices where the batch is split.
   """
   batch, height, width, channels = gradient.shape
   columns = min(width, _BLOCK)

@@ -176,8 +176,8 @@ def _pooling_note(config: ml_collections.ConfigDict) -> str:
   images = min(config.train.labelled_batch, config.train.unlabelled_batch)
   if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
     return ''
-  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass, so that scores "
-          'may fall far behind training; set model.pool_norm=False, or larger batches.')
+  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
+          'fall far behind training; set model.pool_norm=False, or larger batches.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
