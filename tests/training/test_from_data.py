@@ -33,10 +33,10 @@ def data(tmp_path_factory):
 
 
 def of_folder(data, **fields):
-  config = folder.get_config('2,method=sup_only')
+  config = folder.get_config('2,model=base,method=sup_only')
   config.update_from_flattened_dict({
-    'data.dir': str(data), 'model.width': 0.125, 'train.unlabelled_batch': 4,
-    'train.labelled_batch': 2, 'data.crop': 32, 'evaluate.batch': 2, 'evaluate.pictures': 1,
+    'data.dir': str(data), 'model.weights': '', 'model.depth': 10, 'model.width': 0.125,
+    'train.unlabelled_batch': 4, 'train.labelled_batch': 2, 'data.crop': 32, 'evaluate.batch': 2, 'evaluate.pictures': 1,
     **fields})
   return config
 

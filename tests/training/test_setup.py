@@ -10,6 +10,7 @@ from gta_jax.methods.gta import Gta
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
+from gta_jax.models import weights
 from gta_jax.training import from_data, setup
 
 
@@ -153,3 +154,20 @@ def check_method(module, argument):
   config = from_data.with_values(module.get_config(argument), OF_DATA)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
   return setup.make_method_of(config).check(tools)
+
+
+@pytest.mark.parametrize('module, argument, noted', [
+  (folder, '46,model=small', False), (folder, '46,model=base', False),
+  (voc, '183,method=dmt', True), (voc, '183', False)])
+def test_few_values_of_image_pooling_are_noted(module, argument, noted):
+  config = from_data.with_values(module.get_config(argument), OF_DATA)
+  assert bool(setup._pooling_note(config)) == noted
+
+
+def test_models_of_a_folder_are_those_that_it_lists():
+  with pytest.raises(ValueError, match='model=huge is unknown; use one of: small, base, tiny'):
+    folder.get_config('46,model=huge')
+  for model in ('small', 'base', 'tiny'):
+    config = from_data.with_values(folder.get_config(f'46,model={model}'), OF_DATA)
+    weights.check(config.model.weights, config.model)
+    setup.make_tools(config, num_classes=3, epoch_steps=100)
