@@ -48,8 +48,8 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'prepare': _prepare, 'inspect': _inspect, 'evaluate': _evaluate,
-             'predict': _predict, 'report': _report, 'methods': _methods}
+    modes = {'train': _train, 'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
+             'evaluate': _evaluate, 'predict': _predict, 'report': _report, 'methods': _methods}
     modes[values.mode](values.config, values)
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -122,6 +122,22 @@ def _inspect(config: Config, values: Flags) -> None:
   folder = Path(values.workdir or '.')
   print(inspection_table.inspect_data(config, folder))
   print(f'\nwritten to {folder / "inspection.json"}')
+
+
+def _baseline(config: Config, values: Flags) -> None:
+  from gta_jax.inference import baseline, finished  # noqa: PLC0415
+  from gta_jax.training import setup, verdict  # noqa: PLC0415
+  from gta_jax.training.logs import percent  # noqa: PLC0415
+
+  workdir = Path(values.workdir)
+  found = baseline.run_baseline(config, workdir)
+  for name, share in found['scores']['iou'].items():
+    print(f'{name}: IoU {percent(share)} %')
+  print(f'{found["method"]}: mIoU {percent(found["scores"]["miou"])} % on {len(found["ids"])} '
+        f'images; written to {workdir / "baseline.json"}')
+  if (workdir / 'config.json').is_file():
+    own, _ = finished.read_run(workdir)
+    print(verdict.over_baseline(workdir, setup.make_method_of(own).scored[0]))
 
 
 def _evaluate(config: Config | None, values: Flags) -> None:

@@ -15,6 +15,7 @@ MODES = {
   'train': 'trains a config in a folder; the same command goes on with a run that was stopped',
   'prepare': 'downloads and checks the data of a config, and stops',
   'inspect': 'says what the data of a config are like, and how to train on them',
+  'baseline': 'scores a pixel classifier, fitted on the same masks, on the same images',
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
   'report': 'writes a page that compares finished runs',
@@ -23,7 +24,7 @@ MODES = {
 # What a mode cannot do without.
 _NEEDED = {
   'train': ('config', 'workdir'), 'prepare': ('config',), 'inspect': ('config',),
-  'evaluate': ('workdir',),
+  'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out'), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
@@ -37,6 +38,7 @@ _EXAMPLES = """\
 gta-jax --config shapes:24 --workdir runs/shapes
 gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode inspect --config folder:46 --config.data.dir=DIR
+gta-jax --mode baseline --config folder:46 --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""

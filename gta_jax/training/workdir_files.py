@@ -1,8 +1,11 @@
-"""Reading the JSON files of a run."""
+"""The JSON files of a run, and its lists of ids."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from gta_jax.data.sources import Dataset
+from gta_jax.training.logs import replace_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -20,3 +23,13 @@ def read_json(path: Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError(f'{path} is damaged: it holds no object; restore it, or train anew.')
   return found
+
+
+def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
+  """Writes the ids of every role below a folder, as data.split_lists reads them back."""
+  lists = {f'{split}/labeled': dataset.labelled, f'{split}/unlabeled': dataset.unlabelled,
+           'val': dataset.validation, 'test': dataset.test}
+  (folder / split).mkdir(parents=True, exist_ok=True)
+  for name, ids in lists.items():
+    if ids:
+      replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))

@@ -8,7 +8,7 @@ from ml_collections import config_dict
 from configs import folder, shapes
 from gta_jax import command
 from gta_jax.inference import evaluations, finished
-from gta_jax.training import from_data, loop, setup
+from gta_jax.training import from_data, loop, setup, verdict
 from tests.data.test_inspection import make
 
 
@@ -36,8 +36,8 @@ def of_folder(data, **fields):
   config = folder.get_config('2,model=base,method=sup_only')
   config.update_from_flattened_dict({
     'data.dir': str(data), 'model.weights': '', 'model.depth': 10, 'model.width': 0.125,
-    'train.unlabelled_batch': 4, 'train.labelled_batch': 2, 'data.crop': 32, 'evaluate.batch': 2, 'evaluate.pictures': 1,
-    **fields})
+    'train.unlabelled_batch': 4, 'train.labelled_batch': 2, 'data.crop': 32,
+    'evaluate.batch': 2, 'evaluate.pictures': 1, **fields})
   return config
 
 
@@ -93,6 +93,10 @@ def test_a_run_keeps_what_it_was_told_and_scores_its_test_images(data, tmp_path)
   again = setup.make_run(config, workdir=tmp_path)
   assert again.inspection == {} and again.config.to_dict() == setup.from_json(
     tmp_path / 'config.json').to_dict()
+  results = json.loads((tmp_path / 'results.json').read_text())
+  by_image = verdict.read_run(tmp_path, name='it', network='teacher')
+  assert by_image.ids == ('02',)
+  assert by_image.miou == pytest.approx(results['last']['teacher']['miou'])
   finished.evaluate_run(tmp_path, None)
   tested = finished.evaluate_run(tmp_path, None, split='test')
   assert tested['split'] == 'test' and tested['images'] == 1
