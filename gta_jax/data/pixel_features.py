@@ -21,8 +21,7 @@ def pixel_features(image: np.ndarray, *, grey: bool) -> np.ndarray:
   features = [level, *(ndimage.gaussian_filter(level, sigma) for sigma in _SMOOTH)]
   for sigma in _DERIVED:
     features.append(ndimage.gaussian_gradient_magnitude(level, sigma))
-    across, down, mixed = (ndimage.gaussian_filter(level, sigma, order=order)
-                           for order in ((0, 2), (2, 0), (1, 1)))
+    across, down, mixed = (_derivative(level, sigma, order) for order in ((0, 2), (2, 0), (1, 1)))
     features.append(across + down)
     # Of [[a, c], [c, b]]: (a + b) / 2 ± sqrt((a - b)^2 / 4 + c^2).
     spread = np.sqrt((across - down)**2 / 4 + mixed**2)
@@ -35,3 +34,9 @@ def pixel_features(image: np.ndarray, *, grey: bool) -> np.ndarray:
     features += [pixels[..., channel] for channel in range(3)]
     features += [ndimage.gaussian_filter(pixels[..., channel], 2.0) for channel in range(3)]
   return np.stack(features, -1).astype(np.float32)
+
+
+def _derivative(level: np.ndarray, sigma: float, order: tuple[int, int]) -> np.ndarray:
+  """A derivative of the smoothed levels, of so many orders downwards and across."""
+  down = ndimage.gaussian_filter1d(level, sigma, axis=0, order=order[0])
+  return ndimage.gaussian_filter1d(down, sigma, axis=1, order=order[1])

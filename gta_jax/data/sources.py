@@ -175,7 +175,8 @@ def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]
   Raises: DataError for labelled or validation masks without any label, or with one class alone,
     and for a class that none of them holds.
   """
-  notes, seen = [], {role: masks.any(axis=0) for role, masks in held.items()}
+  notes, seen = [], {
+    role: np.logical_or.reduce(masks, axis=0) for role, masks in held.items()}
   for role, masks in held.items():
     present = [name for name, found in zip(dataset.classes, seen[role], strict=True) if found]
     where = f'the {len(masks)} {role} masks of {dataset.name}'

@@ -1,7 +1,7 @@
 """What the network and the unlabelled images have brought, as a sentence."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,9 +29,10 @@ def write_confusions(
   workdir: Path, ids: tuple[str, ...], by_network: dict[str, np.ndarray]
 ) -> None:
   """Keeps the counts of every validation image, int64 [N,K,K] by network."""
+  arrays: dict[str, Any] = {'/ids': np.array(ids), **by_network}
   partial = workdir / f'{_FILE}.partial'
   with partial.open('wb') as file:
-    np.savez_compressed(file, **{'/ids': np.array(ids), **by_network})
+    np.savez_compressed(file, **arrays)
   partial.replace(workdir / _FILE)
 
 
