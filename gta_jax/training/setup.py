@@ -25,7 +25,7 @@ from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules, from_data
-from gta_jax.training.workdir_files import read_json
+from gta_jax.training.workdir_files import read_json, tuples
 
 _MANY_CLASSES = 255  # enough for every method
 _FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
@@ -291,15 +291,9 @@ def from_json(path: Path) -> ml_collections.ConfigDict:
     ValueError: no run lies there, or the file is damaged.
   """
   try:
-    config = ml_collections.ConfigDict(_tuples(read_json(path)))
+    config = ml_collections.ConfigDict(tuples(read_json(path)))
     config_rules.check(config)
     make_method_of(config)
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error} Restore the file, or train anew.') from error
   return config
-
-
-def _tuples(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {k: _tuples(v) for k, v in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -33,3 +33,10 @@ def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
   for name, ids in lists.items():
     if ids:
       replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))
+
+
+def tuples(value: Any) -> Any:
+  """JSON with its lists as tuples."""
+  if isinstance(value, dict):
+    return {k: tuples(v) for k, v in value.items()}
+  return tuple(map(tuples, value)) if isinstance(value, list) else value

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError
-from gta_jax.data.folder import read_classes, read_folder
+from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
 from gta_jax.inference.predict import ImageReader
 
