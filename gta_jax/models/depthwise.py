@@ -1,9 +1,10 @@
 """Depthwise convolutions with TensorFlow's padding, fast on CPUs and GPUs alike.
 
-On a CPU XLA's grouped convolution is some hundred times slower than this module's sums of shifted
-products, of which XLA makes one loop over the output. Everywhere else XLA's own is the fast one.
-The choice is made here, when a program is lowered for a platform, for the convolution and for both
-of its gradients.
+On a CPU XLA's grouped convolution is far slower than this module's sums of shifted products, of
+which XLA makes one loop over the output: in EfficientNet-Lite0 by 12 to 20 times forwards and by 13
+to 17 with the gradient (whole backbone, 8 images of 128 x 128 pixels, fastest of 7 alternating runs
+on one core of a busy machine, twice; 2026-11-26). Elsewhere XLA's own is used. The choice is made
+here, when a program is lowered for a platform, for the convolution and for both of its gradients.
 """
 
 import functools
@@ -88,7 +89,8 @@ def _shifted(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
     top, left = row * dilation, column * dilation
     return padded[:, top:top + ends[0]:stride, left:left + ends[1]:stride]
 
-  return sum(seen(i, j) * kernel[i, j, 0] for i in range(taps) for j in range(taps))
+  products = [seen(i, j) * kernel[i, j, 0] for i in range(taps) for j in range(taps)]
+  return functools.reduce(jnp.add, products)
 
 
 def _by_input(

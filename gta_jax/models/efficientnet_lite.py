@@ -19,7 +19,7 @@ from gta_jax.models.layers import BatchNorm, call, without_gradient
 Array = jax.Array
 
 # Images are (x - 127) / 128.
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+MEAN, STD = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
 # name -> factor on channels, factor on repeats
 VARIANTS = {
   'efficientnet_lite0': (1.0, 1.0),

@@ -36,6 +36,7 @@ def test_values_and_gradients_are_those_of_the_grouped_convolution(size, kernel,
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_the_grouped_convolution():
   x, weights = case((4, 5), 3, channels=2)
 

