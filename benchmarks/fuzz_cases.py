@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import shapes
 from gta_jax import command_flags
-from gta_jax.data import sources
+from gta_jax.data import folder, sources
 from gta_jax.inference import finished
 from gta_jax.inference.predict import ImageReader, find_images
 from gta_jax.methods.contract import TrainState
@@ -120,7 +120,7 @@ def tiny_state(step: int) -> TrainState:
 def read_all(root: Path) -> None:
   """What training and evaluation do with a data folder."""
   split = '1' if (root / 'splits' / '1').exists() else '2'
-  dataset = sources.read_folder(root, labelled=split)
+  dataset = folder.read_folder(root, labelled=split)
   sources.check(dataset)
   for id in dataset.labelled + dataset.unlabelled + dataset.validation:
     dataset.reader.image(id)

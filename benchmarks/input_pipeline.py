@@ -28,14 +28,14 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from gta_jax.data import files, pipeline, records, shapes, sources
+from gta_jax.data import files, folder, pipeline, records, shapes, sources
 
 
 def parse_arguments() -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--dir', help='a data folder; see gta_jax.data.sources.read_folder')
+  parser.add_argument('--dir', help='a data folder; see gta_jax.data.folder.read_folder')
   parser.add_argument('--split', default='8', help='folder below DIR/splits, or a number')
   parser.add_argument('--crop', type=int, default=321, help='pixels')
   parser.add_argument('--batch', type=int, default=8, help='crops')
@@ -52,8 +52,8 @@ def parse_arguments() -> argparse.Namespace:
 def write_voc_sized(root: pathlib.Path, *, count: int = 60) -> None:
   """Writes `count` 500x375 JPEGs of about 70 kB and palette masks in the folder layout."""
   drawn = shapes.make_shapes(labelled=count, unlabelled=0, validation=0, size=500)
-  for folder in ('images', 'masks', 'splits'):
-    (root / folder).mkdir()
+  for name in ('images', 'masks', 'splits'):
+    (root / name).mkdir()
   for index, id in enumerate(drawn.labelled):
     bgr = cv2.cvtColor(drawn.reader.image(id)[:375], cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(root / f'images/{index:04}.jpg'), bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -162,7 +162,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as temporary:
     if not options.dir:
       write_voc_sized(pathlib.Path(temporary))
-    dataset = sources.read_folder(options.dir or temporary, labelled=options.split)
+    dataset = folder.read_folder(options.dir or temporary, labelled=options.split)
     started = time.perf_counter()
     sources.check(dataset)
     print(f'{len(list(dataset.reader.images))} files checked in '

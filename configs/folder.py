@@ -1,11 +1,21 @@
-"""A folder of images and a few masks, trained from scratch.
+"""A folder of images and a few masks.
 
     python launch.py --config configs/folder.py:46 --config.data.dir=DIR --workdir runs/folder
 
 Reads DIR/images, DIR/masks, DIR/classes.txt, DIR/splits/val.txt and DIR/splits/46/labeled.txt.
-After the colon: the split, then method=NAME and recipe=NAME. The defaults are for a few hundred
-frames on a CPU; on a GPU set model.depth=50 model.width=1.0 data.crop=321 data.image_scale=1.0 (not
-run here). What it gives on CamVid, and when it does not help: docs/results.md.
+After the colon: the split, then model=NAME, method=NAME and recipe=NAME. What is None follows from
+the data where it is not set: --mode inspect says what and why, gta_jax/data/proposals.py how.
+
+    model  | network                                           | weights             | for
+    small  | EfficientNet-Lite0                                | ImageNet, installed | two CPU cores
+    base   | ResNet-50                                         | ImageNet, fetched   | a GPU
+    tiny   | ResNet-10 of a quarter width, images of half size | random              | comparisons
+
+`small` is the default wherever it runs, also on a GPU: a config is read before jax looks for
+devices, and the same command should mean the same run everywhere. `base` was never run here. The
+rates of both were not tuned: `small` has that of an exploratory trial, `base` the paper's for VOC.
+`tiny`, which leaves nothing to the data but the range of 16-bit images, is what docs/results.md has
+for CamVid, and when it does not help.
 """
 
 import ml_collections
@@ -14,22 +24,53 @@ from gta_jax import config_base
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """A small ResNet for images of a few hundred pixels."""
-  choice = config_base.parse(arg, split='', method='gta', recipe='scratch')
+  """The config of one of the models, for images of a few hundred pixels."""
+  choice = config_base.parse(arg, split='', model='small', method='gta', recipe='scratch')
+  if choice['model'] not in _MODELS:
+    raise ValueError(
+      f'model={choice["model"]} is unknown; use one of: {", ".join(_MODELS)}.')
+  set_model = _MODELS[choice['model']]
   # Long averages: a step on labels moves the features for 1 / (1 - alpha) steps, and 1,000 is all
   # that a short run has.
   scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999, 'supervised_share': 0.3}
   c = config_base.base(choice['method'], choice['recipe'], scratch=scratch)
   c.data.source = 'folder'
   c.data.split = choice['split']
-  c.data.crop = 96
-  c.data.image_scale = 0.5
   c.data.threads = 2
   c.data.cache = 1000.0
+  config_base.leave_to_data(c)
+  set_model(c)
+  return c
+
+
+def _small(c: ml_collections.ConfigDict) -> None:
+  c.model.backbone = 'efficientnet_lite0'
+  c.model.weights = 'efficientnet_lite0'
+  c.model.frozen_stages = 1  # half the time of a step
+  c.model.pool_norm = False  # of deeplab, should it be chosen: batches are small
+  c.optim.rate = 0.005
+
+
+def _base(c: ml_collections.ConfigDict) -> None:
+  c.model.stem = 'torchvision'
+  c.model.weights = 'timm/resnet50.tv_in1k'
+  c.optim.rate = 0.001
+
+
+def _tiny(c: ml_collections.ConfigDict) -> None:
+  c.data.crop = 96
+  c.data.image_scale = 0.5
+  c.loss.class_weights = ()
+  c.model.decoder = 'deeplab'
+  c.model.output_stride = 16
   c.model.depth = 10
   c.model.width = 0.25
   c.model.aspp_rates = (3, 6, 9)
   c.optim.rate = 0.02
-  c.train.epochs = 50
-  c.train.evaluate_epochs = 10
-  return c
+  c.train.labelled_batch = 8
+  c.train.unlabelled_batch = 8
+  c.train.epochs = 50.0
+  c.train.evaluate_epochs = 10.0
+
+
+_MODELS = {'small': _small, 'base': _base, 'tiny': _tiny}

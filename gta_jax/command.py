@@ -49,8 +49,8 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
-             'report': _report, 'methods': _methods}
+    modes = {'train': _train, 'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
+             'evaluate': _evaluate, 'predict': _predict, 'report': _report, 'methods': _methods}
     modes[values.mode](values.config, values)
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -100,7 +100,7 @@ def _train(config: Config, values: Flags) -> None:
   from gta_jax.training import loop, setup  # noqa: PLC0415
 
   workdir = Path(values.workdir)
-  made = setup.make_run(config, resumed=loop.has_checkpoint(workdir))
+  made = setup.make_run(config, resumed=loop.has_checkpoint(workdir), workdir=workdir)
   loop.train(made, workdir, allow_config_change=values.allow_config_change)
 
 
@@ -111,16 +111,42 @@ def _prepare(config: Config, values: Flags) -> None:
   del values
   config_rules.check(config)
   dataset = setup.make_dataset(config)
-  sources.check(dataset)
+  notes = sources.check_classes(dataset, sources.check(dataset))
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
-        f'unlabelled, {len(dataset.validation)} validation images. {dataset.note}'.rstrip())
+        f'unlabelled, {len(dataset.validation)} validation images. '
+        f'{" ".join([dataset.note, *notes])}'.rstrip())
+
+
+def _inspect(config: Config, values: Flags) -> None:
+  from gta_jax.reporting import inspection_table  # noqa: PLC0415
+
+  folder = Path(values.workdir or '.')
+  print(inspection_table.inspect_data(config, folder))
+  print(f'\nwritten to {folder / "inspection.json"}')
+
+
+def _baseline(config: Config, values: Flags) -> None:
+  from gta_jax.inference import baseline, finished  # noqa: PLC0415
+  from gta_jax.training import setup, verdict  # noqa: PLC0415
+  from gta_jax.training.logs import percent  # noqa: PLC0415
+
+  workdir = Path(values.workdir)
+  found = baseline.run_baseline(config, workdir)
+  for name, share in found['scores']['iou'].items():
+    print(f'{name}: IoU {percent(share)} %')
+  print(f'{found["method"]}: mIoU {percent(found["scores"]["miou"])} % on {len(found["ids"])} '
+        f'images; written to {workdir / "baseline.json"}')
+  if (workdir / 'config.json').is_file():
+    own, _ = finished.read_run(workdir)
+    print(verdict.over_baseline(workdir, setup.make_method_of(own).scored[0]))
 
 
 def _evaluate(config: Config | None, values: Flags) -> None:
   from gta_jax.inference import finished  # noqa: PLC0415
 
   finished.evaluate_run(
-    Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols)
+    Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols,
+    split=values.split)
 
 
 def _predict(config: Config | None, values: Flags) -> None:

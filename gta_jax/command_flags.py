@@ -14,6 +14,8 @@ from ml_collections import config_flags
 MODES = {
   'train': 'trains a config in a folder; the same command goes on with a run that was stopped',
   'prepare': 'downloads and checks the data of a config, and stops',
+  'inspect': 'says what the data of a config are like, and how to train on them',
+  'baseline': 'scores a pixel classifier, fitted on the same masks, on the same images',
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
   'report': 'writes a page that compares finished runs',
@@ -21,12 +23,13 @@ MODES = {
 }
 # What a mode cannot do without.
 _NEEDED = {
-  'train': ('config', 'workdir'), 'prepare': ('config',), 'evaluate': ('workdir',),
+  'train': ('config', 'workdir'), 'prepare': ('config',), 'inspect': ('config',),
+  'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out'), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
-  'evaluate, predict': ('checkpoint', 'protocols', 'images'),
+  'evaluate, predict': ('checkpoint', 'protocols', 'split', 'images'),
   'predict, report': ('out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
@@ -34,6 +37,8 @@ _GROUPS = {
 _EXAMPLES = """\
 gta-jax --config shapes:24 --workdir runs/shapes
 gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
+gta-jax --mode inspect --config folder:46 --config.data.dir=DIR
+gta-jax --mode baseline --config folder:46 --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
@@ -185,6 +190,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('checkpoint', 'last', ['last', 'best'], 'Which one; last by default.')
   names('protocols', 'evaluate: such as whole,crop513_padding0,sliding+flip; by default the '
         "config's evaluate.protocols.")
+  choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   text('out', 'Folder for masks and overlays, or for the page.')
   names('workdirs', 'report: folders of finished runs, A,B,...')

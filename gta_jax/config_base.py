@@ -65,7 +65,9 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data.mirror = ''  # base URL that has the archives and lists; '': where they are published
   c.data.split = ''  # folder: name of splits/NAME, or how many images are labelled; others: 183
   c.data.split_source = 'published'  # voc, cityscapes: published | seeded, drawn with the seed
-  c.data.split_lists = ''  # folder of the published lists, with 183/labeled.txt; '': fetched
+  # Folder of lists, with 183/labeled.txt. '': the published ones, fetched; of a folder, DIR/splits.
+  c.data.split_lists = ''
+  c.data.pixel_range = ()  # (black, white) of images of 16 bits, which become 8; (): there are none
   c.data.crop = 321  # pixels a side
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
   c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale
@@ -85,12 +87,16 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
 
 def _model(c: ml_collections.ConfigDict) -> None:
   c.model = ml_collections.ConfigDict()
-  c.model.depth = 50  # 10 | 18 | 34 | 50 | 101 | 152
-  c.model.stem = 'deep'  # deep | torchvision
+  c.model.backbone = 'resnet'  # names: gta_jax/models/backbones.py
+  c.model.decoder = 'deeplab'  # deeplab | unet, which reaches the image's own resolution
+  c.model.depth = 50  # of a ResNet: 10 | 18 | 34 | 50 | 101 | 152
+  c.model.stem = 'deep'  # of a ResNet: deep | torchvision
   c.model.output_stride = 16  # 8 | 16 | 32
   c.model.multi_grid = ()  # dilation factors in the last stage, () for none
-  c.model.width = 1.0  # factor on every number of channels
+  c.model.width = 1.0  # factor on the numbers of channels, of a ResNet and of the decoder
+  c.model.frozen_stages = 0  # of the backbone's four; these and the stem do not learn
   c.model.aspp_rates = (6, 12, 18)
+  c.model.pool_norm = True  # BatchNorm on deeplab's image pooling, which sees one value an image
   c.model.dropout = 0.1
   c.model.auxiliary = False  # head on stage 3
   c.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
@@ -139,6 +145,28 @@ def _training(c: ml_collections.ConfigDict) -> None:
   c.evaluate.batch = 8  # images
   c.evaluate.pictures = 4  # validation images in the picture
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
+
+
+# Fields that may be None in a config of a folder, and the kinds of their values.
+FROM_DATA = {
+  'data.pixel_range': tuple, 'data.image_scale': float, 'data.crop': int, 'model.decoder': str,
+  'model.output_stride': int, 'loss.class_weights': tuple, 'train.labelled_batch': int,
+  'train.unlabelled_batch': int, 'train.epochs': float, 'train.evaluate_epochs': float,
+  'method.warmup_epochs': float}
+
+
+def leave_to_data(c: ml_collections.ConfigDict) -> None:
+  """Sets FROM_DATA to None: the data of a folder say what they are (gta_jax/data/proposals.py).
+
+  A recipe's or a named method's own warm-up stays, as it is in epochs of its own.
+  """
+  named = METHODS[c.method.name]
+  for name, kind in FROM_DATA.items():
+    section, field = name.split('.')
+    fixed = section == 'method' and (c.method.recipe != 'scratch' or field in named.changes)
+    if field in c[section] and not fixed:
+      del c[section][field]  # A field that holds a number takes no None.
+      c[section][field] = config_dict.placeholder(kind)
 
 
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:

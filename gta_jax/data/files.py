@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import cv2
@@ -18,7 +18,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from gta_jax.data.pixel_range import scale_to_8_bits
+
 IGNORE = 255
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_END = b'IEND\xaeB`\x82'
 # Cameras may append some bytes after the end of a file, hence not just the last two.
@@ -32,6 +35,13 @@ _JPEG = b'\xff\xd8'
 _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
   _JPEG: JpegImageFile, _PNG: PngImageFile, b'BM': BmpImageFile, b'RIFF': WebPImageFile,
   **dict.fromkeys((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile)}
+_MODES_OF_8_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
+# Of TIFF's tags.
+_BITS, _SAMPLE_FORMAT, _ORIENTATION, _SUBFILE = 258, 339, 274, 254
+_REDUCED = 1  # in _SUBFILE: a smaller copy of another page
+_CONVERT = 'convert it to grey or RGB of 8 or 16 bits a channel.'
+_UNKNOWN_PIXELS = ('pixels that are not read: floating-point or signed numbers, or another number '
+                   f'of bits than 8 or 16; {_CONVERT}')
 
 
 class DataError(ValueError):
@@ -40,18 +50,20 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class FileReader:
-  """Reads JPEG or PNG images and PNG masks.
+  """Reads images of IMAGE_SUFFIXES, and PNG masks.
 
   Attributes:
     images: id -> path of the image.
     masks: id -> path of the mask, for ids that have one.
+    pixel_range: (black, white) of images of 16 bits; () refuses them.
   """
 
   images: Mapping[str, str]
   masks: Mapping[str, str]
+  pixel_range: tuple[int, ...] = ()
 
   def image(self, id: str) -> np.ndarray:
-    return decode_image(read_bytes(self.images[id]), self.images[id])
+    return decode_image(read_bytes(self.images[id]), self.images[id], self.pixel_range)
 
   def mask(self, id: str) -> np.ndarray:
     return decode_mask(read_bytes(self.masks[id]), self.masks[id])
@@ -61,15 +73,20 @@ class FileReader:
 
   def size(self, id: str) -> tuple[int, int]:
     path = self.images[id]
-    _check_whole(*_read_ends(path), path)
+    check_whole(*read_ends(path), path)
     size = image_size(path, path)
     if id in self.masks:
-      head, tail = _read_ends(self.masks[id])
-      mask_size = _mask_size(head, self.masks[id])
-      _check_whole(head, tail, self.masks[id])
+      mask_size = self._mask_size(self.masks[id])
       if mask_size != size:
         raise DataError(f'{self.masks[id]} has height and width {mask_size}, but {path} has '
                         f'{size}; export the mask at the size of its image.')
+    return size
+
+  def _mask_size(self, path: str) -> tuple[int, int]:
+    """(H,W) of a mask, from its header. Raises DataError for what is seen without decoding."""
+    head, tail = read_ends(path)
+    size = _png_mask_size(head, path)
+    check_whole(head, tail, path)
     return size
 
 
@@ -102,7 +119,15 @@ def open_image(
       start = stream.read(8)
       stream.seek(0)
       image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
+      if isinstance(image, TiffImageFile):
+        _check_tiff(image, path)
       width, height = image.size
+    except DataError:
+      raise
+    except SyntaxError as error:
+      if 'unknown pixel mode' in str(error):
+        raise DataError(f'{path} has {_UNKNOWN_PIXELS}') from error
+      raise damaged(path) from error
     except Image.DecompressionBombError as error:
       # WebP. Twice Pillow's limit is one per cent below ours, unless it was changed.
       raise DataError(f'{path}: {error} Cut it into tiles, or take it out.') from error
@@ -121,18 +146,43 @@ def image_size(file: str | os.PathLike | BinaryIO, path: str | os.PathLike) -> t
   return height, width
 
 
-def decode_image(data: bytes, path: str) -> np.ndarray:
-  """Decodes a JPEG or PNG to uint8 [H,W,3] RGB; grey, palette, alpha and CMYK images work as well.
+def decode_image(
+  data: bytes, path: str, pixel_range: Sequence[int] = ()
+) -> np.ndarray:
+  """Decodes an image to uint8 [H,W,3] RGB; grey, palette, alpha and CMYK images work as well.
 
-  Of 16 bits the upper eight are kept, of an animation the first picture; transparency is ignored.
+  Of an animation the first picture is taken; transparency is ignored. EXIF orientation is ignored,
+  since masks do not have it.
 
-  EXIF orientation is ignored, since masks do not have it. `path` is for messages only.
+  Args:
+    data: the whole file, JPEG, PNG, TIFF, BMP or WebP.
+    path: for messages only.
+    pixel_range: (black, white) that becomes 0 to 255 in an image of 16 bits a channel; () refuses
+      such images. Others are left as they are.
+  Raises: DataError for damaged files and other kinds of pixels.
   """
   # Some versions of OpenCV fill the missing part of a truncated JPEG with grey and say nothing.
-  _check_whole(data[:_TAIL], data[-_TAIL:], path)
-  image_size(io.BytesIO(data), path)
+  check_whole(data[:_TAIL], data[-_TAIL:], path)
+  with open_image(io.BytesIO(data), path) as image:
+    deep = bits_of(image, path) == 16
+    if not deep and not data.startswith((_JPEG, _PNG)):
+      try:
+        return np.asarray(image.convert('RGB'))
+      except Exception as error:  # As above.
+        raise damaged(path) from error
+  if deep and not pixel_range:
+    raise DataError(
+      f'{path} has 16 bits a channel, and no range of its values is known; convert it to 8 bits, '
+      'as images of training are, or give --config.data.pixel_range=BLACK,WHITE before training.')
+  pixels = decode_pixels(data, path)
+  return scale_to_8_bits(pixels, pixel_range) if deep else pixels
+
+
+def decode_pixels(data: bytes, path: str) -> np.ndarray:
+  """Decodes to RGB [H,W,3] in the file's own depth, uint8 or uint16; a check of the header before
+  is up to the caller."""
   try:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:
     raise damaged(path) from error
@@ -141,11 +191,43 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def bits_of(image: ImageFile.ImageFile, path: str | os.PathLike) -> int:
+  """Bits a channel as images are decoded, 8 (also for fewer) or 16; from the header alone.
+
+  Raises: DataError for other kinds of pixels, such as floating-point numbers.
+  """
+  if isinstance(image, TiffImageFile):
+    bits = max(image.tag_v2.get(_BITS, (1,)))
+    whole = set(image.tag_v2.get(_SAMPLE_FORMAT, (1,))) <= {1, 4}
+    if bits == 16 and whole:
+      return 16
+    if bits > 8 or not whole:
+      raise DataError(f'{path} has {_UNKNOWN_PIXELS}')
+  elif any(';16' in str(tile[3]) for tile in image.tile):
+    return 16
+  if image.mode not in _MODES_OF_8_BITS:
+    raise DataError(f'{path} has pixels of kind {image.mode}; {_CONVERT}')
+  return 8
+
+
+def _check_tiff(image: TiffImageFile, path: str | os.PathLike) -> None:
+  """Refuses what would be lost or turned in silence. Leaves the first page open."""
+  if image.tag_v2.get(_ORIENTATION, 1) != 1:
+    raise DataError(f'{path} is stored turned (orientation {image.tag_v2[_ORIENTATION]}), which '
+                    'programs follow or not; save it upright, and its mask likewise.')
+  if image.n_frames > 1:
+    image.seek(1)
+    page = image.tag_v2.get(_SUBFILE, 0)
+    image.seek(0)
+    if not page & _REDUCED:
+      raise DataError(f'{path} holds {image.n_frames} pages; save each as a file of its own.')
+
+
 def decode_mask(data: bytes, path: str) -> np.ndarray:
   """Decodes an 8-bit grey or palette PNG to uint8 [H,W], palette indices as they are."""
-  _mask_size(data[:_TAIL], path)
+  _png_mask_size(data[:_TAIL], path)
   with open_image(io.BytesIO(data), path) as image:
-    _check_whole(data[:_TAIL], data[-_TAIL:], path)
+    check_whole(data[:_TAIL], data[-_TAIL:], path)
     try:
       return np.asarray(image)
     except Exception as error:  # As above.
@@ -165,7 +247,8 @@ def read_bytes(path: str) -> bytes:
     raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
 
 
-def _read_ends(path: str) -> tuple[bytes, bytes]:
+def read_ends(path: str) -> tuple[bytes, bytes]:
+  """The first and the last bytes of a file. Raises DataError where it cannot be read."""
   try:
     with open(path, 'rb') as file:
       head = file.read(_TAIL)
@@ -175,19 +258,22 @@ def _read_ends(path: str) -> tuple[bytes, bytes]:
     raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
 
 
-def _check_whole(head: bytes, tail: bytes, path: str) -> None:
+def check_whole(head: bytes, tail: bytes, path: str) -> None:
+  """Raises DataError for a file of no known format, and for a JPEG or PNG without its end."""
   if head.startswith(_JPEG):
     # The end marker must follow the last scan: a thumbnail in the header has one of its own.
     whole = tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
   elif head.startswith(_PNG):
     whole = _PNG_END in tail
+  elif head.startswith(tuple(_FORMATS)):
+    whole = True  # Decoding tells.
   else:
-    raise DataError(f'{path} is neither a JPEG nor a PNG; convert it, or take it out.')
+    raise DataError(f'{path} is no JPEG, PNG, TIFF, BMP or WebP file; convert it, or take it out.')
   if not whole:
     raise DataError(f'{path} is truncated, its end is missing; copy or download it again.')
 
 
-def _mask_size(head: bytes, path: str) -> tuple[int, int]:
+def _png_mask_size(head: bytes, path: str) -> tuple[int, int]:
   """(H,W) from a PNG's first 26 bytes, where its bit depth and colour type stand too."""
   if not head.startswith(_PNG) or len(head) < 26:
     raise DataError(f'{path} is not a PNG; masks are PNG files of 8-bit class ids.')

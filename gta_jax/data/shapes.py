@@ -38,7 +38,8 @@ def make_shapes(*, labelled: int, unlabelled: int, validation: int, size: int = 
                      f'must not be negative and size {size} at least 32; correct them.')
   train = tuple(f'train/{index:06}' for index in range(labelled + unlabelled))
   return Dataset('shapes', CLASSES, PALETTE, train[:labelled], train[labelled:],
-                 tuple(f'val/{index:06}' for index in range(validation)), ShapesReader(seed, size))
+                 tuple(f'val/{index:06}' for index in range(validation)), ShapesReader(seed, size),
+                 checked=True)  # What is drawn is whole.
 
 
 @dataclasses.dataclass(frozen=True)

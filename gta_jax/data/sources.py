@@ -1,23 +1,20 @@
-"""Where images and masks come from: the Dataset, its Reader, and the folder layout.
+"""Where images and masks come from: the Dataset and its Reader.
 
-Another source (archives of records, VOC's or Cityscapes' tree) is another Reader and a function
-that returns a Dataset; nothing else in the package has to know.
+A source (a folder, archives of records, VOC's or Cityscapes' tree) is a Reader and a function that
+returns a Dataset; nothing else in the package has to know.
 """
 
 import concurrent.futures
 import dataclasses
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from gta_jax.data.files import IGNORE, DataError, FileReader
+from gta_jax.data.files import IGNORE, DataError
 
 _T = TypeVar('_T')
 _CHECK_THREADS = 8
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
 class ImageReader(Protocol):
@@ -60,8 +57,10 @@ class Dataset:
     unlabelled: ids that train without; their masks, if any, are read for diagnostics only.
     validation: ids that are evaluated.
     reader: see Reader.
-    note: how a subset was drawn, '' if it comes from a list.
+    note: sentences that the user should read, such as how a subset was drawn; '' for none.
     checked: all files were decoded before, as prepared records are; `check` then reads none.
+    test: ids that are evaluated on demand alone, and never trained on.
+    pixel_range: (black, white) of images of 16 bits, which become 8; () without such.
   """
 
   name: str
@@ -73,6 +72,8 @@ class Dataset:
   reader: Reader
   note: str = ''
   checked: bool = False
+  test: tuple[str, ...] = ()
+  pixel_range: tuple[int, ...] = ()
 
 
 class CachedReader:
@@ -118,21 +119,23 @@ def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
     return list(pool.map(function, ids))
 
 
-def check(dataset: Dataset) -> None:
+def check(dataset: Dataset) -> dict[str, np.ndarray]:
   """Refuses a data set that would fail later, before any work starts.
 
   Looks at the headers and ends of all files, and decodes labelled and validation masks; where the
   data set says that this has been done, it looks at the lists alone.
 
+  Returns: the classes that masks hold, bool [N,K] under 'labelled' and 'validation'; empty where
+    no mask was decoded.
   Raises: DataError naming the first file or id that breaks a rule, and the remedy.
   """
   splits = {'labelled': dataset.labelled, 'unlabelled': dataset.unlabelled,
-            'validation': dataset.validation}
+            'validation': dataset.validation, 'test': dataset.test}
   for name in ('labelled', 'validation'):
     if not splits[name]:
       raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
   for one, other in (('labelled', 'validation'), ('labelled', 'unlabelled'),
-                     ('unlabelled', 'validation')):
+                     ('unlabelled', 'validation'), ('labelled', 'test'), ('unlabelled', 'test')):
     if both := sorted(set(splits[one]) & set(splits[other])):
       raise DataError(f'{both[0]!r} (and {len(both) - 1} more) of {dataset.name} is both {one} and '
                       f'{other}; remove it from one of the lists.')
@@ -142,12 +145,15 @@ def check(dataset: Dataset) -> None:
       raise DataError(f'{id!r} is labelled or validation but has no mask; add masks/{id}.png, or '
                       'take it out of the list.')
   if dataset.checked:
-    return
+    return {}
   _parallel(dataset.reader.size, with_masks + dataset.unlabelled)
-  _parallel(lambda id: _check_mask(dataset, id), with_masks)
+  held = np.array(_parallel(lambda id: _check_mask(dataset, id), with_masks))
+  labelled = len(dataset.labelled)
+  return {'labelled': held[:labelled], 'validation': held[labelled:]}
 
 
-def _check_mask(dataset: Dataset, id: str) -> None:
+def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
+  """Which classes the mask holds, bool [K]."""
   known = np.zeros(256, bool)
   known[[*range(len(dataset.classes)), IGNORE]] = True
   mask = dataset.reader.mask(id)
@@ -156,116 +162,48 @@ def _check_mask(dataset: Dataset, id: str) -> None:
     raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
                     f'{len(dataset.classes) - 1} and {IGNORE} (ignore); renumber the mask or add '
                     'the classes to classes.txt.')
+  return np.bincount(mask.ravel(), minlength=256)[:len(dataset.classes)] > 0
 
 
-def read_folder(root: str | os.PathLike, *, labelled: str, seed: int = 0) -> Dataset:
-  """Reads DIR/images, DIR/masks, DIR/classes.txt and DIR/splits.
-
-  The roles come from splits/val.txt (and test.txt, ids without a role) and from
-  splits/LABELLED/labeled.txt and unlabeled.txt. Without unlabeled.txt every other image is
-  unlabelled. An integer for which there is no such folder draws that many images (see
-  `draw_covering`) from splits/train.txt, or from all other images with masks.
+def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]:
+  """Refuses masks from which nothing could be learnt, or whose scores would say nothing.
 
   Args:
-    root: DIR.
-    labelled: the folder below splits, or how many to draw.
-    seed: for drawing only.
-  Raises: DataError naming the missing or wrong file.
+    dataset: checked.
+    held: what `check` returns.
+  Returns: sentences about what is odd and possible.
+  Raises: DataError for labelled or validation masks without any label, or with one class alone,
+    and for a class that none of them holds.
   """
-  root, labelled = pathlib.Path(root), str(labelled)
-  images = _find_files(root / 'images', _IMAGE_SUFFIXES)
-  masks = _find_files(root / 'masks', ('.png',))
-  reader = FileReader(images, {id: masks[id] for id in images if id in masks})
-  classes, palette = read_classes(root / 'classes.txt')
-  splits = root / 'splits'
-  validation = _read_list(splits / 'val.txt', images)
-  elsewhere = {*validation, *(_read_optional_list(splits / 'test.txt', images) or ())}
-  note, unlabelled = '', None
-  if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
-    chosen = _read_list(splits / labelled / 'labeled.txt', images)
-    unlabelled = _read_optional_list(splits / labelled / 'unlabeled.txt', images)
-  elif labelled.isdecimal():
-    train = _read_optional_list(splits / 'train.txt', images) or sorted(images)
-    candidates = [id for id in train if reader.has_mask(id) and id not in elsewhere]
-    chosen, note = draw_covering(candidates, reader, count=int(labelled), classes=classes,
-                                 seed=seed)
-  else:
-    known = sorted(path.name for path in splits.iterdir() if path.is_dir())
-    raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
-                    f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
-  if unlabelled is None:
-    unlabelled = tuple(sorted(images.keys() - elsewhere - set(chosen)))
-  return Dataset(root.resolve().name, classes, palette, chosen, unlabelled, validation, reader,
-                 note)
-
-
-def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> dict[str, str]:
-  """id -> path, the id being the path below the folder without its suffix."""
-  if not folder.is_dir():
-    raise DataError(f'{folder} does not exist; a data folder holds images/, masks/, classes.txt '
-                    'and splits/val.txt.')
-  found = {}
-  for path in sorted(folder.rglob('*')):
-    if path.suffix.lower() in suffixes and not path.name.startswith('.'):
-      id = path.relative_to(folder).with_suffix('').as_posix()
-      if id in found:
-        raise DataError(f'{found[id]} and {path} have the same id {id!r}; remove or rename one.')
-      found[id] = str(path)
-  if not found:
-    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files; put them there.')
-  return found
-
-
-def _read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-  """The lines that are not blank, with their numbers."""
-  try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-  except OSError as error:
-    raise DataError(f'{path} cannot be read ({error.strerror}); write it, one entry a '
-                    'line.') from error
-  except UnicodeDecodeError as error:
-    raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
-  return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_optional_list(
-    path: pathlib.Path, images: Mapping[str, str]) -> tuple[str, ...] | None:
-  return _read_list(path, images) if path.exists() else None
-
-
-def _read_list(path: pathlib.Path, images: Mapping[str, str]) -> tuple[str, ...]:
-  ids = {}
-  for number, line in _read_lines(path):
-    stem = line[:line.rfind('.')] if line.lower().endswith(_IMAGE_SUFFIXES) else line
-    id = line if line in images else stem
-    # Looked up among the files found, so that no list can lead out of the folder.
-    if id not in images:
-      raise DataError(f'{path}, line {number}: no image below images/ has the id {id!r}; add the '
-                      'image or remove the line.')
-    if id in ids:
-      raise DataError(f'{path}, line {number}: {id!r} is on line {ids[id]} already; remove one.')
-    ids[id] = number
-  return tuple(ids)
-
-
-def read_classes(path: pathlib.Path) -> tuple[tuple[str, ...], np.ndarray]:
-  """Names and palette (uint8 [K,3]) from lines `name` or `name r g b`."""
-  lines = _read_lines(path)
-  if not 0 < len(lines) < IGNORE + 1:
-    raise DataError(f'{path} names {len(lines)} classes; 1 to {IGNORE} are possible, one a line.')
-  names, palette = [], default_palette(len(lines))
-  for index, (number, line) in enumerate(lines):
-    name, *colour = line.rsplit(maxsplit=3)
-    if len(colour) == 3 and all(value.isdecimal() for value in colour):
-      if max(map(int, colour)) > 255:
-        raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')
-      palette[index] = [int(value) for value in colour]
-    else:
-      name = line
-    if name in names:
-      raise DataError(f'{path}, line {number}: {name!r} is named twice; rename or remove one.')
-    names.append(name)
-  return tuple(names), palette
+  notes, seen = [], {
+    role: np.logical_or.reduce(masks, axis=0) for role, masks in held.items()}
+  for role, masks in held.items():
+    present = [name for name, found in zip(dataset.classes, seen[role], strict=True) if found]
+    where = f'the {len(masks)} {role} masks of {dataset.name}'
+    if not present:
+      raise DataError(f'All pixels of {where} are {IGNORE} (ignore); export class ids, the colours '
+                      'of classes.txt, or 0 and 255 for two classes.')
+    if len(present) == 1 and len(dataset.classes) > 1:
+      raise DataError(
+        f'Beside {IGNORE} (ignore), {where} hold {present[0]!r} alone, so that there is nothing to '
+        'tell apart and any score would be perfect; add masks that show the other classes. (Masks '
+        'of 0 and 255 are understood where classes.txt names two classes.)')
+    void = [id for id, one in zip(getattr(dataset, role), masks, strict=True) if not one.any()]
+    if void:
+      notes.append(f'{len(void)} of {where} have no pixel with a label, such as {void[0]!r}.')
+  if not held:
+    return notes
+  for id, name in enumerate(dataset.classes):
+    lacking = [role for role in held if not seen[role][id]]
+    if len(lacking) == len(held):
+      raise DataError(
+        f'No labelled or validation mask of {dataset.name} holds {name!r} (class {id}); add one '
+        'that does to splits/NAME/labeled.txt, or take the class out of classes.txt and renumber '
+        'the masks.')
+    if lacking:
+      notes.append(f'No {lacking[0]} mask holds {name!r}: it is ' + (
+        'never learnt.' if lacking == ['labelled'] else 'not scored.'))
+  return notes
 
 
 def default_palette(num_classes: int) -> np.ndarray:

@@ -12,7 +12,8 @@ deep stem, whose pooling rounds up, has k + 1, the last centred one pixel beyond
 image then shifts, from nothing at the top left to that many pixels at the far edges: 3 for logits
 of stride 4, 1 with the deep stem, and s - 1 for what the decoder resizes from stride s. The shift
 depends on n modulo s alone. With the crop's remainder modulo 32, the largest stride, a network is
-used with the shift that it was trained with, none for 32 k + 1.
+used with the shift that it was trained with, none for 32 k + 1. So it is with EfficientNet-Lite's
+padding: on even sides its first cells, not its last ones, are s - 1 pixels off.
 
 What it does to scores is small with the deep stem and of either sign where a network is far from
 trained: ResNet-10 of width 0.25 (output stride 16, 500 supervised steps on crops of 97 from

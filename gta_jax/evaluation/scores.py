@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,14 +20,17 @@ from gta_jax.evaluation.windows import Prediction, predict_batch
 from gta_jax.ops.network import Array, Network, Variables
 
 Place = Callable[[Arrays], Arrays]
+_MOST_COUNTS = 20_000_000  # of a network's confusions by image: 160 MB
 
 
 class Evaluation(NamedTuple):
   """scores: by network. agreement: share of valid pixels, in [0,1], that two networks label alike,
-  under 'one_other' in alphabetical order; NaN without any valid pixel."""
+  under 'one_other' in alphabetical order; NaN without any valid pixel. by_image: by network, int64
+  [N,K,K] counts in the order of dataset.validation; empty where they would be too many to keep."""
 
   scores: dict[str, Scores]
   agreement: dict[str, float]
+  by_image: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
   def scalars(self) -> dict[str, float]:
     """The same in plain keys: NAME_miou, NAME_pixel_accuracy, agreement_NAME_OTHER."""
@@ -97,10 +101,13 @@ def evaluate_protocols(
     raise ValueError(f'There are {len(dataset.validation)} validation images, '
                      f'{len(variables_by_name)} networks to score and {len(protocols)} protocols; '
                      'give at least one of each.')
-  classes = len(dataset.classes)
-  zeros = {name: np.zeros((classes, classes), np.int64) for name in variables_by_name}
-  alike = dict.fromkeys(_pairs(variables_by_name), np.int64(0))
-  total, waiting = {protocol.name: (zeros, alike) for protocol in protocols}, None
+  classes, places = len(dataset.classes), {id: i for i, id in enumerate(dataset.validation)}
+  kept = len(places) * classes**2 <= _MOST_COUNTS
+  total = {protocol.name: (
+    {name: np.zeros((len(places) if kept else 1, classes, classes), np.int64)
+     for name in variables_by_name},
+    dict.fromkeys(_pairs(variables_by_name), np.int64(0))) for protocol in protocols}
+  waiting = None
   batches = make_batches(
     network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
     batch_size=batch_size, image_scale=image_scale, crop=crop, multiple=multiple, threads=threads,
@@ -109,10 +116,11 @@ def evaluate_protocols(
     placed = batch._replace(arrays=place(batch.arrays))
     counts = _count_batch(network, variables_by_name, placed, protocols, classes)
     # One batch behind, so that the next one is decoded while the device works on this one.
-    total, waiting = _add(total, waiting), counts
+    total, waiting = _add(total, waiting), (
+      counts, [places[id] if kept else 0 for id, _ in batch.items])
   total = _add(total, waiting)
   total = sharding.sum_over_processes(total) if part[1] > 1 else total
-  return {protocol.name: _evaluation(list(variables_by_name), *total[protocol.name])
+  return {protocol.name: _evaluation(list(variables_by_name), *total[protocol.name], kept=kept)
           for protocol in protocols}
 
 
@@ -136,29 +144,39 @@ def _count_batch(
 
 
 def _evaluation(
-  names: Sequence[str], confusions: dict[str, np.ndarray], alike: dict[str, int]
+  names: Sequence[str], confusions: dict[str, np.ndarray], alike: dict[str, int], *, kept: bool
 ) -> Evaluation:
   valid = confusions[names[0]].sum()
   return Evaluation(
-    {name: Scores.from_confusion(confusions[name]) for name in names},
-    {pair: float(n / valid) if valid else float('nan') for pair, n in alike.items()})
+    {name: Scores.from_confusion(confusions[name].sum(0)) for name in names},
+    {pair: float(n / valid) if valid else float('nan') for pair, n in alike.items()},
+    confusions if kept else {})
 
 
 @functools.partial(jax.jit, static_argnames='num_classes')
 def _count(labels: dict[str, Array], truth: Array, *, num_classes: int) -> tuple[dict, dict]:
-  """Confusion matrices by name, and the number of valid pixels labelled alike by pair of names."""
-  confusion = functools.partial(confusion_matrix, label=truth, num_classes=num_classes)
+  """Confusion matrices [B,K,K] by name, and the number of valid pixels two names label alike."""
+  confusion = jax.vmap(functools.partial(confusion_matrix, num_classes=num_classes))
   alike = {
     pair: jnp.sum((labels[one] == labels[other]) & (truth != IGNORE))
     for pair, (one, other) in _pairs(labels).items()
   }
-  return {name: confusion(of_one) for name, of_one in labels.items()}, alike
+  return {name: confusion(of_one, truth) for name, of_one in labels.items()}, alike
 
 
-def _add(total: Any, counts: Any) -> Any:
-  """Adds counts from the device to int64 totals on the host; None is nothing."""
-  return total if counts is None else jax.tree.map(
-    lambda sum, count: sum + np.asarray(count, np.int64), total, counts)
+def _add(total: Any, waiting: tuple[dict, list[int]] | None) -> Any:
+  """Adds counts from the device, and the images' places, to int64 totals on the host."""
+  if waiting is None:
+    return total
+  counts, places = waiting
+  added = {}
+  for protocol, (confusions, alike) in counts.items():
+    sums, pairs = total[protocol]
+    for name, of_images in confusions.items():
+      np.add.at(sums[name], places, np.asarray(of_images, np.int64)[:len(places)])
+    added[protocol] = sums, {
+      pair: pairs[pair] + np.asarray(count, np.int64) for pair, count in alike.items()}
+  return added
 
 
 def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:

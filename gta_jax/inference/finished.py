@@ -1,6 +1,6 @@
 """Using a finished run: evaluating its networks, and predicting a folder of images."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.inference import evaluations
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.ops.network import Network, Variables
 from gta_jax.training import config_rules, setup
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import evaluation_sheet, replace_text
+from gta_jax.training.workdir_files import read_json
 
 
 def load_networks(
@@ -57,9 +59,9 @@ def load_networks(
 
 def evaluate_run(
   workdir: Path, config: ml_collections.ConfigDict | None, *, which: str = 'last',
-  protocols: Sequence[str] | None = None,
+  protocols: Sequence[str] | None = None, split: str = 'val',
 ) -> dict:
-  """Scores a run's networks on its validation images; writes evaluation.json and evaluation.md.
+  """Scores a run's networks; adds to evaluation.json and evaluation.md.
 
   Args:
     workdir: of the run.
@@ -67,9 +69,10 @@ def evaluate_run(
     which: 'last' or 'best' checkpoint.
     protocols: names as protocols.make_protocols reads them; None for evaluate.protocols of the
       config.
-  Returns: what evaluation.json holds: checkpoint, step, dataset (its name), images,
-    validation_sha256 of their ids, and protocols: protocol's name -> network's name -> miou,
-    pixel_accuracy and iou by class.
+    split: 'val' for the validation images, 'test' for those kept for the end.
+  Returns: what evaluation.json holds of this checkpoint and these images: checkpoint, step, split,
+    dataset (its name), images, validation_sha256 of their ids, and protocols: protocol's name ->
+    network's name -> miou, pixel_accuracy and iou by class.
   Raises:
     ValueError: no run, a data set with other classes, or an unknown protocol.
   """
@@ -83,7 +86,14 @@ def evaluate_run(
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
+    config.data.pixel_range = own.data.get('pixel_range', ())
   dataset = setup.make_dataset(config)
+  if split == 'test':
+    if not dataset.test:
+      raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
+    dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   if list(dataset.classes) != described['classes']:
     raise ValueError(
       f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
@@ -96,17 +106,16 @@ def evaluate_run(
     batch_size=sharding.round_up_to_devices(config.evaluate.batch),
     crop=own.data.crop, image_scale=own.data.image_scale, threads=config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
-  result = {'checkpoint': which, 'step': step, 'dataset': dataset.name,
+  result = {'checkpoint': which, 'step': step, 'split': split, 'dataset': dataset.name,
             'images': len(dataset.validation),
             'validation_sha256': ids_sha256(dataset.validation),
             'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
   if not sharding.is_first_process():
     return result
-  replace_text(workdir / 'evaluation.json', json.dumps(result, indent=2) + '\n')
-  sheet = evaluation_sheet(result)
-  replace_text(workdir / 'evaluation.md', sheet)
-  print(sheet)
-  return result
+  every = evaluations.add(workdir, result)
+  replace_text(workdir / 'evaluation.md', evaluation_sheet(every))
+  print(evaluation_sheet(every[-1:]))
+  return every[-1]
 
 
 def predict_images(
@@ -125,13 +134,15 @@ def predict_images(
     ValueError: no run, or folders that cannot be used, before the checkpoint is read.
   """
   own, described = read_run(workdir)
-  check_folders(images, out)
+  pixel_range = own.data.get('pixel_range', ())
+  check_folders(images, out, pixel_range)
   classes = tuple(described['classes'])
   network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
   written = predict_folder(
     network, *variables.values(), images=images, out=out, classes=classes,
     palette=np.array(described['palette'], np.uint8), crop=own.data.crop,
-    image_scale=own.data.image_scale, batch_size=(config or own).evaluate.batch)
+    image_scale=own.data.image_scale, pixel_range=pixel_range,
+    batch_size=(config or own).evaluate.batch)
   print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
 
 
@@ -146,7 +157,7 @@ def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:
   if not (workdir / 'config.json').is_file():
     raise ValueError(f'{workdir} holds no run: config.json is missing; give the --workdir of one.')
   config, path = setup.from_json(workdir / 'config.json'), workdir / 'dataset.json'
-  described = setup.read_json(path)
+  described = read_json(path)
   classes, palette = described.get('classes'), described.get('palette')
   whole = (
     isinstance(classes, list) and 0 < len(classes) <= IGNORE

@@ -7,44 +7,33 @@ from pathlib import Path
 
 import numpy as np
 
-from gta_jax.data.files import DataError, damaged, decode_image, image_size, open_image, read_bytes
+from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.scores import label_images
 from gta_jax.ops.network import Network, Variables
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-# Of 8 bits or fewer; Pillow would clip deeper ones to white without a word.
-_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-  """Reads images alone, in any of SUFFIXES; EXIF orientation is ignored, as in training.
+  """Reads images alone, in any of IMAGE_SUFFIXES, as in training.
 
   Attributes:
     paths: id -> file.
+    pixel_range: (black, white) of images of 16 bits; () refuses them.
   """
 
   paths: Mapping[str, Path]
+  pixel_range: tuple[int, ...] = ()
 
   def size(self, id: str) -> tuple[int, int]:
     """(H,W) from the header. Raises DataError for a file that is no image."""
     return image_size(self.paths[id], self.paths[id])
 
   def image(self, id: str) -> np.ndarray:
-    """uint8 [H,W,3] RGB. Raises DataError for a file that is damaged or deeper than 8 bits."""
-    path = self.paths[id]
-    if path.suffix.lower() in ('.jpg', '.jpeg', '.png'):
-      return decode_image(read_bytes(str(path)), str(path))
-    with open_image(path, path) as image:
-      try:
-        mode, pixels = image.mode, np.asarray(image.convert('RGB'))
-      except Exception as error:  # Pillow raises almost anything on damaged bytes.
-        raise damaged(path) from error
-    if mode not in _MODES:
-      raise DataError(f'{path} has pixels of kind {mode}; convert it to 8 bits a channel.')
-    return pixels
+    """uint8 [H,W,3] RGB. Raises DataError for a file that decode_image refuses."""
+    path = str(self.paths[id])
+    return decode_image(read_bytes(path), path, self.pixel_range)
 
 
 def find_images(folder: Path) -> dict[str, Path]:
@@ -56,7 +45,7 @@ def find_images(folder: Path) -> dict[str, Path]:
     raise DataError(f'{folder} is not a folder; give one with images.')
   found: dict[str, Path] = {}
   for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith('.'):
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith('.'):
       continue
     if path.stem in found:
       raise DataError(
@@ -65,17 +54,19 @@ def find_images(folder: Path) -> dict[str, Path]:
       )
     found[path.stem] = path
   if not found:
-    raise DataError(f'{folder} holds no images; known are {", ".join(SUFFIXES)}.')
+    raise DataError(f'{folder} holds no images; known are {", ".join(IMAGE_SUFFIXES)}.')
   return found
 
 
-def check_folders(images: Path, out: Path) -> ImageReader:
-  """A reader of the images; nothing is written.
+def check_folders(
+  images: Path, out: Path, pixel_range: Sequence[int] = ()
+) -> ImageReader:
+  """A reader of the images; nothing is written. pixel_range: see ImageReader.
 
   Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
     cannot be written.
   """
-  reader = ImageReader(find_images(images))
+  reader = ImageReader(find_images(images), tuple(pixel_range))
   source, target = images.resolve(), out.resolve()
   if target.is_relative_to(source) or source == target / 'overlays':
     raise DataError(
@@ -98,6 +89,7 @@ def predict_folder(
   palette: np.ndarray,
   crop: int,
   image_scale: float = 1.0,
+  pixel_range: Sequence[int] = (),
   batch_size: int = 8,
   multiple: int = 32,
   overlays: bool = True,
@@ -112,6 +104,7 @@ def predict_folder(
     images: folder of images; folders in it are not searched.
     out: folder for the results, made if missing; not `images` nor inside it.
     classes: K names, with palette uint8 [K,3].
+    pixel_range: (black, white) of images of 16 bits, that of training.
     batch_size: images a batch; it, crop, image_scale and multiple are as in evaluation.
   Returns: the masks' paths.
   Raises: DataError before any work for folders that cannot be used (see check_folders) and files
@@ -119,7 +112,7 @@ def predict_folder(
     stay.
   """
   images, out = Path(images), Path(out)
-  reader = check_folders(images, out)
+  reader = check_folders(images, out, pixel_range)
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
   if overlays:
     write_image(out / 'overlays' / 'legend.png', legend(classes, palette))

@@ -153,7 +153,7 @@ def image_size(pixels: Array) -> tuple[int, int]:
 
 def largest_divisor(batch: int, most: int) -> int:
   """The largest divisor of a batch that is not above `most`; the batch itself for 0."""
-  return max(n for n in range(1, (most or batch) + 1) if batch % n == 0)
+  return max(n for n in range(1, min(most or batch, batch) + 1) if batch % n == 0)
 
 
 def _label(logits: Logits, size: tuple[int, int]) -> tuple[Array, Array]:

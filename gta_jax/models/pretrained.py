@@ -27,7 +27,8 @@ _PREFIXES = {
 }
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 # A counter, the representation head of U2PL and the classifiers of ImageNet.
-_IGNORED = re.compile(r'(.*\.)?num_batches_tracked$|decoder\.representation\.|fc\.|classifier\.')
+_IGNORED = re.compile(r'(.*\.)?num_batches_tracked$|decoder\.representation\.|fc\.|classifier\.|'
+                      r'_conv_head\.|_bn1\.|_fc\.')
 _CLASS_LAYER = re.compile(r'(decoder\.classifier\.8|auxor\.aux\.4)\.')
 
 

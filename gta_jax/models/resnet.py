@@ -7,7 +7,7 @@ and no table.
 import flax.linen as nn
 import jax
 
-from gta_jax.models.layers import BatchNorm, Conv, call, max_pool
+from gta_jax.models.layers import BatchNorm, Conv, call, max_pool, scaled, without_gradient
 
 Array = jax.Array
 
@@ -20,13 +20,14 @@ DEPTHS = {
   101: ((3, 4, 23, 3), True),
   152: ((3, 8, 36, 3), True),
 }
-STEMS = ('deep', 'torchvision')
+# names of convolution and BatchNorm, channels, size, stride
+_STEM_LAYERS = {
+  'deep': (('conv1_0', 'conv1_1', 64, 3, 2), ('conv1_3', 'conv1_4', 64, 3, 1),
+           ('conv1_6', 'bn1', 128, 3, 1)),
+  'torchvision': (('conv1', 'bn1', 64, 7, 2),),
+}
+STEMS = tuple(_STEM_LAYERS)
 OUTPUT_STRIDES = (8, 16, 32)
-
-
-def scaled(channels: int, width: float) -> int:
-  """channels x width, rounded to a multiple of 8, at least 8."""
-  return max(8, int(channels * width / 8 + 0.5) * 8)
 
 
 def stage_plan(
@@ -98,6 +99,8 @@ class ResNet(nn.Module):
     multi_grid: a factor for each block of the last stage, None for ones.
     width: multiplies all channels.
     remat: whether gradients compute the inside of each block again instead of keeping it.
+    frozen_stages: so many stages, and with them the stem, do not learn: no gradient reaches them,
+      and BatchNorm takes its running statistics, which stay.
   """
 
   depth: int
@@ -106,30 +109,41 @@ class ResNet(nn.Module):
   multi_grid: tuple[int, ...] | None
   width: float
   remat: bool = False
+  frozen_stages: int = 0
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> list[Array]:
-    """[B,H,W,3] -> the four stages' outputs, of strides 4, 8, 16 and 32 up to the output stride."""
+    """[B,H,W,3] -> the stem's output, of stride 2, and those of the four stages.
+
+    The stages have strides 4, 8, 16 and 32 up to the output stride.
+    """
     blocks, bottleneck = DEPTHS[self.depth]
-    x = self._stem(x, train)
+    frozen = self.frozen_stages > 0
+    x = without_gradient(self._stem(x, train and not frozen), frozen)
+    outputs = [x]
     x = max_pool(x, ceil_mode=self.stem == 'deep')
-    stages = []
     plan = stage_plan(blocks, self.output_stride, self.multi_grid)
     for number, stage in enumerate(plan, start=1):
-      features = scaled(32 * 2**number, self.width)
+      features, frozen = scaled(32 * 2**number, self.width), number <= self.frozen_stages
       for index, (stride, dilation) in enumerate(stage):
         block = Block(features, stride, dilation, bottleneck, name=f'layer{number}_{index}')
-        x = call(block, x, train=train, remat=self.remat)
-      stages.append(x)
-    return stages
+        x = call(block, x, train=train and not frozen, remat=self.remat and not frozen)
+      x = without_gradient(x, frozen)
+      outputs.append(x)
+    return outputs
+
+  @property
+  def frozen_modules(self) -> tuple[str, ...]:
+    """Names of the submodules that do not learn."""
+    if not self.frozen_stages:
+      return ()
+    blocks = DEPTHS[self.depth][0][:self.frozen_stages]
+    stem = [name for layer in _STEM_LAYERS[self.stem] for name in layer[:2]]
+    return (*stem, *(f'layer{number}_{index}' for number, count in enumerate(blocks, start=1)
+                     for index in range(count)))
 
   def _stem(self, x: Array, train: bool) -> Array:
-    if self.stem == 'deep':
-      layers = [('conv1_0', 'conv1_1', 64, 3, 2), ('conv1_3', 'conv1_4', 64, 3, 1),
-                ('conv1_6', 'bn1', 128, 3, 1)]
-    else:
-      layers = [('conv1', 'bn1', 64, 7, 2)]
-    for conv_name, norm_name, channels, size, stride in layers:
+    for conv_name, norm_name, channels, size, stride in _STEM_LAYERS[self.stem]:
       features = scaled(channels, self.width)
       x = Conv(features, size, stride, name=conv_name)(x)
       x = nn.relu(BatchNorm(name=norm_name)(x, train=train))

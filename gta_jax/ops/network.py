@@ -53,6 +53,7 @@ class Network:
     head: (variables, name, inputs) -> (output, batch_stats): the further head of that name.
     mean: RGB mean of the images that the weights were trained with, in [0,1].
     std: RGB standard deviation of the same.
+    frozen: modules of the backbone, by their key in its params, that never learn.
   """
 
   init: Callable[[Array, tuple[int, int]], Variables]
@@ -61,6 +62,7 @@ class Network:
   head: Callable[..., tuple[Any, Params]]
   mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  frozen: tuple[str, ...] = ()
 
   def apply(
     self, variables: Variables, images: Array, *, train: bool = False,

@@ -57,6 +57,7 @@ def make_sgd(
   weight_decay: float = 0.0,
   decay: str = 'all',
   undecayed: tuple[str, ...] = (),
+  frozen: tuple[str, ...] = (),
 ) -> Optimizer:
   """torch.optim.SGD with one parameter group for each top-level key.
 
@@ -72,11 +73,12 @@ def make_sgd(
     decay: 'all', or 'kernels' for parameters of two and more axes alone: neither biases nor
       BatchNorm's.
     undecayed: top-level keys that weight decay spares altogether.
+    frozen: keys of `backbone` that stay as they are.
   Returns: an optimiser for parameters whose top level is a dict of keys.
   """
   return _make(
-    schedule, multiplier, optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)),
-    optax.trace(momentum))
+    schedule, multiplier, frozen,
+    optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)), optax.trace(momentum))
 
 
 def make_adam(
@@ -88,6 +90,7 @@ def make_adam(
   weight_decay: float = 0.0,
   decay: str = 'all',
   undecayed: tuple[str, ...] = (),
+  frozen: tuple[str, ...] = (),
 ) -> Optimizer:
   """torch.optim.AdamW with one parameter group for each top-level key; Adam without weight decay.
 
@@ -97,7 +100,7 @@ def make_adam(
   Args: as of make_sgd; b1 and b2 in [0,1).
   """
   return _make(
-    schedule, multiplier, optax.scale_by_adam(b1, b2),
+    schedule, multiplier, frozen, optax.scale_by_adam(b1, b2),
     optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)))
 
 
@@ -121,9 +124,13 @@ def _decayed(decay: str, undecayed: tuple[str, ...]) -> Callable[[Any], Any] | N
 
 
 def _make(
-  schedule: optax.Schedule, multiplier: float, *transforms: optax.GradientTransformation
+  schedule: optax.Schedule, multiplier: float, frozen: tuple[str, ...],
+  *transforms: optax.GradientTransformation,
 ) -> Optimizer:
   def by_key(updates: Any, _: Any) -> Any:
+    if frozen:  # Their gradient is zero, but weight decay is not.
+      stays = optax.tree.zeros_like({name: updates['backbone'][name] for name in frozen})
+      updates = {**updates, 'backbone': {**updates['backbone'], **stays}}
     return {
       key: part if key == 'backbone' else optax.tree.scale(multiplier, part)
       for key, part in updates.items()

@@ -1,84 +1,27 @@
 """What one or several runs found, on one page: report.md and the pictures that it shows."""
 
-import dataclasses
 import itertools
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import ml_collections
 
 from gta_jax.data.files import DataError
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.pictures import comparison_grid, prediction_grid, write_image
 from gta_jax.evaluation.scores import label_images
 from gta_jax.evaluation.windows import Prediction
-from gta_jax.inference.finished import load_networks, read_run
+from gta_jax.inference import evaluations
+from gta_jax.inference.finished import load_networks
 from gta_jax.reporting import paper
+from gta_jax.reporting.runs import Finished, read_finished, verdicts
 from gta_jax.training import setup
 from gta_jax.training.logs import markdown_table, replace_text
 from gta_jax.training.loop import FREE_FIELDS, flatten
+from gta_jax.training.verdict import read_baseline
 
 _LINES = ('-', '--', ':', '-.')  # styles of the curves, by the networks' order
 _FIGURE_3 = ('sup_only', 'mean_teacher', 'gta')
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-  """A finished run.
-
-  Attributes:
-    dataset: its name; '' in files from before it was kept.
-    classes: names, in the order of the ids.
-    results: what results.json holds.
-    metrics: the lines of metrics.jsonl.
-  """
-
-  workdir: Path
-  config: ml_collections.ConfigDict
-  dataset: str
-  classes: tuple[str, ...]
-  results: dict[str, Any]
-  metrics: list[dict[str, float | None]]
-
-  @property
-  def method(self) -> str:
-    return self.config.method.name
-
-  @property
-  def scored(self) -> tuple[str, ...]:
-    """Its networks that were evaluated; the first one predicts."""
-    return setup.make_method_of(self.config).scored
-
-  @property
-  def task(self) -> tuple[str, str, str]:
-    """What runs that can be compared have in common: source, folder and split."""
-    data = self.config.data
-    return data.source, data.dir, data.split
-
-  def __str__(self) -> str:
-    return f'{self.method}, split {self.config.data.split}, seed {self.config.seed}'
-
-
-def read_finished(workdir: Path) -> Finished:
-  """Reads a workdir. Raises ValueError where no finished run lies."""
-  config, described = read_run(workdir)
-  path = workdir / 'results.json'
-  if not path.is_file():
-    raise ValueError(f'{path} does not exist: the run has not finished; go on training first.')
-  log = workdir / 'metrics.jsonl'
-  try:
-    lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
-    whole = all(isinstance(line['step'], int) for line in lines)
-  except (KeyError, RecursionError, TypeError, ValueError):
-    lines, whole = [], False
-  if not whole:
-    raise ValueError(f'{log} is damaged: a line is no JSON object with a step; restore it, or '
-                     'remove the line.')
-  return Finished(workdir, config, described.get('name', ''), tuple(described['classes']),
-                  setup.read_json(path), lines)
 
 
 def write_report(workdirs: Sequence[Path], out: Path, *, images: int = 4) -> Path:
@@ -123,7 +66,8 @@ def _score_table(found: Sequence[Finished]) -> str:
     groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
   networks = tuple(dict.fromkeys(name for one in found for name in one.scored))
   rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *networks, "the paper's"]]
-  notes = [f'Left out: {reason}' for one in found if (reason := _foreign(one, _evaluation(one)))]
+  notes = [f'Left out: {reason}' for one in found for evaluation in evaluations.read(one.workdir)
+           if (reason := _foreign(one, evaluation))]
   for ((source, _, split), method, recipe), group in groups.items():
     seeds = ', '.join(str(one.config.seed) for one in group)
     drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
@@ -136,6 +80,8 @@ def _score_table(found: Sequence[Finished]) -> str:
       scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
                        if network in sheet[protocol]]) for network in networks]
       rows.append([source, split, method, recipe, seeds, protocol, *scores, str(figure or '-')])
+  rows += _baseline_rows(found, networks)
+  notes += verdicts(found)
   return (
     'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored '
     'in training, and the protocols of evaluation.json where all seeds have it. The last column is '
@@ -143,26 +89,38 @@ def _score_table(found: Sequence[Finished]) -> str:
     'pixels); it was not measured here.\n\n' + '\n\n'.join([markdown_table(rows).rstrip(), *notes]))
 
 
+def _baseline_rows(found: Sequence[Finished], networks: Sequence[str]) -> list[list[str]]:
+  """The pixel classifiers that were fitted in the folders of runs, a row each."""
+  rows = []
+  for one in found:
+    if baseline := read_baseline(one.workdir):
+      data = one.config.data
+      score = f'{100 * baseline.miou:.2f}'
+      rows.append([data.source, data.split, baseline.name, '-', str(one.config.seed), 'whole',
+                   score, *['-'] * (len(networks) - 1), '-'])
+  return rows
+
+
 def _scores(one: Finished) -> dict[str, dict[str, Any]]:
   """Protocol -> network -> scores of the last step."""
   sheet = {'whole': one.results['last']}
-  evaluation = _evaluation(one)
-  if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
-    sheet |= evaluation.get('protocols', {})
+  for evaluation in evaluations.read(one.workdir):
+    if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
+      suffix = ' (test)' if evaluation.get('split') == 'test' else ''
+      sheet |= {f'{name}{suffix}': of for name, of in evaluation.get('protocols', {}).items()}
   return sheet
 
 
-def _evaluation(one: Finished) -> dict[str, Any]:
-  path = one.workdir / 'evaluation.json'
-  return setup.read_json(path) if path.is_file() else {}
-
-
 def _foreign(one: Finished, evaluation: dict[str, Any]) -> str:
-  """Why an evaluation is not of the run's own validation images, as a sentence; else ''."""
+  """Why an evaluation is not of the run's own validation images, as a sentence; else ''.
+
+  Test images are others by design: of them the data set's name is compared.
+  """
   own = one.dataset, one.results.get('validation_sha256')
-  if not evaluation or own == (evaluation.get('dataset', ''), evaluation.get('validation_sha256')):
+  of_evaluation = evaluation.get('dataset', ''), evaluation.get('validation_sha256')
+  if own == of_evaluation or (evaluation.get('split'), of_evaluation[0]) == ('test', own[0]):
     return ''
-  return (f'{one.workdir / "evaluation.json"} is of {evaluation.get("images")} images of '
+  return (f'{one.workdir / "evaluation.json"} has one of {evaluation.get("images")} images of '
           f'{evaluation.get("dataset", "an unnamed data set")}, not known to be those that the run '
           'was validated on; evaluate it with its own config.')
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import ml_collections
 
+from gta_jax.config_base import FROM_DATA
+
 # RGB pixels of one batch on the host: 6 GiB; more is a slip of the finger.
 _MOST_PIXELS = 2**31
 _MISSING = object()
@@ -70,6 +72,7 @@ RULES = {
   'data.split': _Rule(str),
   'data.split_source': _Rule(str, known=('published', 'seeded'), optional=True),
   'data.split_lists': _Rule(str, optional=True),
+  'data.pixel_range': _whole(0, 2**16 - 1, tuple_of=True, optional=True),
   'data.unlabelled': _whole(0, 10**6, optional=True),
   'data.validation': _whole(1, 10**6, optional=True),
   'data.size': _whole(32, 4096, optional=True),
@@ -85,6 +88,10 @@ RULES = {
   'data.cache': _real(0, 1e9),
   'data.skip_limit': _whole(0, 10**9, optional=True),
   'data.oracle': _Rule(bool),
+  'model.backbone': _Rule(str, optional=True),
+  'model.decoder': _Rule(str, optional=True),
+  'model.frozen_stages': _whole(0, 4, optional=True),
+  'model.pool_norm': _Rule(bool, optional=True),
   'model.depth': _whole(1, 1000),
   'model.stem': _Rule(str),
   'model.output_stride': _whole(1, 64),
@@ -129,16 +136,17 @@ RULES = {
 # Fields that a config from before them, or one of a user's own, may lack; as in config_base.py.
 DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
-  'data.skip_limit': 10, 'train.per_device_batch': 0, 'train.checkpoint_steps': 0,
-  'train.non_finite': 'stop', 'optim.name': 'sgd', 'optim.decay': 'all',
-  'train.deterministic': False,
+  'data.pixel_range': (), 'data.skip_limit': 10, 'train.per_device_batch': 0,
+  'train.checkpoint_steps': 0, 'train.non_finite': 'stop', 'optim.name': 'sgd',
+  'optim.decay': 'all', 'train.deterministic': False, 'model.backbone': 'resnet',
+  'model.decoder': 'deeplab', 'model.frozen_stages': 0, 'model.pool_norm': True,
 }
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A checked config, with the defaults of fields that it lacks. Raises: as check."""
   check(config)
-  missing = {k: v for k, v in DEFAULTS.items() if _look_up(config, k) is _MISSING}
+  missing = {k: v for k, v in DEFAULTS.items() if look_up(config, k) is _MISSING}
   if missing:
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -154,7 +162,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   Raises: ValueError with the field, its value and the rule.
   """
   for name, rule in RULES.items():
-    value = _look_up(config, name)
+    value = look_up(config, name)
+    if name in FROM_DATA and value is None and look_up(config, 'data.source') == 'folder':
+      continue
     if value is _MISSING:
       if rule.optional:
         continue
@@ -164,14 +174,19 @@ def check(config: ml_collections.ConfigDict) -> None:
   low, high = config.data.scale
   if low > high:
     raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest); swap the two.')
-  largest = max(config.train.labelled_batch, config.train.unlabelled_batch)
-  if largest * config.data.crop**2 > _MOST_PIXELS:
+  pixel_range = config.data.get('pixel_range')
+  if pixel_range and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
+    raise ValueError(f'data.pixel_range={pixel_range} is not (black, white) with black < white; '
+                     'give two values of 0 to 65535, () for images of 8 bits, or None.')
+  largest = max(config.train.labelled_batch or 0, config.train.unlabelled_batch or 0)
+  if largest * (config.data.crop or 0)**2 > _MOST_PIXELS:
     raise ValueError(
       f'data.crop={config.data.crop} and a batch of {largest} make more than {_MOST_PIXELS} pixels '
       'a batch; lower one of them.')
 
 
-def _look_up(config: Any, name: str) -> Any:
+def look_up(config: Any, name: str) -> Any:
+  """A field by its dotted name; an object that is nothing else where there is none."""
   for part in name.split('.'):
     if not isinstance(config, ml_collections.ConfigDict) or part not in config:
       return _MISSING

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -217,8 +217,12 @@ def markdown_table(rows: Iterable[Iterable[str]]) -> str:
   return ''.join(f'| {" | ".join(row)} |\n' for row in [head, ['---'] * len(head), *rest])
 
 
-def evaluation_sheet(evaluation: Mapping[str, Any]) -> str:
-  """What evaluation.json holds as markdown: mIoU and pixel accuracy, below it IoU by class."""
+def evaluation_sheet(evaluations: Sequence[Mapping[str, Any]]) -> str:
+  """Evaluations as markdown: mIoU and pixel accuracy of each, below it IoU by class."""
+  return '# Evaluation\n\n' + '\n'.join(map(_of_evaluation, evaluations))
+
+
+def _of_evaluation(evaluation: Mapping[str, Any]) -> str:
   rows = [(network, protocol, scores) for protocol, by_network in evaluation['protocols'].items()
           for network, scores in by_network.items()]
   summary = [['network', 'protocol', 'mIoU', 'pixel accuracy']]
@@ -227,7 +231,7 @@ def evaluation_sheet(evaluation: Mapping[str, Any]) -> str:
   by_class = [['class', *(f'{network}, {protocol}' for network, protocol, _ in rows)]]
   by_class += [[name, *(percent(scores['iou'][name]) for _, _, scores in rows)]
                for name in rows[0][2]['iou']]
-  title = (f'{evaluation["images"]} images, {evaluation["checkpoint"]} checkpoint, step '
-           f'{evaluation["step"]}; all in percent')
-  return (f'# Evaluation\n\n{title}.\n\n{markdown_table(summary)}\n## IoU by class\n\n'
+  title = (f'{evaluation["images"]} images of {evaluation["dataset"]} ({evaluation["split"]}), '
+           f'{evaluation["checkpoint"]} checkpoint, step {evaluation["step"]}; all in percent')
+  return (f'## {title}\n\n{markdown_table(summary)}\nIoU by class:\n\n'
           f'{markdown_table(by_class)}')

@@ -18,13 +18,14 @@ from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
-from gta_jax.training import config_rules
+from gta_jax.training import config_rules, verdict
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
-from gta_jax.training.setup import Run, read_json, to_json
+from gta_jax.training.setup import Run, to_json
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
+from gta_jax.training.workdir_files import read_json, write_lists
 from gta_jax.training.workdir_lock import locked
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
@@ -39,8 +40,8 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
 
   Args:
     run: everything that has been checked.
-    workdir: made if need be; holds config.json, dataset.json, metrics.jsonl, TensorBoard events,
-      checkpoints, picture.png and results.json afterwards.
+    workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, TensorBoard
+      events, checkpoints, picture.png and results.json afterwards.
     allow_config_change: go on although the config differs from the one that started the run.
   Returns: what results.json holds.
   Raises:
@@ -80,6 +81,8 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
       ) from None
     results = _results(run, checkpoints, first_step, time.monotonic() - started)
     results |= {'skipped': skipped.reasons} if skipped.reasons else {}
+    said = verdict.over_baseline(workdir, run.method.scored[0])
+    results |= {'verdict': said} if said else {}
     if sharding.is_first_process():
       replace_text(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
       write_picture(
@@ -88,6 +91,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
         crop=run.config.data.crop, image_scale=run.config.data.image_scale)
       print(final_table(results))
+      print(said)
   return results
 
 
@@ -131,7 +135,7 @@ def _train_to_the_end(
         checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:
-        _evaluate(run, state, step, writer, progress, checkpoints)
+        _evaluate(run, workdir, state, step, writer, progress, checkpoints)
   return state
 
 
@@ -166,7 +170,7 @@ def _check_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
 
 
 def _write_config(run: Run, workdir: Path) -> None:
-  """Writes config.json and dataset.json."""
+  """Writes config.json, dataset.json and the lists of ids."""
   if not sharding.is_first_process():
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -174,6 +178,9 @@ def _write_config(run: Run, workdir: Path) -> None:
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
+  write_lists(run.dataset, workdir / 'splits', split=run.config.data.split)
+  if run.inspection:
+    replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -229,8 +236,8 @@ def _saving_steps(run: Run) -> set[int]:
 
 
 def _evaluate(
-  run: Run, state: TrainState, step: int, writer: MetricWriter, progress: Progress,
-  checkpoints: Checkpoints,
+  run: Run, workdir: Path, state: TrainState, step: int, writer: MetricWriter,
+  progress: Progress, checkpoints: Checkpoints,
 ) -> None:
   """Scores the networks while the state is being saved; a signal cuts it short."""
   progress.note_phase('evaluates')
@@ -243,6 +250,8 @@ def _evaluate(
   progress.note('  '.join(
     [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
   checkpoints.add_scores(step, found.plain(run.dataset.classes))
+  if step == run.total_steps and found.by_image and sharding.is_first_process():
+    verdict.write_confusions(workdir, run.dataset.validation, dict(found.by_image))
 
 
 def _results(

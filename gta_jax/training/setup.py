@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import optax
 
-from gta_jax.data import pipeline, published, shapes, sources
+from gta_jax.data import folder, pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
@@ -20,13 +20,15 @@ from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import Method, Stage, Tools, TrainState
 from gta_jax.methods.registry import make_method, option_names
 from gta_jax.models import pretrained, weights
-from gta_jax.models.deeplab import make_deeplab
+from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
-from gta_jax.training import config_rules
+from gta_jax.training import config_rules, from_data
+from gta_jax.training.workdir_files import read_json, tuples
 
 _MANY_CLASSES = 255  # enough for every method
+_FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Run:
     tools: what the method is given.
     stages: of the method; their steps add up to tools.total_steps.
     notes: sentences that the user should read when the run starts.
+    inspection: what inspection.json holds; empty where the config left nothing to the data.
   """
 
   config: ml_collections.ConfigDict
@@ -48,6 +51,7 @@ class Run:
   tools: Tools
   stages: tuple[Stage, ...]
   notes: tuple[str, ...]
+  inspection: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def network(self) -> Network:
@@ -84,16 +88,25 @@ class Run:
     return _load_weights(file, self.config, variables) if file else variables
 
 
-def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run:
+def make_run(
+  config: ml_collections.ConfigDict, *, resumed: bool = False, workdir: Path | None = None
+) -> Run:
   """Reads and checks all that a run needs.
 
   Args:
     config: of the run.
     resumed: a checkpoint holds all weights, so that pretrained ones need not be there any more.
+    workdir: what a run there has found in its data is not looked for again.
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
-  config = config_rules.complete(config)
+  config = from_data.as_begun(config_rules.complete(config), workdir)
+  checked, found, proposed = None, None, []
+  if from_data.unset(config):
+    checked = _checked_dataset(config)
+    found = from_data.inspect(checked[0], workdir)
+    config, proposed = from_data.decide(config, checked[0], found)
+    config_rules.check(config)
   method = make_method_of(config)
   make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train, model = config.train, config.model
@@ -102,22 +115,30 @@ def make_run(config: ml_collections.ConfigDict, *, resumed: bool = False) -> Run
   # Before the data, which may have to be downloaded; how many classes there are is known only then.
   method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
   if not resumed:
-    weights.check(model.weights, depth=model.depth, stem=model.stem, width=model.width)
-  dataset = make_dataset(config)
+    weights.check(model.weights, model)
+  dataset, odd = checked or _checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
   classes = len(dataset.classes)
   _check_classes(config, classes)
-  sources.check(dataset)
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
-  notes = tuple(filter(None, (dataset.note, *method.check(tools))))
-  return Run(config, dataset, method, tools, method.stages(tools), notes)
+  remarks = [*found.remarks, *map(str, proposed)] if found else []
+  notes = tuple(filter(None, (
+    dataset.note, *odd, *remarks, _pooling_note(config), *method.check(tools))))
+  inspected = from_data.to_json(found, proposed) if found else {}
+  return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
+
+
+def _checked_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, list[str]]:
+  """The config's data set, and what is odd about its masks."""
+  dataset = make_dataset(config)
+  return dataset, sources.check_classes(dataset, sources.check(dataset))
 
 
 def make_tools(
@@ -134,22 +155,24 @@ def make_tools(
   _check_names('loss', config.loss, [field.name for field in dataclasses.fields(SupervisedLoss)])
   loss, train = SupervisedLoss(**config.loss), config.train
   total_steps = max(1, round(train.epochs * epoch_steps))
+  network = make_network(config, num_classes)
   return Tools(
-    make_network(config, num_classes), loss,
-    functools.partial(_make_optimizer, config.optim, total_steps), total_steps, epoch_steps,
-    num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
+    network, loss,
+    functools.partial(_make_optimizer, config.optim, total_steps, network.frozen), total_steps,
+    epoch_steps, num_classes, config.data.crop, train.labelled_batch, train.unlabelled_batch,
     _accumulation(config, loss))
 
 
 def _make_optimizer(
-  optim: ml_collections.ConfigDict, total_steps: int, *, schedule: str = 'poly',
-  first_step: int = 0, steps: int | None = None, undecayed: tuple[str, ...] = (),
+  optim: ml_collections.ConfigDict, total_steps: int, frozen: tuple[str, ...], *,
+  schedule: str = 'poly', first_step: int = 0, steps: int | None = None,
+  undecayed: tuple[str, ...] = (),
 ) -> Optimizer:
   """See Tools."""
   rate = optax.constant_schedule(optim.rate) if schedule == 'constant' else poly_schedule(
     optim.rate, total_steps=steps or total_steps, power=optim.power, first_step=first_step)
   options = {'multiplier': optim.decoder_multiplier, 'weight_decay': optim.weight_decay,
-             'decay': optim.decay, 'undecayed': undecayed}
+             'decay': optim.decay, 'undecayed': undecayed, 'frozen': frozen}
   if optim.name == 'adamw':
     return make_adam(rate, **options)
   return make_sgd(rate, momentum=optim.momentum, **options)
@@ -166,6 +189,15 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
     raise ValueError(
       f'data.padding_label={padding} is none of the {classes} classes; use 0 to {classes - 1}, or '
       '255 for pixels that are ignored.')
+
+
+def _pooling_note(config: ml_collections.ConfigDict) -> str:
+  """Says when statistics of one value an image are of too few images."""
+  images = min(config.train.labelled_batch, config.train.unlabelled_batch)
+  if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
+    return ''
+  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
+          'fall far behind training; set model.pool_norm=False, or larger batches.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
@@ -218,7 +250,9 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
       raise ValueError(
         'no split is named; write configs/folder.py:46 for splits/46/labeled.txt, or any number '
         'of labelled images to be drawn.')
-    return sources.read_folder(data.dir, labelled=data.split, seed=config.seed)
+    return folder.read_folder(
+      data.dir, labelled=data.split, seed=config.seed, lists=data.split_lists,
+      pixel_range=data.pixel_range)
   if data.source in published.NAMES:
     return published.read(
       data.source, split=data.split, folder=data.dir, store=data.store,
@@ -235,8 +269,8 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
   model['multi_grid'] = model['multi_grid'] or None
-  _check_names('model', model, list(inspect.signature(make_deeplab).parameters))
-  return make_deeplab(num_classes=num_classes, heads=make_method_of(config).heads, **model)
+  _check_names('model', model, list(inspect.signature(make_segmenter).parameters))
+  return make_segmenter(num_classes=num_classes, heads=make_method_of(config).heads, **model)
 
 
 def _check_names(section: str, fields: Iterable[str], known: Sequence[str]) -> None:
@@ -257,32 +291,9 @@ def from_json(path: Path) -> ml_collections.ConfigDict:
     ValueError: no run lies there, or the file is damaged.
   """
   try:
-    config = ml_collections.ConfigDict(_tuples(read_json(path)))
+    config = ml_collections.ConfigDict(tuples(read_json(path)))
     config_rules.check(config)
     make_method_of(config)
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error} Restore the file, or train anew.') from error
   return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """What a JSON file of a run holds; its top level is an object.
-
-  Raises:
-    ValueError: no run lies there, or the file is damaged.
-  """
-  if not path.is_file():
-    raise ValueError(f'{path} does not exist; give the --workdir of a run.')
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is damaged ({error}); restore it, or train anew.') from error
-  if not isinstance(found, dict):
-    raise ValueError(f'{path} is damaged: it holds no object; restore it, or train anew.')
-  return found
-
-
-def _tuples(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {k: _tuples(v) for k, v in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from gta_jax.data import files, sources
-from gta_jax.data.sources import DataError, check, read_folder
+from gta_jax.data.folder import read_folder
+from gta_jax.data.sources import DataError, check
 
 CLASSES = 'road 128 64 128\ntraffic light\ncar 64 0 128\n'
 
@@ -58,7 +59,8 @@ def test_folder_gives_every_image_its_role(folder):
   assert dataset.labelled == ('a', 'b')
   assert dataset.unlabelled == ('d', 'e', 'f')
   assert dataset.validation == ('c', 'h')
-  assert dataset.classes == ('road', 'traffic light', 'car') and dataset.note == ''
+  assert dataset.classes == ('road', 'traffic light', 'car')
+  assert dataset.test == ('g',) and '3 images are in no list; they are used' in dataset.note
   assert dataset.palette[[0, 2]].tolist() == [[128, 64, 128], [64, 0, 128]]
   assert dataset.reader.has_mask('a') and not dataset.reader.has_mask('e')
   assert dataset.reader.size('a') == (12, 16) == dataset.reader.image('a').shape[:2]
@@ -116,12 +118,8 @@ def cut(path, end):
   path.write_bytes(path.read_bytes()[:end])
 
 
-def rgb_mask(folder):
-  Image.new('RGB', (16, 12)).save(folder / 'masks' / 'a.png')
-
-
 def deep_mask(folder):
-  cv2.imwrite(str(folder / 'masks' / 'a.png'), np.zeros((12, 16), np.uint16))
+  cv2.imwrite(str(folder / 'masks' / 'a.png'), np.full((12, 16), 256, np.uint16))
 
 
 def one_bit_mask(folder):
@@ -130,17 +128,16 @@ def one_bit_mask(folder):
 
 @pytest.mark.parametrize(('damage', 'message'), [
     (lambda f: cut(f / 'images' / 'f.jpg', -40), r'f\.jpg is truncated.*copy'),
-    (lambda f: cut(f / 'images' / 'f.jpg', 0), r'f\.jpg is neither'),
+    (lambda f: cut(f / 'images' / 'f.jpg', 0), r'f\.jpg is no JPEG'),
     (lambda f: cut(f / 'masks' / 'a.png', -20), r'a\.png is truncated.*copy'),
-    (lambda f: broken(f, 'images/e.jpg', b'hello'), r'e\.jpg is neither.*convert'),
+    (lambda f: broken(f, 'images/e.jpg', b'hello'), r'e\.jpg is no JPEG.*convert'),
     (lambda f: broken(f, 'images/e.jpg', b'\xff\xd8\xff\xda\xff\xd9'), r'e\.jpg is damaged'),
-    (lambda f: broken(f, 'masks/a.png', b'hello'), r'a\.png is not a PNG'),
+    (lambda f: broken(f, 'masks/a.png', b'hello'), r'a\.png is no JPEG'),
     (lambda f: (f / 'images' / 'f.jpg').unlink(), r'f\.jpg cannot be read.*restore'),
     (lambda f: jpeg(f / 'images' / 'b.jpg', size=(11, 16)), r'b\.png has height.*export'),
     (lambda f: mask(f / 'masks' / 'c.png', [0, 3, 77]), r"'c' holds \[3, 77\].*0 to 2.*renumber"),
-    (rgb_mask, r'a\.png is RGB with 8 bits.*convert'),
-    (deep_mask, r'a\.png is grey with 16 bits.*convert'),
-    (one_bit_mask, r'a\.png is grey with 1 bits.*convert'),
+    (deep_mask, r'a\.png holds 256; a mask holds class ids'),
+    (one_bit_mask, r'a\.png is grey with 1 bits.*export'),
 ])
 def test_check_refuses_damaged_files(folder, damage, message):
   dataset = read_folder(folder, labelled='2')
@@ -162,6 +159,37 @@ def test_check_refuses_wrong_roles(folder, change, message):
   change(folder)
   with pytest.raises(DataError, match=message):
     check(read_folder(folder, labelled='2'))
+
+
+def all_masks(folder, ids, of='abcdh'):
+  for id in of:
+    mask(folder / 'masks' / f'{id}.png', ids)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda f: all_masks(f, [255], of='ab'), r'All pixels of the 2 labelled masks.*255 \(ignore\)'),
+    (lambda f: all_masks(f, [0, 255]), r"the 2 labelled masks of .* hold 'road' alone.*0 and 255"),
+    (lambda f: all_masks(f, [0], of='ch'), r"the 2 validation masks of .* hold 'road' alone"),
+    (lambda f: all_masks(f, [0, 1]), r"No labelled or validation mask .* 'car' \(class 2\)"),
+])
+def test_masks_from_which_nothing_can_be_learnt_are_refused(folder, change, message):
+  change(folder)
+  dataset = read_folder(folder, labelled='2')
+  with pytest.raises(DataError, match=message):
+    sources.check_classes(dataset, check(dataset))
+
+
+def test_masks_that_are_odd_and_possible_are_named(folder):
+  dataset = read_folder(folder, labelled='2')
+  assert sources.check_classes(dataset, check(dataset)) == []
+  all_masks(folder, [255], of='a')
+  all_masks(folder, [0, 1], of='b')
+  all_masks(folder, [0, 2], of='ch')
+  notes = sources.check_classes(dataset, check(dataset))
+  assert [note.partition(' of ')[0] for note in notes] == [
+    '1', "No validation mask holds 'traffic light': it is not scored.",
+    "No labelled mask holds 'car': it is never learnt."]
+  assert "such as 'a'" in notes[0]
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -202,9 +230,9 @@ def test_truncation_is_seen_while_training(folder):
 
 def test_a_thumbnail_does_not_hide_truncation():
   whole = b'\xff\xd8' + b'\xff\xda thumbnail \xff\xd9' + b'\xff\xda image \xff\xd9 camera trailer'
-  files._check_whole(whole, whole, 'x.jpg')
+  files.check_whole(whole, whole, 'x.jpg')
   with pytest.raises(DataError, match='truncated'):
-    files._check_whole(whole, whole[:whole.index(b'image')], 'x.jpg')
+    files.check_whole(whole, whole[:whole.index(b'image')], 'x.jpg')
 
 
 @pytest.fixture
@@ -357,7 +385,7 @@ def test_cmyk_and_deep_images_become_rgb_and_animations_their_first_picture(tmp_
   image = files.decode_image((tmp_path / 'x.jpg').read_bytes(), 'x')
   assert abs(image.astype(int) - (200, 100, 50)).max() < 12
   cv2.imwrite(str(tmp_path / 'x.png'), np.full((3, 4), 0x6655, np.uint16))
-  assert (files.decode_image((tmp_path / 'x.png').read_bytes(), 'x') == 0x66).all()
+  assert (files.decode_image((tmp_path / 'x.png').read_bytes(), 'x', (0x6655, 0x6656)) == 0).all()
   first, second = (Image.new('RGB', (5, 4), colour) for colour in ((9, 9, 9), (80, 80, 80)))
   first.save(tmp_path / 'y.png', save_all=True, append_images=[second])
   assert (files.decode_image((tmp_path / 'y.png').read_bytes(), 'y') == 9).all()

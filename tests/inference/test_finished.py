@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import launch
+from gta_jax.inference import evaluations
 from gta_jax.inference import finished as inference
 
 
@@ -14,7 +15,7 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
   workdir, results = finished
   arguments = ['launch.py', '--mode', 'evaluate', '--workdir', str(workdir)]
   assert launch.main([*arguments, '--protocols', 'whole,crop_padding0,sliding+flip']) == 0
-  found = json.loads((workdir / 'evaluation.json').read_text())
+  found, = json.loads((workdir / 'evaluation.json').read_text())['evaluations']
   assert found['dataset'] == json.loads((workdir / 'dataset.json').read_text())['name']
   assert found['validation_sha256'] == results['validation_sha256']
   found = found['protocols']
@@ -27,8 +28,16 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
   accuracy = found['crop_padding0']['student']['pixel_accuracy']
   assert '| student | crop_padding0 | ' in sheet and f' | {100 * accuracy:.2f} |' in sheet
   assert sheet.count('\n| ') == 3 * 3 + 2 + 7 + 2
+  assert (workdir / 'splits' / 'val.txt').read_text().splitlines() == [
+    f'val/{i:06}' for i in range(3)]
+  assert len((workdir / 'splits' / '4' / 'labeled.txt').read_text().splitlines()) == 4
   best = inference.evaluate_run(workdir, None, which='best')
   assert best['step'] == results['best']['step']
+  kept = evaluations.read(workdir)
+  assert [one['checkpoint'] for one in kept] == ['last', 'best']
+  assert kept[0]['protocols'].keys() == found.keys()
+  with pytest.raises(ValueError, match=r'names no test images; list them in splits/test\.txt'):
+    inference.evaluate_run(workdir, None, split='test')
 
 
 def test_prediction_of_a_folder(finished, tmp_path):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gta_jax.data.files import DataError, decode_mask
-from gta_jax.inference.predict import SUFFIXES, ImageReader, find_images, predict_folder
+from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_mask
+from gta_jax.inference.predict import ImageReader, find_images, predict_folder
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 
@@ -28,11 +28,12 @@ def run(images, out, **options):
 
 def test_masks_of_all_formats_and_sizes_have_their_images_names_and_sizes(tmp_path):
   images, out = tmp_path / 'in', tmp_path / 'deep' / 'out'
-  for i, suffix in enumerate((*SUFFIXES, '.JPG')):
+  for i, suffix in enumerate((*IMAGE_SUFFIXES, '.JPG')):
     write(images / f'{i}.v2{suffix}', size=(9 + i % 2, 14), seed=i)
   (images / 'notes.txt').write_text('not an image')
   written = run(images, out)
-  assert sorted(path.name for path in written) == [f'{i}.v2.png' for i in range(len(SUFFIXES) + 1)]
+  assert sorted(path.name for path in written) == [
+    f'{i}.v2.png' for i in range(len(IMAGE_SUFFIXES) + 1)]
   reader = ImageReader(find_images(images))
   for path in written:
     image = reader.image(path.stem)

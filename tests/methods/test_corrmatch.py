@@ -12,7 +12,7 @@ from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.objectives import labelled_term
 from gta_jax.methods.registry import make_method
-from gta_jax.models.deeplab import make_deeplab
+from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops import correlation
 from gta_jax.ops.channel_dropout import channel_masks
 from gta_jax.ops.mixing import unimatch_boxes
@@ -40,7 +40,7 @@ def linear_network():
 
 def deeplab(**options):
   method = make_method('corrmatch')
-  return make_deeplab(num_classes=tiny.CLASSES, depth=10, width=0.125, aspp_rates=(1, 2, 3),
+  return make_segmenter(num_classes=tiny.CLASSES, depth=10, width=0.125, aspp_rates=(1, 2, 3),
                       heads=method.heads, **options)
 
 

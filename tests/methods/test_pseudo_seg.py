@@ -13,7 +13,7 @@ from gta_jax.methods.gradient_step import slope
 from gta_jax.methods.pseudo_seg import image_dropout
 from gta_jax.methods.registry import make_method
 from gta_jax.models.cam_attention import AttentionInputs, CamAttention
-from gta_jax.models.deeplab import make_deeplab
+from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.grad_cam import calibrated_fusion, grad_cam
 from gta_jax.ops.mixing import squares
 from gta_jax.ops.network import Decoded, Logits, Network
@@ -71,7 +71,7 @@ def variables_of(params):
 def compiled(*, deeplab='', batch=2, accumulation=0, **options):
   """A method, its tools, its jitted step and its first state."""
   method = make_method('pseudo_seg', **options)
-  network = linear_network(method) if not deeplab else make_deeplab(
+  network = linear_network(method) if not deeplab else make_segmenter(
     num_classes=K, depth=10, output_stride=16, width=0.125, aspp_rates=(1, 2, 3), dtype=deeplab,
     heads=method.heads)
   tools = tiny.make_tools(

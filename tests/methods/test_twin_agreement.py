@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from gta_jax.methods.registry import make_method
-from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.pretrained import convert
+from gta_jax.models.segmenter import make_segmenter
 from tests import tiny
 from tests.methods.test_oracle_agreement import boxes_of_step
 
@@ -65,7 +65,7 @@ def run_ours(recipe, variables, key, batches):
   # One network copied, as the twin starts; the release draws three.
   method = make_method(recipe=recipe, mixing_probability=1.0, initial_networks='one')
   tools = tiny.make_tools(
-    make_deeplab(**SHAPE, mean=MEAN, std=STD), rate=RATE, total_steps=STEPS, epoch_steps=WARMUP,
+    make_segmenter(**SHAPE, mean=MEAN, std=STD), rate=RATE, total_steps=STEPS, epoch_steps=WARMUP,
     weight_decay=DECAY, batch=BATCH, size=SIZE)
   tools = tools._replace(num_classes=CLASSES)
   steps = tiny.make_steps(method, tools)
@@ -112,7 +112,7 @@ def runs(request):
   with torch.no_grad():
     for _ in range(20):  # With fitting statistics labels hang on pixels and not on rounding.
       start(torch.randn(BATCH, 3, *SIZE))
-  template = jax.eval_shape(lambda key: make_deeplab(**SHAPE).init(key, SIZE), key)
+  template = jax.eval_shape(lambda key: make_segmenter(**SHAPE).init(key, SIZE), key)
   batches = [make_batches(step, padding=recipe == 'paper') for step in range(STEPS)]
   ours = run_ours(recipe, converted(start, template), key, batches)
   return list(zip(ours, run_twin(recipe, start, template, key, batches), strict=True))

@@ -15,10 +15,10 @@ import safetensors.numpy
 from jax.test_util import check_grads
 
 from gta_jax.methods.registry import make_method
-from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.layers import BatchNorm, conv, dropout, max_pool
 from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.models.resnet import ResNet, scaled, stage_plan
+from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 
@@ -78,7 +78,7 @@ def test_network_agrees_with_the_published_one(case, tmp_path):
     expected = {name.removeprefix(f'{case}/'): file[name] for name in file if case in name}
   images = expected['input_nhwc']
   options = CASES[case] | {'multi_grid': (2, 2, 4)}
-  network = make_deeplab(**options)
+  network = make_segmenter(**options)
   state = {name: _array_from_name(name, shape) for name, shape in shapes.items()
            if not name.endswith('num_batches_tracked')}
   variables = jax.eval_shape(lambda: network.init(jax.random.key(0), images.shape[1:3]))
@@ -94,7 +94,7 @@ def test_network_agrees_with_the_published_one(case, tmp_path):
     logits, _ = network.apply(variables, images)
     trained, statistics = network.apply(variables, images, train=True)
     full = resize_bilinear(logits.main, images.shape[1:3])
-    return [x.mean((0, 1, 2)) for x in stages], logits, full.argmax(-1), trained, statistics
+    return [x.mean((0, 1, 2)) for x in stages[1:]], logits, full.argmax(-1), trained, statistics
 
   means, logits, labels, trained, statistics = run(variables, images)
   for stage, mean in enumerate(means, start=1):
@@ -210,13 +210,14 @@ def test_stages_have_the_size_of_their_stride(stem, first, output_stride, reduct
   module = ResNet(18, stem, output_stride, None, 1.0)
   stages, _ = jax.eval_shape(
     lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
-  assert [x.shape[1] for x in stages] == [-(-first // reduction) for reduction in reductions]
-  assert [x.shape[3] for x in stages] == [64, 128, 256, 512]
+  assert [x.shape[1] for x in stages] == [
+    32, *(-(-first // reduction) for reduction in reductions)]
+  assert [x.shape[3] for x in stages[1:]] == [64, 128, 256, 512]
 
 
 def test_width_scales_every_channel_in_eights():
   assert [scaled(c, 0.25) for c in (16, 64, 256, 48)] == [8, 16, 64, 16]
-  network = make_deeplab(**TINY, auxiliary=True)
+  network = make_segmenter(**TINY, auxiliary=True)
   params = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32)))['params']
   assert set(params) == {'backbone', 'decoder', 'classifier', 'auxiliary'}
   assert params['backbone']['conv1_6']['kernel'].shape == (3, 3, 8, 16)
@@ -226,7 +227,7 @@ def test_width_scales_every_channel_in_eights():
 
 
 def test_initialisation_is_drawn_from_the_key():
-  network = make_deeplab(**TINY)
+  network = make_segmenter(**TINY)
   first, again, other = (network.init(jax.random.key(seed), (32, 32)) for seed in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, first, again)
   params = first['params']
@@ -242,7 +243,7 @@ def test_initialisation_is_drawn_from_the_key():
 
 @pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_float32():
-  wide, low = make_deeplab(**TINY), make_deeplab(**TINY, dtype='bfloat16')
+  wide, low = make_segmenter(**TINY), make_segmenter(**TINY, dtype='bfloat16')
   variables = wide.init(jax.random.key(0), (33, 33))
   images = jax.random.normal(jax.random.key(1), (2, 33, 33, 3))
   exact, _ = jax.jit(wide.apply)(variables, images)
@@ -253,7 +254,7 @@ def test_bfloat16_computes_low_and_keeps_float32():
 
 @pytest.mark.slow
 def test_train_mode_drops_with_a_key_and_moves_statistics():
-  network = make_deeplab(**TINY, dropout=0.5)
+  network = make_segmenter(**TINY, dropout=0.5)
   variables = network.init(jax.random.key(0), (32, 32))
   images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
   apply = jax.jit(network.apply, static_argnames='train')
@@ -267,7 +268,7 @@ def test_train_mode_drops_with_a_key_and_moves_statistics():
 
 
 def test_evaluation_returns_the_statistics_it_got():
-  network = make_deeplab(**TINY)
+  network = make_segmenter(**TINY)
   variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32)))
   images = jnp.zeros((1, 32, 32, 3))
 
@@ -298,7 +299,7 @@ def test_dropout_drops_whole_channels():
 ])
 def test_unknown_choices_are_refused(option, message):
   with pytest.raises(ValueError, match=message):
-    make_deeplab(num_classes=3, **option)
+    make_segmenter(num_classes=3, **option)
 
 
 @pytest.mark.slow
@@ -308,9 +309,9 @@ def test_rematerialised_step_is_the_plain_one_in_less_memory():
   # XLA for CPUs drops the barriers that keep what is computed again apart from what was kept.
   options = {'xla_backend_optimization_level': 0, 'xla_disable_hlo_passes': 'cse_barrier_expander'}
   batches, key = tiny.make_batches(batch=2, size=(65, 65)), jax.random.key(0)
-  variables, found = make_deeplab(**TINY).init(key, (65, 65)), {}
+  variables, found = make_segmenter(**TINY).init(key, (65, 65)), {}
   for remat in (False, True):
-    network = make_deeplab(**TINY, remat=remat)
+    network = make_segmenter(**TINY, remat=remat)
     tools = tiny.make_tools(network, batch=2, size=(65, 65))
     state = tiny.first_state(method, tools, variables)
     step = tiny.make_steps(method, tools)['main']

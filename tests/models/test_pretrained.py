@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.pretrained import convert, load_state_dict
+from gta_jax.models.segmenter import make_segmenter
 
 WIDTHS = (8, 16, 32, 64)
 
 
 @pytest.fixture(scope='module')
 def variables():
-  network = make_deeplab(num_classes=3, depth=10, width=0.125, stem='torchvision')
+  network = make_segmenter(num_classes=3, depth=10, width=0.125, stem='torchvision')
   return network.init(jax.random.key(0), (32, 32))
 
 

@@ -113,19 +113,24 @@ def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdi
   config = setup.from_json(one / 'config.json')
   config.data.update(source='voc', split='183', dir=str(tmp_path / 'nowhere'))
   (one / 'config.json').write_text(setup.to_json(config))
-  evaluation = {'step': 4, 'dataset': 'shapes', 'images': 3, 'validation_sha256': 'abc',
+  evaluation = {'step': 4, 'split': 'val', 'dataset': 'shapes', 'images': 3,
+                'validation_sha256': 'abc',
                 'protocols': {'crop_padding0': {'teacher': {'miou': 0.5}}}}
-  (one / 'evaluation.json').write_text(json.dumps(evaluation))
+  of_test = evaluation | {'split': 'test', 'validation_sha256': 'of the test images',
+                          'protocols': {'whole': {'teacher': {'miou': 0.6}}}}
+  (one / 'evaluation.json').write_text(json.dumps({'evaluations': [evaluation, of_test]}))
   page = report.write_report([one], tmp_path / 'out').read_text()
   paper_says = '73.16 ± 0.45 (Table 1)'
   assert f'| 0 | whole | 40.00 | 40.00 | 40.00 | {paper_says} |' in page
   assert f'| 0 | crop_padding0 | 50.00 | - | - | {paper_says} |' in page
+  assert f'| 0 | whole (test) | 60.00 | - | - | {paper_says} |' in page
   assert 'Left out: ' + str(one / 'evaluation.json') not in page
   for foreign in ({'dataset': 'other'}, {'validation_sha256': 'def'}):
-    (one / 'evaluation.json').write_text(json.dumps(evaluation | foreign))
+    (one / 'evaluation.json').write_text(
+      json.dumps({'evaluations': [evaluation | foreign]}))
     page = report.write_report([one], tmp_path / 'out').read_text()
     assert '| 0 | crop_padding0' not in page
-    assert f'Left out: {one / "evaluation.json"} is of 3 images of' in page
+    assert f'Left out: {one / "evaluation.json"} has one of 3 images of' in page
   config.data.split_source = 'seeded'
   (one / 'config.json').write_text(setup.to_json(config))
   assert paper_says not in report.write_report([one], tmp_path / 'out').read_text()

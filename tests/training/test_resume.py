@@ -1,7 +1,6 @@
 """Runs that are interrupted, started again, or started again otherwise."""
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import launch
+from gta_jax.inference import evaluations
 from gta_jax.training import loop, setup, steps
 from gta_jax.training.signals import Interrupted
 from tests.runs import final_state, lines, tiny_config
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
                ('predict', '--images', str(images), '--out', str(tmp_path / 'out'))):
     assert launch.main(['launch.py', '--workdir', str(workdir), '--mode', *mode]) == 0
     assert f'{damaged} is not whole and not used: teacher/d/' in capsys.readouterr().err
-  assert json.loads((workdir / 'evaluation.json').read_text())['step'] == 8
+  assert evaluations.read(workdir)[-1]['step'] == 8
   assert (tmp_path / 'out' / 'a.png').exists()
 
   def full(*_, **__):

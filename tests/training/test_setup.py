@@ -13,7 +13,8 @@ from gta_jax.methods.gta import Gta
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
-from gta_jax.training import setup
+from gta_jax.models import weights
+from gta_jax.training import from_data, setup
 from tests.runs import tiny_config
 from tests.torch_names import torch_state
 
@@ -127,6 +128,12 @@ def test_drawn_splits_are_numbers_of_a_sane_size():
       setup.make_run(shapes.get_config(split))
 
 
+OF_DATA = {
+  'data.pixel_range': (), 'data.image_scale': 1.0, 'data.crop': 96, 'model.decoder': 'deeplab',
+  'model.output_stride': 16, 'loss.class_weights': (), 'train.labelled_batch': 8,
+  'train.unlabelled_batch': 8, 'train.epochs': 50.0, 'train.evaluate_epochs': 10.0,
+  'method.warmup_epochs': 25.0}  # what a folder's data may say
+
 OF_RELEASE = [name for name, named in METHODS.items()
               if named.kind in (Supervised, MeanTeacher, Gta)]
 
@@ -149,7 +156,7 @@ def test_every_method_fits_the_configs(module):
 
 
 def check_method(module, argument):
-  config = module.get_config(argument)
+  config = from_data.with_values(module.get_config(argument), OF_DATA)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
   return setup.make_method_of(config).check(tools)
 
@@ -193,3 +200,20 @@ def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   assert setup.make_network(tiny_config(**{'model.mean': (0.5, 0.5, 0.5)}), 7).mean == (0.5,) * 3
   with pytest.raises(ValueError, match='nowhere.safetensors does not exist'):
     setup.make_run(tiny_config(**{'model.weights': 'nowhere.safetensors'}))
+
+
+@pytest.mark.parametrize('module, argument, noted', [
+  (folder, '46,model=small', False), (folder, '46,model=base', False),
+  (voc, '183,method=dmt', True), (voc, '183', False)])
+def test_few_values_of_image_pooling_are_noted(module, argument, noted):
+  config = from_data.with_values(module.get_config(argument), OF_DATA)
+  assert bool(setup._pooling_note(config)) == noted
+
+
+def test_models_of_a_folder_are_those_that_it_lists():
+  with pytest.raises(ValueError, match='model=huge is unknown; use one of: small, base, tiny'):
+    folder.get_config('46,model=huge')
+  for model in ('small', 'base', 'tiny'):
+    config = from_data.with_values(folder.get_config(f'46,model={model}'), OF_DATA)
+    weights.check(config.model.weights, config.model)
+    setup.make_tools(config, num_classes=3, epoch_steps=100)

@@ -1,0 +1,74 @@
+"""classes.txt: names, colours, and colours of pixels without a label."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from gta_jax.data.files import IGNORE, DataError
+from gta_jax.data.masks import Colour, MaskCode
+from gta_jax.data.sources import default_palette
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+  """What classes.txt says.
+
+  Attributes:
+    names: the position is the id.
+    palette: uint8 [K,3] RGB.
+    ignored: colours of lines `ignore r g b`: of pixels without a label in coloured masks.
+  """
+
+  names: tuple[str, ...]
+  palette: np.ndarray
+  ignored: tuple[Colour, ...] = ()
+
+  @property
+  def code(self) -> MaskCode:
+    return MaskCode(tuple(map(tuple, self.palette.tolist())), self.ignored)
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+  """The lines that are not blank, with their numbers."""
+  try:
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror}); write it, one entry a '
+                    'line.') from error
+  except UnicodeDecodeError as error:
+    raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
+  return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_classes(path: pathlib.Path) -> Classes:
+  """Reads lines `name`, `name r g b`, and `ignore r g b`, which is no class.
+
+  Raises: DataError with the line that is wrong.
+  """
+  named: list[tuple[str, Colour | None]] = []
+  ignored: list[Colour] = []
+  for number, line in read_lines(path):
+    name, colour = _split_colour(line)
+    if colour and max(colour) > 255:
+      raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')
+    if name == 'ignore' and colour:
+      ignored.append(colour)
+      continue
+    if any(name == other for other, _ in named):
+      raise DataError(f'{path}, line {number}: {name!r} is named twice; rename or remove one.')
+    named.append((name, colour))
+  if not 0 < len(named) < IGNORE + 1:
+    raise DataError(f'{path} names {len(named)} classes; 1 to {IGNORE} are possible, one a line.')
+  palette = default_palette(len(named))
+  for index, (_, colour) in enumerate(named):
+    palette[index] = palette[index] if colour is None else colour
+  return Classes(tuple(name for name, _ in named), palette, tuple(ignored))
+
+
+def _split_colour(line: str) -> tuple[str, Colour | None]:
+  name, *values = line.rsplit(maxsplit=3)
+  if len(values) == 3 and all(value.isdecimal() for value in values):
+    red, green, blue = map(int, values)
+    return name, (red, green, blue)
+  return line, None

@@ -1,0 +1,261 @@
+"""A user's folder: images/, masks/, classes.txt and splits/ become a Dataset."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gta_jax.data.class_list import read_classes, read_lines
+from gta_jax.data.files import (
+  IGNORE,
+  IMAGE_SUFFIXES,
+  DataError,
+  FileReader,
+  bits_of,
+  check_whole,
+  decode_pixels,
+  open_image,
+  read_bytes,
+  read_ends,
+)
+from gta_jax.data.masks import (
+  MASK_SUFFIXES,
+  MaskCode,
+  decode_any_mask,
+  holds_black_and_white_alone,
+  mask_kind,
+)
+from gta_jax.data.pixel_range import PERCENTILES, percentile_range
+from gta_jax.data.sources import Dataset, draw_covering
+
+_THREADS = 8
+_SAMPLE = 200  # images or masks that are decoded to learn how all of them are meant
+# Said with their number where they lie among the images; others, such as .txt, are no images.
+_OTHER_IMAGES = ('.gif', '.jfif', '.jp2', '.jxl', '.avif', '.heic', '.heif', '.ppm', '.pgm', '.pbm',
+                 '.psd', '.svg', '.exr', '.hdr', '.npy', '.npz', '.dcm', '.nii', '.czi', '.lif',
+                 '.nd2', '.raw', '.dng', '.cr2', '.nef', '.arw')
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderReader(FileReader):
+  """Reads images of IMAGE_SUFFIXES and masks of MASK_SUFFIXES.
+
+  Attributes:
+    code: how the masks tell classes.
+  """
+
+  code: MaskCode = MaskCode()
+
+  def mask(self, id: str) -> np.ndarray:
+    return decode_any_mask(read_bytes(self.masks[id]), self.masks[id], self.code)
+
+  def kind(self, id: str) -> tuple[str, int, int, int]:
+    """(format, bits a channel, height, width) of an image, from its header."""
+    with open_image(self.images[id], self.images[id]) as image:
+      width, height = image.size
+      return image.format or '', bits_of(image, self.images[id]), height, width
+
+  def _mask_size(self, path: str) -> tuple[int, int]:
+    check_whole(*read_ends(path), path)
+    with open_image(path, path) as image:
+      mask_kind(image, path)
+      width, height = image.size
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+  """The files below a folder.
+
+  Attributes:
+    read: id -> path, of those that can be read.
+    others: id -> path, of those under another suffix.
+  """
+
+  read: Mapping[str, str]
+  others: Mapping[str, str]
+
+
+def read_folder(
+  root: str | os.PathLike, *, labelled: str, seed: int = 0, lists: str | os.PathLike = '',
+  pixel_range: Sequence[int] | None = None,
+) -> Dataset:
+  """Reads DIR/images, DIR/masks, DIR/classes.txt and DIR/splits.
+
+  The roles come from splits/val.txt, splits/test.txt (may be missing) and from
+  splits/LABELLED/labeled.txt and unlabeled.txt. Without unlabeled.txt every other image is
+  unlabelled. An integer for which there is no such folder draws that many images (see
+  `draw_covering`) from splits/train.txt, or from all other images with masks.
+
+  Args:
+    root: DIR.
+    labelled: the folder below splits, or how many to draw.
+    seed: for drawing only.
+    lists: another folder in the place of DIR/splits.
+    pixel_range: (black, white) of images of 16 bits, () where there are none; None looks for such
+      among the training images and takes percentiles of their pixels.
+  Raises: DataError naming the missing or wrong file.
+  """
+  root, labelled = pathlib.Path(root), str(labelled)
+  images = _find_files(root / 'images', IMAGE_SUFFIXES)
+  masks = _find_files(root / 'masks', MASK_SUFFIXES)
+  classes = read_classes(root / 'classes.txt')
+  reader = FolderReader(
+    images.read, {id: masks.read[id] for id in images.read if id in masks.read},
+    tuple(pixel_range or ()), classes.code)
+  reader, notes = _with_white(reader, classes.names)
+  splits = pathlib.Path(lists) if lists else root / 'splits'
+  validation = _read_list(splits / 'val.txt', images)
+  test = _read_optional_list(splits / 'test.txt', images) or ()
+  elsewhere = {*validation, *test}
+  train = _read_optional_list(splits / 'train.txt', images)
+  unlabelled = None
+  if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
+    chosen = _read_list(splits / labelled / 'labeled.txt', images)
+    unlabelled = _read_optional_list(splits / labelled / 'unlabeled.txt', images)
+  elif labelled.isdecimal():
+    candidates = [id for id in train or sorted(images.read)
+                  if reader.has_mask(id) and id not in elsewhere]
+    chosen, note = draw_covering(
+      candidates, reader, count=int(labelled), classes=classes.names, seed=seed)
+    notes.append(note)
+  else:
+    known = sorted(path.name for path in splits.iterdir() if path.is_dir())
+    raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
+                    f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
+  listed = {*elsewhere, *chosen, *(train or ()), *(unlabelled or ())}
+  notes += _of_unlisted(images, listed, used=unlabelled is None)
+  if unlabelled is None:
+    unlabelled = tuple(sorted(images.read.keys() - elsewhere - set(chosen)))
+  for id in (*chosen, *validation):
+    if not reader.has_mask(id) and id in masks.others:
+      raise DataError(f'{masks.others[id]} is a mask under a suffix that is not read; convert it '
+                      f'to one of {", ".join(MASK_SUFFIXES)} (not to .jpg, which changes ids).')
+  if pixel_range is None:
+    reader, more = _with_pixel_range(reader, (*chosen, *unlabelled))
+    notes += more
+  return Dataset(
+    root.resolve().name, classes.names, classes.palette, chosen, unlabelled, validation, reader,
+    ' '.join(notes), test=test, pixel_range=reader.pixel_range)
+
+
+def _of_unlisted(images: _Files, listed: set[str], *, used: bool) -> list[str]:
+  """What becomes of images that no list names, as sentences."""
+  notes = []
+  if unlisted := len(images.read.keys() - listed):
+    notes.append(f'{unlisted} images are in no list; ' + (
+      'they are used as unlabelled ones: list what must stay out in splits/test.txt.'
+      if used else 'they are not used, as there is a list unlabeled.txt.'))
+  others = collections.Counter(
+    suffix for path in images.others.values()
+    if (suffix := pathlib.PurePath(path).suffix.lower()) in _OTHER_IMAGES)
+  if others:
+    found = ', '.join(f'{count} {suffix}' for suffix, count in sorted(others.items()))
+    notes.append(f'Not read below images/: {found}; convert them to use them.')
+  return notes
+
+
+def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
+  """The reader told that 255 is the second of two classes, where the masks hold 0 and 255 alone."""
+  if len(classes) != 2:
+    return reader, []
+  white = False
+  for id in spread(list(reader.masks), _SAMPLE):
+    try:
+      ids = reader.mask(id)
+    except DataError:  # `check` names it where it matters.
+      continue
+    if not holds_black_and_white_alone(ids):
+      return reader, []
+    white = white or bool((ids == IGNORE).any() and (ids == 0).any())
+  if not white:
+    return reader, []
+  code = dataclasses.replace(reader.code, white=1)
+  return dataclasses.replace(reader, code=code), [
+    f'The masks hold 0 and 255 alone: 255 is read as {classes[1]!r}, the second class.']
+
+
+def _with_pixel_range(
+  reader: FolderReader, ids: Sequence[str]
+) -> tuple[FolderReader, list[str]]:
+  """The reader with percentiles of the images of 16 bits among these."""
+  def is_deep(id: str) -> bool:
+    try:
+      return reader.kind(id)[1] == 16
+    except DataError:  # As above.
+      return False
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    deep = [id for id, found in zip(ids, pool.map(is_deep, ids), strict=True) if found]
+  if not deep:
+    return reader, []
+  sample = spread(deep, _SAMPLE)
+  paths = {id: reader.images[id] for id in sample}
+  black, white = percentile_range(
+    lambda id: decode_pixels(read_bytes(paths[id]), paths[id]), sample)
+  note = (f'{len(deep)} of {len(ids)} training images have 16 bits a channel: {black} to {white} '
+          f'become 0 to 255 (percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of {len(sample)} of '
+          'them), in prediction as well.')
+  if len(deep) < len(ids):
+    note += ' The others have 8 bits and stay as they are; do they look alike?'
+  return dataclasses.replace(reader, pixel_range=(black, white)), [note]
+
+
+def spread(ids: Sequence[str], count: int) -> list[str]:
+  """At most `count` of them, evenly spread."""
+  count = min(count, len(ids))
+  return [ids[i * len(ids) // count] for i in range(count)]
+
+
+def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
+  """By id, which is the path below the folder without its suffix."""
+  if not folder.is_dir():
+    raise DataError(f'{folder} does not exist; a data folder holds images/, masks/, classes.txt '
+                    'and splits/val.txt.')
+  found, others = {}, {}
+  for path in sorted(folder.rglob('*')):
+    if path.name.startswith('.') or not path.suffix:
+      continue
+    id = path.relative_to(folder).with_suffix('').as_posix()
+    if path.suffix.lower() not in suffixes:
+      others[id] = str(path)
+      continue
+    if id in found:
+      raise DataError(f'{found[id]} and {path} have the same id {id!r}; remove or rename one.')
+    found[id] = str(path)
+  if not found:
+    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files; put them there.')
+  return _Files(found, {id: path for id, path in others.items() if id not in found})
+
+
+def _read_optional_list(path: pathlib.Path, images: _Files) -> tuple[str, ...] | None:
+  return _read_list(path, images) if path.exists() else None
+
+
+def _read_list(path: pathlib.Path, images: _Files) -> tuple[str, ...]:
+  ids = {}
+  for number, line in read_lines(path):
+    # Looked up among the files found, so that no list can lead out of the folder.
+    known = [id for id in _readings(line) if id in images.read]
+    if not known:
+      for id in _readings(line):
+        if id in images.others:
+          raise DataError(f'{path}, line {number}: {images.others[id]} has a suffix that is not '
+                          f'read; convert it to one of {", ".join(IMAGE_SUFFIXES)}.')
+      raise DataError(f'{path}, line {number}: no image below images/ has the id '
+                      f'{_readings(line)[-1]!r}; add the image or remove the line.')
+    if known[0] in ids:
+      raise DataError(f'{path}, line {number}: {known[0]!r} is on line {ids[known[0]]} already; '
+                      'remove one.')
+    ids[known[0]] = number
+  return tuple(ids)
+
+
+def _readings(line: str) -> tuple[str, ...]:
+  """A line as an id, then as one with a suffix behind it."""
+  suffixed = line.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_IMAGES))
+  return (line, line[:line.rfind('.')]) if suffixed else (line,)

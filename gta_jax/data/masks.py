@@ -1,0 +1,133 @@
+"""Masks as people have them: class ids, the colours of the classes, or 0 and 255."""
+
+import dataclasses
+import functools
+import io
+
+import numpy as np
+from PIL import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from gta_jax.data.files import IGNORE, DataError, bits_of, check_whole, damaged, open_image
+
+MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
+Colour = tuple[int, int, int]
+_IDS, _DEEP_IDS, _COLOURS = 'ids', 'deep ids', 'colours'
+_NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
+           'classes.txt as RGB of 8 bits; export it so.')
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCode:
+  """How masks tell classes.
+
+  Attributes:
+    palette: RGB of each class.
+    ignored: RGB of pixels without a label.
+    white: the class that 255 stands for where the masks hold 0 and 255 alone; else IGNORE.
+  """
+
+  palette: tuple[Colour, ...] = ()
+  ignored: tuple[Colour, ...] = ()
+  white: int = IGNORE
+
+
+def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
+  """Decodes a mask of MASK_SUFFIXES to class ids, uint8 [H,W], 255 = ignore.
+
+  Args:
+    data: the whole file. Palette images give their indices; RGB ones are looked up by colour, or
+      read as grey where they hold black and white alone and these are no classes.
+    path: for messages.
+    code: of the data set.
+  Raises: DataError for damaged files, other kinds of pixels, and a colour that no class has.
+  """
+  check_whole(data[:4096], data[-4096:], path)
+  with open_image(io.BytesIO(data), path) as image:
+    kind = mask_kind(image, path)
+    try:
+      pixels = np.asarray(image)
+    except Exception as error:  # Pillow raises almost anything on damaged bytes.
+      raise damaged(path) from error
+  if kind == _COLOURS:
+    ids = _ids_of_colours(pixels, path, code)
+  else:
+    if kind == _DEEP_IDS and pixels.max() > IGNORE:
+      raise DataError(f'{path} holds {int(pixels.max())}; {_NEEDED}')
+    ids = pixels.astype(np.uint8)
+  return ids if code.white == IGNORE else _ids_of_white(ids, path, code.white)
+
+
+def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
+  """What an opened mask holds. Raises DataError for what cannot tell classes."""
+  bits = bits_of(image, path)
+  if bits == 16 and image.mode.startswith('I'):
+    return _DEEP_IDS
+  # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.
+  stretched = image.mode in ('1', 'L') and _grey_bits(image) < 8
+  if bits == 8 and not stretched:
+    if image.mode in ('L', 'P'):
+      return _IDS
+    if image.mode in ('RGB', 'RGBA', 'RGBX'):
+      return _COLOURS
+  kind = f'grey with {_grey_bits(image)} bits' if stretched else f'{image.mode} with {bits} bits'
+  raise DataError(f'{path} is {kind} a channel; {_NEEDED}')
+
+
+def _grey_bits(image: ImageFile.ImageFile) -> int:
+  if image.mode == '1':
+    return 1
+  if isinstance(image, TiffImageFile):
+    return max(image.tag_v2.get(258, (1,)))
+  raw = str(image.tile[0][3]) if image.tile else ''
+  return next((bits for bits in (1, 2, 4) if raw.endswith(f';{bits}')), 8)
+
+
+def holds_black_and_white_alone(ids: np.ndarray) -> bool:
+  """Whether a mask's values are 0 and 255 at most."""
+  return bool(((ids == 0) | (ids == IGNORE)).all())
+
+
+def _ids_of_white(ids: np.ndarray, path: str, white: int) -> np.ndarray:
+  if not holds_black_and_white_alone(ids):
+    value = int(ids[(ids != 0) & (ids != IGNORE)][0])
+    raise DataError(f'{path} holds {value}, while the other masks hold 0 and 255 alone, 255 being '
+                    f'class {white}; write all of them in one way.')
+  return np.where(ids == IGNORE, np.uint8(white), ids)
+
+
+def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
+  if pixels.shape[-1] == 4:
+    if (pixels[..., 3] != 255).any():
+      raise DataError(f'{path} is transparent in places, which is no class; fill them.')
+    pixels = pixels[..., :3]
+  colours, classes = _sorted_colours(code)
+  packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+  places = np.minimum(np.searchsorted(colours, packed), len(colours) - 1)
+  unknown = colours[places] != packed
+  if not unknown.any():
+    return classes[places]
+  grey = pixels[..., 0]
+  if (pixels == grey[..., None]).all() and holds_black_and_white_alone(grey):
+    return grey
+  row, column = (int(axis[0]) for axis in np.nonzero(unknown))
+  raise DataError(
+    f'{path} has the colour {tuple(pixels[row, column].tolist())} in row {row}, column {column} '
+    f'(and {int(unknown.sum()) - 1} more pixels of unknown colours), which no class of classes.txt '
+    'has; give one that colour, as in "road 128 64 128", or write a line "ignore R G B" for pixels '
+    'without a label.')
+
+
+@functools.lru_cache(maxsize=4)
+def _sorted_colours(code: MaskCode) -> tuple[np.ndarray, np.ndarray]:
+  """Packed colours in ascending order, and the id of each."""
+  ids: dict[int, int] = {}
+  for id, (red, green, blue) in [
+      *enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
+    packed = 65536 * red + 256 * green + blue
+    if packed in ids:
+      raise DataError(f'The masks are coloured, but classes.txt gives the colour '
+                      f'{red} {green} {blue} to two classes; give each its own.')
+    ids[packed] = id
+  order = sorted(ids)
+  return np.array(order, np.int32), np.array([ids[packed] for packed in order], np.uint8)

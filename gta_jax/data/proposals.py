@@ -1,0 +1,201 @@
+"""What a run might be set to, from an inspection of its data: each value with its reason.
+
+Rules of thumb, one function each, in the order in which they build on each other. None of them has
+been tuned on a data set that is reported.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gta_jax.data.inspection import Inspection
+
+# A structure is fine where a stride of 4, DeepLab's, leaves it less than two cells.
+_FINE = 8.0
+_LEAST_SIDE = 192  # an image is not scaled below this
+_CPU_CROP, _GPU_CROP = 96, 320
+_VIEWS = 60  # how often training shows each labelled pixel
+_CPU_STEPS, _GPU_STEPS = (1000, 2400), (4000, 20_000)  # the fewest and the most
+_IMBALANCE = 10.0  # the most frequent class to the rarest, from where classes are weighted
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """gpu: whether steps run on one or a faster device. devices: how many share a batch."""
+
+  gpu: bool = False
+  devices: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+  """field: of the config, dotted. value: as it stands there. reason: one line."""
+
+  field: str
+  value: Any
+  reason: str
+
+  def __str__(self) -> str:
+    return f'{self.field}={shown(self.value)}: {self.reason}'
+
+
+def shown(value: Any) -> str:
+  """A value in a line of text."""
+  return str(value).replace(', ', ',') if isinstance(value, tuple) else str(value)
+
+
+def propose(found: Inspection, machine: Machine, given: Values) -> list[Proposal]:
+  """A value for every field of RULES.
+
+  Args:
+    found: about the data.
+    machine: that trains.
+    given: fields that are set, dotted, None for those that are not: other proposals follow them.
+  """
+  values, proposals = dict(given), []
+  for field, rule in RULES.items():
+    value, reason = rule(found, machine, values)
+    proposals.append(Proposal(field, value, reason))
+    if values.get(field) is None:
+      values[field] = value
+  return proposals
+
+
+def image_scale(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """The smallest of 1, 1/2 and 1/4 at which nothing becomes fine."""
+  del machine, values
+  side, (width, name) = min(found.size), thinnest(found)
+  for scale in (0.25, 0.5):
+    if side * scale >= _LEAST_SIDE and width * scale >= _FINE:
+      return scale, (f'the thinnest class, {name}, is {width:.3g} pixels wide and stays above '
+                     f'{_FINE:.0f} at this scale')
+  return 1.0, (f'smaller, the thinnest class, {name} ({width:.3g} pixels wide), would fall below '
+               f'{_FINE:.0f} pixels, or images below {_LEAST_SIDE}')
+
+
+def decoder(found: Inspection, machine: Machine, values: Values) -> tuple[str, str]:
+  """Up to the image's own resolution where a class is fine."""
+  del machine
+  width, name = thinnest(found)
+  width *= values['data.image_scale']
+  if width < _FINE:
+    return 'unet', (f'{name} is {width:.3g} pixels wide where the network sees it, under two cells '
+                    'of the stride of 4 at which deeplab decides')
+  return 'deeplab', (f'the thinnest class, {name}, is {width:.3g} pixels wide where the network '
+                     'sees it, two cells of stride 4 or more')
+
+
+def output_stride(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]:
+  """16; details are the decoder's."""
+  del found, machine, values
+  return 16, 'of the coarsest features; a stride of 8 would cost four times as much there'
+
+
+def crop(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]:
+  """What the machine affords, or the largest multiple of 32 that fits into the images."""
+  side = min(found.size) * values['data.image_scale']
+  most = _GPU_CROP if machine.gpu else _CPU_CROP
+  fitting = max(32, 32 * math.floor(side / 32))
+  if fitting < most:
+    return fitting, f'the largest multiple of 32 in the images, {side:.0f} pixels where they end'
+  return most, f'what a step on a {"GPU" if machine.gpu else "CPU"} affords'
+
+
+def labelled_batch(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]:
+  """8; 4 on a CPU with pretrained features."""
+  size = _batch(machine, values)
+  return size, (f'{size} crops a step' + (
+    f' from {found.images["labelled"]} labelled images, several of some'
+    if size > found.images['labelled'] else ''))
+
+
+def unlabelled_batch(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]:
+  """As many as labelled ones."""
+  del found, machine
+  return values['train.labelled_batch'], 'as many as labelled ones'
+
+
+def epochs(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """So many steps that every labelled pixel is seen often, within what the machine affords."""
+  height, width = found.size
+  pixels = found.images['labelled'] * height * width * values['data.image_scale'] ** 2
+  seen = values['train.labelled_batch'] * values['data.crop'] ** 2
+  fewest, most = _GPU_STEPS if machine.gpu else _CPU_STEPS
+  wanted = _VIEWS * pixels / seen
+  steps = round(min(max(wanted, fewest), most))
+  images = found.images['unlabelled'] or found.images['labelled']
+  epoch = max(1, images // values['train.unlabelled_batch'])
+  passes = float(f'{steps / epoch:.3g}')
+  views = steps / wanted * _VIEWS
+  return passes, (f'about {steps} steps, in which each labelled pixel is seen {views:.0f} times '
+                  f'({fewest} to {most} steps on such a machine)')
+
+
+def evaluate_epochs(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """Five evaluations a run."""
+  del found, machine
+  return float(f'{values["train.epochs"] / 5:.3g}'), 'five evaluations a run'
+
+
+def warmup_epochs(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """Half of the run."""
+  del found, machine
+  return float(f'{values["train.epochs"] / 2:.3g}'), 'half of the run on labels alone'
+
+
+def class_weights(
+  found: Inspection, machine: Machine, values: Values
+) -> tuple[tuple[float, ...], str]:
+  """1 / sqrt(frequency) where classes are out of balance."""
+  del machine
+  if values.get('loss.ohem_threshold') is not None:
+    return (), 'hard pixels are chosen instead (loss.ohem_threshold)'
+  if values.get('method.supervised') == 'bootstrapped':
+    return (), 'improbable pixels are chosen instead (method.supervised)'
+  (most, common), (least, rare) = max(found.present), min(found.present)
+  how = f'{common} has {most / least:.0f} times the labelled pixels of {rare}'
+  if most <= _IMBALANCE * least:
+    return (), f'{how}, which needs none'
+  return root_weights(found.shares), f'1/sqrt(frequency), as {how}'
+
+
+def root_weights(shares: list[float]) -> tuple[float, ...]:
+  """Weights of classes, so that rare ones count more and a labelled pixel counts one on average.
+
+      w_k = f_k^(-1/2) / sum_j f_j^(1/2)
+
+  Args:
+    shares: f, of each class among the labelled pixels.
+  Returns: w to four digits; a class that never occurs has the largest weight of the others.
+  """
+  total = sum(share**0.5 for share in shares)
+  weights = [1 / (share**0.5 * total) if share else 0.0 for share in shares]
+  return tuple(float(f'{weight or max(weights):.4g}') for weight in weights)
+
+
+def thinnest(found: Inspection) -> tuple[float, str]:
+  """Width in pixels and name of the class with the thinnest structures."""
+  return min((width, name) for width, name in zip(found.widths, found.classes, strict=True)
+             if width is not None)
+
+
+def _batch(machine: Machine, values: Values) -> int:
+  pretrained = values.get('model.backbone', 'resnet') != 'resnet'
+  size = 4 if pretrained and not machine.gpu else 8
+  return -(-size // machine.devices) * machine.devices
+
+
+RULES: dict[str, Callable[[Inspection, Machine, Values], tuple[Any, str]]] = {
+  'data.image_scale': image_scale,
+  'model.decoder': decoder,
+  'model.output_stride': output_stride,
+  'data.crop': crop,
+  'train.labelled_batch': labelled_batch,
+  'train.unlabelled_batch': unlabelled_batch,
+  'train.epochs': epochs,
+  'train.evaluate_epochs': evaluate_epochs,
+  'method.warmup_epochs': warmup_epochs,
+  'loss.class_weights': class_weights,
+}

@@ -1,0 +1,95 @@
+"""What the network and the unlabelled images have brought, as a sentence."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gta_jax.evaluation.bootstrap import miou_difference
+from gta_jax.evaluation.metrics import iou
+from gta_jax.training.workdir_files import read_json
+
+_FILE = 'confusions.npz'
+
+
+class Scored(NamedTuple):
+  """name: in a sentence. ids: of validation images. confusions: int64 [N,K,K] in their order."""
+
+  name: str
+  ids: tuple[str, ...]
+  confusions: np.ndarray
+
+  @property
+  def miou(self) -> float:
+    """In [0,1]."""
+    return iou(self.confusions.sum(0))[1]
+
+
+def write_confusions(
+  workdir: Path, ids: tuple[str, ...], by_network: dict[str, np.ndarray]
+) -> None:
+  """Keeps the counts of every validation image, int64 [N,K,K] by network."""
+  arrays: dict[str, Any] = {'/ids': np.array(ids), **by_network}
+  partial = workdir / f'{_FILE}.partial'
+  with partial.open('wb') as file:
+    np.savez_compressed(file, **arrays)
+  partial.replace(workdir / _FILE)
+
+
+def read_run(workdir: Path, *, name: str, network: str) -> Scored | None:
+  """A run's network at its last step; None where its counts by image were not kept."""
+  path = workdir / _FILE
+  if not path.is_file():
+    return None
+  try:
+    with np.load(path) as found:
+      return Scored(name, tuple(found['/ids'].tolist()), found[network])
+  except (KeyError, OSError, ValueError) as error:
+    raise ValueError(f'{path} is damaged ({error}); remove it.') from error
+
+
+def read_baseline(workdir: Path) -> Scored | None:
+  """The pixel classifier of --mode baseline; None where it was not run in this folder."""
+  path = workdir / 'baseline.json'
+  if not path.is_file():
+    return None
+  found = read_json(path)
+  try:
+    return Scored('the pixel classifier', tuple(found['ids']), np.array(found['confusions']))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{path} is damaged ({error}); run --mode baseline again.') from error
+
+
+def verdict(method: Scored, *others: Scored | None) -> str:
+  """How far a method is from others on the same images; those of other images are left out.
+
+  Each difference has the 95 % interval of a paired bootstrap over the images.
+  """
+  parts = [f'On {len(method.ids)} validation images {method.name} has mIoU '
+           f'{100 * method.miou:.1f}.']
+  for other in others:
+    if other is None or sorted(other.ids) != sorted(method.ids):
+      continue
+    place = {id: i for i, id in enumerate(other.ids)}
+    found = miou_difference(
+      method.confusions, other.confusions[[place[id] for id in method.ids]])
+    if not found.shown:
+      says = 'no difference is shown'
+    else:
+      says = f'it is {"better" if found.value > 0 else "worse"} on images like these'
+    parts.append(f'Against {other.name} ({100 * other.miou:.1f}) these are '
+                 f'{100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to '
+                 f'{100 * found.high:+.1f}: {says}.')
+  return ' '.join(parts)
+
+
+def over_baseline(workdir: Path, network: str) -> str:
+  """The verdict on a run beside the pixel classifier of its folder; says how to get one if none."""
+  scored = read_run(workdir, name=f'the {network}', network=network)
+  baseline = read_baseline(workdir)
+  if scored is None:
+    return ''
+  if baseline is None:
+    return (verdict(scored) + ' What a pixel classifier makes of the same masks is found by --mode '
+            'baseline.')
+  return verdict(scored, baseline)

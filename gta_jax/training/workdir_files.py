@@ -1,0 +1,42 @@
+"""The JSON files of a run, and its lists of ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gta_jax.data.sources import Dataset
+from gta_jax.training.logs import replace_text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """What a JSON file of a run holds; its top level is an object.
+
+  Raises:
+    ValueError: no run lies there, or the file is damaged.
+  """
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist; give the --workdir of a run.')
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is damaged ({error}); restore it, or train anew.') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} is damaged: it holds no object; restore it, or train anew.')
+  return found
+
+
+def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
+  """Writes the ids of every role below a folder, as data.split_lists reads them back."""
+  lists = {f'{split}/labeled': dataset.labelled, f'{split}/unlabeled': dataset.unlabelled,
+           'val': dataset.validation, 'test': dataset.test}
+  (folder / split).mkdir(parents=True, exist_ok=True)
+  for name, ids in lists.items():
+    if ids:
+      replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))
+
+
+def tuples(value: Any) -> Any:
+  """JSON with its lists as tuples."""
+  if isinstance(value, dict):
+    return {k: tuples(v) for k, v in value.items()}
+  return tuple(map(tuples, value)) if isinstance(value, list) else value

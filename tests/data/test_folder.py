@@ -1,0 +1,203 @@
+"""A folder as people have it: formats, depths, colours, lists, and what becomes of the rest."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from gta_jax.data.class_list import read_classes
+from gta_jax.data.files import IMAGE_SUFFIXES, DataError
+from gta_jax.data.folder import read_folder
+from gta_jax.data.sources import check
+from gta_jax.inference.predict import ImageReader
+
+SIZE = (12, 16)
+IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), SIZE)
+
+
+def save(path, array):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if array.ndim == 3:
+    array = array[..., ::-1]  # OpenCV's order
+  assert cv2.imwrite(str(path), array)
+
+
+def make(root, *, image, mask=IDS, suffix='png', classes='a 0 0 0\nb 255 0 0\nc 0 0 255\n'):
+  """Images a to f, a labelled, b validation, f test; masks of a, b and f."""
+  for i, id in enumerate('abcdef'):
+    save(root / 'images' / f'{id}.{suffix}', image(i))
+    if id in 'abf':
+      save(root / 'masks' / f'{id}.png', mask)
+  (root / 'classes.txt').write_text(classes)
+  (root / 'splits' / '1').mkdir(parents=True)
+  for name, ids in (('val', 'b'), ('test', 'f'), ('1/labeled', 'a')):
+    (root / 'splits' / f'{name}.txt').write_text('\n'.join(ids))
+  return root
+
+
+def grey(i):
+  return np.full(SIZE, 40 * i, np.uint8)
+
+
+def ramp(i):
+  """16 bits: all of them together are the values 1000 to 1000 + 6 * 192 - 1."""
+  return (1000 + np.arange(6 * 192, dtype=np.uint16)[i::6]).reshape(SIZE)
+
+
+@pytest.mark.parametrize('suffix', [s[1:] for s in IMAGE_SUFFIXES])
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_every_format_is_read_alike_in_training_and_prediction(tmp_path, suffix, channels):
+  image = np.full((*SIZE, *channels), 90, np.uint8)
+  if channels:
+    image[..., 0] = 200
+  dataset = read_folder(make(tmp_path, image=lambda i: image, suffix=suffix), labelled='1')
+  check(dataset)
+  read = dataset.reader.image('a')
+  assert read.shape == (*SIZE, 3) and read.dtype == np.uint8
+  assert abs(read.astype(int) - image.reshape(*SIZE, -1)).max() <= 6  # JPEG and WebP lose some
+  paths = {'a': tmp_path / 'images' / f'a.{suffix}'}
+  np.testing.assert_array_equal(ImageReader(paths).image('a'), read)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_deep_images_share_the_range_of_the_training_images(tmp_path, suffix, channels):
+  def image(i):
+    return ramp(i) if channels == 1 else np.repeat(ramp(i)[..., None], 3, -1)
+
+  dataset = read_folder(make(tmp_path, image=image, suffix=suffix), labelled='1')
+  check(dataset)
+  # Of a, c, d, e: validation and test have no say.
+  values = np.concatenate([ramp(i).ravel() for i in (0, 2, 3, 4)])
+  low, high = np.percentile(values, (0.1, 99.9), method='inverted_cdf')
+  assert dataset.pixel_range == (low, high)
+  assert f'4 of 4 training images have 16 bits a channel: {low} to {high} become' in dataset.note
+  levels = (ramp(1).astype(int) - int(low)) * 255 / int(high - low)
+  expected = np.clip(np.round(levels), 0, 255)
+  np.testing.assert_array_equal(dataset.reader.image('b'), np.repeat(expected[..., None], 3, -1))
+  path = tmp_path / 'images' / f'b.{suffix}'
+  predicted = ImageReader({'b': path}, dataset.pixel_range).image('b')
+  np.testing.assert_array_equal(predicted, dataset.reader.image('b'))
+  with pytest.raises(DataError, match=r'16 bits a channel.*convert it to 8 bits'):
+    ImageReader({'b': path}).image('b')
+  assert read_folder(tmp_path, labelled='1', pixel_range=(0, 9)).pixel_range == (0, 9)
+
+
+def test_mixed_depths_are_said(tmp_path):
+  make(tmp_path, image=lambda i: ramp(i) if i == 2 else grey(i))
+  assert 'The others have 8 bits' in read_folder(tmp_path, labelled='1').note
+
+
+@pytest.mark.parametrize('array', [
+  np.ones(SIZE, np.float32), np.ones(SIZE, np.float64), np.ones(SIZE, np.int32),
+  np.ones((*SIZE, 3), np.float32)])
+def test_other_pixels_are_refused_by_name(tmp_path, array):
+  root = make(tmp_path, image=grey)
+  (root / 'images' / 'a.png').unlink()
+  save(root / 'images' / 'a.tif', array)
+  with pytest.raises(DataError, match=r'a\.tif has pixels that are not read.*convert it to grey'):
+    read_folder(root, labelled='1').reader.image('a')
+
+
+def test_pages_and_turned_tiffs_are_refused(tmp_path):
+  page = Image.fromarray(grey(3))
+  page.save(tmp_path / 'a.tif', save_all=True, append_images=[page])
+  exif = Image.Exif()
+  exif[274] = 6
+  page.save(tmp_path / 'b.tif', exif=exif)
+  reader = ImageReader({id: tmp_path / f'{id}.tif' for id in 'ab'})
+  with pytest.raises(DataError, match=r'a\.tif holds 2 pages; save each'):
+    reader.image('a')
+  with pytest.raises(DataError, match=r'b\.tif is stored turned \(orientation 6\)'):
+    reader.size('b')
+
+
+def coloured(ids):
+  table = np.zeros((256, 3), np.uint8)
+  table[[1, 2, 255]] = (255, 0, 0), (0, 0, 255), (9, 9, 9)
+  return table[ids]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'bmp', 'tif'])
+def test_coloured_masks_are_read_by_the_colours_of_the_classes(tmp_path, suffix):
+  root = make(tmp_path, image=grey, classes='a 0 0 0\nb 255 0 0\nc 0 0 255\nignore 9 9 9\n')
+  (root / 'masks' / 'a.png').unlink()
+  save(root / 'masks' / f'a.{suffix}', coloured(IDS))
+  dataset = read_folder(root, labelled='1')
+  check(dataset)
+  assert dataset.classes == ('a', 'b', 'c')
+  np.testing.assert_array_equal(dataset.reader.mask('a'), IDS)
+
+
+def test_an_unknown_colour_is_refused_with_its_place(tmp_path):
+  colours = coloured(IDS)
+  colours[2, 3] = 1, 2, 3
+  root = make(tmp_path, image=grey, mask=colours)
+  with pytest.raises(DataError, match=r'a\.png has the colour \(9, 9, 9\) in row 0, column 3 \(and '
+                     r'47 more .*"ignore R G B"'):
+    check(read_folder(root, labelled='1'))
+  (root / 'classes.txt').write_text('a 0 0 0\nb 255 0 0\nc 0 0 255\nignore 9 9 9\n')
+  with pytest.raises(DataError, match=r'colour \(1, 2, 3\) in row 2, column 3'):
+    check(read_folder(root, labelled='1'))
+  (root / 'classes.txt').write_text('a 0 0 0\nb 255 0 0\nc 255 0 0\n')
+  with pytest.raises(DataError, match='255 0 0 to two classes'):
+    check(read_folder(root, labelled='1'))
+
+
+BLACK_WHITE = np.where(IDS == 0, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize('mask', [BLACK_WHITE, np.repeat(BLACK_WHITE[..., None], 3, -1)])
+def test_black_and_white_masks_are_two_classes(tmp_path, mask):
+  root = make(tmp_path, image=grey, mask=mask, classes='rock\npore\n')
+  dataset = read_folder(root, labelled='1')
+  check(dataset)
+  assert "255 is read as 'pore'" in dataset.note
+  np.testing.assert_array_equal(dataset.reader.mask('a'), BLACK_WHITE // 255)
+  save(root / 'masks' / 'b.png', BLACK_WHITE // 255)  # one among them holds ids
+  assert read_folder(root, labelled='1').reader.mask('a').max() == 255
+
+
+def test_masks_of_16_bits_are_ids(tmp_path):
+  dataset = read_folder(make(tmp_path, image=grey, mask=IDS.astype(np.uint16)), labelled='1')
+  check(dataset)
+  np.testing.assert_array_equal(dataset.reader.mask('a'), IDS)
+
+
+def test_what_no_list_names_is_used_and_counted(tmp_path):
+  root = make(tmp_path, image=grey)
+  (root / 'images' / 'x.heic').write_bytes(b'')
+  dataset = read_folder(root, labelled='1')
+  assert dataset.unlabelled == ('c', 'd', 'e') and dataset.test == ('f',)
+  assert '3 images are in no list; they are used as unlabelled ones' in dataset.note
+  assert 'Not read below images/: 1 .heic' in dataset.note
+  (root / 'splits' / '1' / 'unlabeled.txt').write_text('c')
+  assert '2 images are in no list; they are not used' in read_folder(root, labelled='1').note
+  (root / 'splits' / '1' / 'unlabeled.txt').write_text('c\nf')
+  with pytest.raises(DataError, match="'f'.*both unlabelled and test"):
+    check(read_folder(root, labelled='1'))
+
+
+def test_a_suffix_that_is_not_read_is_named(tmp_path):
+  root = make(tmp_path, image=grey)
+  (root / 'images' / 'a.png').rename(root / 'images' / 'a.gif')
+  for line in ('a', 'a.gif'):
+    (root / 'splits' / '1' / 'labeled.txt').write_text(line)
+    with pytest.raises(DataError, match=r'line 1: .*a\.gif has a suffix that is not read; convert'):
+      read_folder(root, labelled='1')
+  (root / 'images' / 'a.gif').rename(root / 'images' / 'a.png')
+  (root / 'masks' / 'b.png').rename(root / 'masks' / 'b.jpg')
+  with pytest.raises(DataError, match=r'b\.jpg is a mask under a suffix that is not read'):
+    read_folder(root, labelled='1')
+
+
+def test_lists_may_lie_elsewhere(tmp_path):
+  root = make(tmp_path / 'data', image=grey)
+  (root / 'splits').rename(tmp_path / 'lists')
+  assert read_folder(root, labelled='1', lists=tmp_path / 'lists').labelled == ('a',)
+
+
+def test_a_class_may_be_called_ignore(tmp_path):
+  (tmp_path / 'classes.txt').write_text('ignore\nb 1 2 3\n')
+  found = read_classes(tmp_path / 'classes.txt')
+  assert found.names == ('ignore', 'b') and found.ignored == ()

@@ -1,0 +1,138 @@
+"""Drawn folders whose sizes, classes and looks are known."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from gta_jax.data import inspection, proposals
+from gta_jax.data.folder import read_folder
+from gta_jax.data.inspection import inspect
+from gta_jax.data.proposals import Machine, propose
+from gta_jax.data.sources import check
+
+GIVEN = dict.fromkeys(proposals.RULES)
+CPU, GPUS = Machine(), Machine(gpu=True, devices=3)
+
+
+def write(path, array):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  cv2.imwrite(str(path), array)
+
+
+def make(root, *, size=(64, 80), thickness=3, labelled_level=100, level=100, colour=False):
+  """Two labelled images, two validation and 20 others: a vertical vein in rock."""
+  ids = [f'{i:02}' for i in range(24)]
+  for i, id in enumerate(ids):
+    rng = np.random.default_rng(i)
+    mask = np.zeros(size, np.uint8)
+    mask[:, 10:10 + thickness] = 1
+    base = labelled_level if i < 2 else level
+    image = np.clip(base + 40 * mask + rng.normal(0, 5, size), 0, 255).astype(np.uint8)
+    if colour:
+      image = np.stack([image, image, image // 2], -1)
+    write(root / 'images' / f'{id}.png', image)
+    if i < 4:
+      mask[0] = 255
+      write(root / 'masks' / f'{id}.png', mask)
+  (root / 'classes.txt').write_text('rock\nvein\n')
+  (root / 'splits' / '2').mkdir(parents=True)
+  (root / 'splits' / '2' / 'labeled.txt').write_text('\n'.join(ids[:2]))
+  (root / 'splits' / 'val.txt').write_text('\n'.join(ids[2:4]))
+  return root
+
+
+def look_at(root):
+  dataset = read_folder(root, labelled='2')
+  check(dataset)
+  return dataset, inspect(dataset)
+
+
+def test_the_facts_are_those_of_the_files(tmp_path):
+  dataset, found = look_at(make(tmp_path))
+  assert found.images == {'labelled': 2, 'unlabelled': 20, 'validation': 2, 'test': 0}
+  assert found.kinds == [{'format': 'PNG', 'bits': 8, 'height': 64, 'width': 80, 'images': 24}]
+  assert found.size == (64, 80) and found.grey
+  assert found.pixels['labelled'] == [2 * 63 * 77, 2 * 63 * 3]
+  assert found.holding['validation'] == [2, 2]
+  assert found.void['labelled'] == pytest.approx(1 / 64, abs=1e-4)
+  assert found.widths[1] == pytest.approx(3.5) and found.widths[0] > 30
+  brightness, _ = found.looks['labelled']['brightness']
+  assert brightness == pytest.approx(101.5, abs=0.7)
+  assert found.looked_at['unlabelled images'] == [20, 20]
+  assert ["'rock' has 96.2 %" in remark for remark in found.remarks] == [True]
+  assert found == inspection.Inspection(**dataclasses.asdict(found))
+  assert found.digest == inspection.digest(dataset)
+  (tmp_path / 'images' / '05.png').touch()
+  assert found.digest != inspection.digest(dataset)
+
+
+def test_what_is_odd_is_said(tmp_path):
+  root = make(tmp_path, labelled_level=150, colour=True)
+  (root / 'classes.txt').write_text('rock\nvein\nwater\n')
+  _, found = look_at(root)
+  assert not found.grey
+  remarks = '\n'.join(found.remarks)
+  assert "'water' occurs in no labelled and no validation mask" in remarks
+  assert 'Labelled images are brighter than unlabelled ones: brightness 1' in remarks
+  assert 'Labelled images are brighter than validation ones' in remarks
+  for id in ('00', '01'):
+    for kind in ('images', 'masks'):
+      array = cv2.imread(str(root / kind / f'{id}.png'), cv2.IMREAD_UNCHANGED)
+      write(root / kind / f'{id}.png', array[:40])
+  remarks = '\n'.join(look_at(root)[1].remarks)
+  assert 'in the median 40 x 80 against 64 x 80 pixels' in remarks
+
+
+def test_only_some_of_many_are_looked_at(tmp_path, monkeypatch):
+  root = make(tmp_path)
+  monkeypatch.setattr(inspection, '_LOOKS', 5)
+  monkeypatch.setattr(inspection, '_MASKS', 1)
+  _, found = look_at(root)
+  assert found.looked_at['unlabelled images'] == [5, 20]
+  assert found.looked_at['labelled masks'] == [1, 2]
+
+
+def values(found, machine=CPU, **given):
+  return {one.field: one.value for one in propose(found, machine, GIVEN | given)}
+
+
+def test_fine_structures_get_the_fine_decoder_and_rare_classes_weights(tmp_path):
+  _, found = look_at(make(tmp_path))
+  proposed = values(found)
+  assert proposed['data.image_scale'] == 1.0 and proposed['model.decoder'] == 'unet'
+  assert proposed['data.crop'] == 64  # what fits
+  weights = np.array(proposed['loss.class_weights'])
+  shares = np.array(found.shares)
+  assert (weights * shares).sum() == pytest.approx(1, abs=1e-3)
+  assert weights[1] / weights[0] == pytest.approx((shares[0] / shares[1])**0.5, rel=1e-3)
+  assert values(found, **{'loss.ohem_threshold': 0.7})['loss.class_weights'] == ()
+  assert all(one.reason and '\n' not in one.reason for one in propose(found, CPU, GIVEN))
+
+
+def test_wide_structures_of_large_images_are_scaled_down(tmp_path):
+  _, found = look_at(make(tmp_path, size=(400, 500), thickness=60))
+  proposed = values(found)
+  assert proposed['data.image_scale'] == 0.5 and proposed['model.decoder'] == 'deeplab'
+  assert proposed['data.crop'] == 96 and proposed['loss.class_weights'] == ()
+  assert values(found, GPUS)['data.crop'] == 192
+  assert values(found, GPUS)['train.labelled_batch'] == 9  # three on each of three devices
+  small = {'model.backbone': 'efficientnet_lite0'}
+  assert values(found, **small)['train.labelled_batch'] == 4
+
+
+def test_proposals_follow_what_is_set(tmp_path):
+  _, found = look_at(make(tmp_path, size=(400, 500), thickness=60))
+  proposed = values(found, **{'data.image_scale': 0.1})
+  assert proposed['model.decoder'] == 'unet' and proposed['data.crop'] == 32
+  # 20 unlabelled images in batches of 8 are 2 steps an epoch; 1,000 is the least.
+  assert values(found, **{'data.crop': 512})['train.epochs'] == 500
+  assert values(found, **{'data.crop': 512})['method.warmup_epochs'] == 250
+  # Every labelled pixel 60 times: 60 * 2 * 200 * 250 / (4 * 32**2) = 1,465 of 5 steps an epoch.
+  small = {'data.crop': 32, 'train.labelled_batch': 4, 'train.unlabelled_batch': 4}
+  assert values(found, **small)['train.epochs'] == 293
+
+
+def test_weights_of_classes_that_never_occur_are_those_of_the_rarest():
+  assert proposals.root_weights([0.64, 0.36, 0.0]) == (0.8929, 1.19, 1.19)

@@ -1,0 +1,66 @@
+"""The pixel classifier, and the verdict on a run beside it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import folder
+from gta_jax import command
+from gta_jax.inference import baseline
+from gta_jax.training import verdict
+from tests.data.test_inspection import make
+
+
+def test_the_classifier_is_scored_as_networks_are(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(baseline, '_TREES', 5)
+  monkeypatch.setattr(baseline, '_PIXELS', 400)
+  data = make(tmp_path / 'data', thickness=20)
+  flags = ['gta-jax', '--mode', 'baseline', '--config', 'folder:2', f'--config.data.dir={data}',
+           '--workdir', str(tmp_path / 'run')]
+  assert command.main(flags) == 0
+  found = json.loads((tmp_path / 'run' / 'baseline.json').read_text())
+  assert found['ids'] == ['02', '03'] and found['pixels'] == 399
+  assert np.sum(found['confusions']) == 2 * 63 * 80  # the row without labels does not count
+  assert found['scores']['miou'] > 0.9 and set(found['scores']['iou']) == {'rock', 'vein'}
+  assert 'vein: IoU ' in capsys.readouterr().out
+  config = folder.get_config('2')
+  config.data.dir = str(data)
+  assert baseline.run_baseline(config, tmp_path / 'again') == found
+
+
+def test_rare_classes_are_drawn_by_the_root_of_their_frequency(monkeypatch):
+  monkeypatch.setattr(baseline, '_PIXELS', 40)
+  masks = [np.zeros((30, 30), np.uint8), np.full((20, 50), 255, np.uint8)]
+  masks[1].ravel()[300:400] = 1
+  first, second = baseline._choose(masks, 3, seed=0)
+  assert len(first) == 30 and len(second) == 10 and (masks[1].ravel()[second] == 1).all()
+
+
+def scored(name, *, right, ids='abcdefghij'):
+  counts = np.array([[[right, 10 - right], [10 - right, right]]] * len(ids))
+  return verdict.Scored(name, tuple(ids), counts)
+
+
+def test_the_verdict_says_how_far_and_how_sure():
+  network, forest = scored('the teacher', right=9), scored('the pixel classifier', right=7)
+  said = verdict.verdict(network, forest, None, scored('other', right=1, ids='xyz'))
+  assert said == (
+    'On 10 validation images the teacher has mIoU 81.8. Against the pixel classifier (53.8) these '
+    'are +28.0 points, 95 % interval +28.0 to +28.0: it is better on images like these.')
+  assert 'worse on images' in verdict.verdict(forest, network)
+  assert 'no difference is shown' in verdict.verdict(network, scored('it', right=9))
+
+
+def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path):
+  rng = np.random.default_rng(0)
+  counts = rng.integers(0, 9, (3, 2, 2))
+  verdict.write_confusions(tmp_path, ('a', 'b', 'c'), {'teacher': counts})
+  assert verdict.over_baseline(tmp_path / 'none', 'teacher') == ''
+  assert '--mode baseline' in verdict.over_baseline(tmp_path, 'teacher')
+  (tmp_path / 'baseline.json').write_text(json.dumps(
+    {'ids': ['c', 'a', 'b'], 'confusions': counts[[2, 0, 1]].tolist()}))
+  assert '+0.0 points, 95 % interval +0.0 to +0.0' in verdict.over_baseline(tmp_path, 'teacher')
+  (tmp_path / 'confusions.npz').write_bytes(b'no')
+  with pytest.raises(ValueError, match=r'confusions\.npz is damaged'):
+    verdict.over_baseline(tmp_path, 'teacher')

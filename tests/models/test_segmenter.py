@@ -1,0 +1,115 @@
+"""Backbones and decoders of every combination; what is frozen; what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gta_jax.models.backbones import BACKBONES
+from gta_jax.models.segmenter import DECODERS, make_segmenter
+from gta_jax.ops.optim import make_adam, make_sgd
+
+TINY = {'num_classes': 3, 'depth': 10, 'width': 0.125, 'aspp_rates': (1, 2, 3)}
+
+
+def shapes_of(size, **options):
+  """Shapes of stages, main and auxiliary logits and features, of two images, nothing computed."""
+  network = make_segmenter(**TINY | options)
+
+  def run(key):
+    variables = network.init(key, (64, 64))
+    stages, _ = network.encode(variables, jnp.zeros((2, *size, 3)), train=True)
+    return stages, network.decode(variables, stages, train=True)[0]
+
+  stages, decoded = jax.eval_shape(run, jax.random.key(0))
+  return [x.shape for x in stages], decoded
+
+
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+@pytest.mark.parametrize('decoder', DECODERS)
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_every_pair_gives_logits(backbone, decoder, output_stride):
+  stages, decoded = shapes_of((61, 97), backbone=backbone, decoder=decoder, auxiliary=True,
+                              output_stride=output_stride)
+  assert len(stages) == (6 if decoder == 'unet' else 4)
+  size = (61, 97) if decoder == 'unet' else stages[0][1:3]
+  assert decoded.logits.main.shape == (2, *size, 3)
+  assert decoded.features.shape[:3] == (2, *size)
+  assert decoded.logits.auxiliary.shape == (2, *stages[-2][1:3], 3)
+
+
+@pytest.mark.parametrize('stem', ['deep', 'torchvision'])
+def test_unet_joins_every_stride(stem):
+  stages, decoded = shapes_of((64, 96), stem=stem, decoder='unet', output_stride=32, width=1.0)
+  first = 17 if stem == 'deep' else 16
+  assert [height for _, height, _, _ in stages] == [64, 32, first, -(-first // 2), -(-first // 4),
+                                                    -(-first // 8)]
+  assert stages[0][-1] == decoded.features.shape[-1] == 24
+
+
+def test_unet_sees_single_pixels():
+  """Logits of a pixel answer to it: what is coarser than the image does not decide alone."""
+  network = make_segmenter(**TINY, decoder='unet')
+  variables = network.init(jax.random.key(0), (32, 32))
+  images = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+
+  @jax.jit
+  def logits(images):
+    return network.apply(variables, images)[0].main[0, 16, 16]
+
+  slope = np.abs(jax.jacobian(logits)(images)).sum((0, 1, 4))
+  assert slope[16, 16] > 0
+  assert slope[16, 16] > 10 * slope[:8].mean()
+
+
+def test_image_pooling_without_batch_norm_has_a_bias():
+  with_norm, without = (
+    jax.eval_shape(lambda norm=norm: make_segmenter(**TINY, pool_norm=norm).init(
+      jax.random.key(0), (32, 32)))['params']['decoder']['aspp'] for norm in (True, False))
+  assert 'conv1_2' in with_norm and set(with_norm['conv1_1']) == {'kernel'}
+  assert 'conv1_2' not in without and set(without['conv1_1']) == {'kernel', 'bias'}
+
+
+@pytest.mark.parametrize('make_optimizer', [make_sgd, make_adam])
+def test_frozen_stages_stay(make_optimizer):
+  """Parameters under weight decay and statistics of a train-mode step; the rest moves."""
+  network = make_segmenter(**TINY, decoder='unet', frozen_stages=1, output_stride=8)
+  variables = network.init(jax.random.key(0), (32, 32))
+  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+  optimizer = make_optimizer(
+    optax.constant_schedule(0.1), weight_decay=0.1, frozen=network.frozen)
+
+  @jax.jit
+  def step(variables):
+    def loss(params):
+      logits, stats = network.apply({**variables, 'params': params}, images, train=True)
+      return jnp.mean(jnp.square(logits.main - 1)), stats
+
+    gradient, stats = jax.grad(loss, has_aux=True)(variables['params'])
+    params = variables['params']
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params, step=0)
+    return gradient, {'params': optax.apply_updates(params, updates), 'batch_stats': stats}
+
+  gradient, moved = step(variables)
+  assert set(network.frozen) == {'conv1_0', 'conv1_1', 'conv1_3', 'conv1_4', 'conv1_6', 'bn1',
+                                 'layer1_0'}
+  of_backbone = variables['params']['backbone']
+  for name in of_backbone:
+    frozen = name in network.frozen
+    zero = all(not np.any(x) for x in jax.tree.leaves(gradient['backbone'][name]))
+    assert zero == frozen, name
+    for kind in ('params', 'batch_stats'):
+      before, after = (tree[kind]['backbone'].get(name, {}) for tree in (variables, moved))
+      for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert np.array_equal(a, b) == frozen, (kind, name)
+
+
+@pytest.mark.parametrize('options, message', [
+  ({'backbone': 'vgg'}, "backbone='vgg' is unknown; use one of resnet"),
+  ({'decoder': 'fcn'}, "decoder='fcn' is unknown; use one of deeplab, unet"),
+  ({'frozen_stages': 5}, 'frozen_stages=5 is unknown; use one of 0, 1, 2, 3, 4'),
+])
+def test_unknown_parts_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    make_segmenter(**TINY | options)
