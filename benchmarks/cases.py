@@ -16,6 +16,7 @@ from gta_jax.devices import runtime  # noqa: E402
 
 # Of every script that imports this, before any of them asks jax for a device.
 runtime.disable_faulty_cpu_fusion()
+runtime.keep_freed_memory()
 
 # name -> (method, recipe)
 STEPS = {

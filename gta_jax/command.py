@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(command_flags.help_text() if values.help else f'gta-jax {gta_jax.__version__}')
     return 0
   runtime.disable_faulty_cpu_fusion()
+  runtime.keep_freed_memory()
   return _run(values)
 
 

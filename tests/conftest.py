@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ from gta_jax.devices import runtime
 def pytest_configure(config: pytest.Config) -> None:
   # In the environment, before any test imports jax; workers and processes of tests inherit it.
   runtime.disable_faulty_cpu_fusion()
+  # Tests compute little and compile much: without LLVM's optimisations they take two thirds of the
+  # time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
+  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     folder = tempfile.mkdtemp(prefix='gta_jax_tests_')
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -28,3 +32,13 @@ def forget_programs():
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+  """Workdir and results of a whole run of `runs.tiny_config`; tests copy it to change it."""
+  from gta_jax.training import loop, setup  # noqa: PLC0415  jax is for those who ask for it.
+  from tests import runs  # noqa: PLC0415
+
+  workdir = tmp_path_factory.mktemp('finished')
+  return workdir, loop.train(setup.make_run(runs.tiny_config()), workdir)

@@ -16,13 +16,6 @@ from tests.methods import kit
 PAGE = (Path(__file__).parent.parent / 'docs' / 'new_method.md').read_text()
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture
 def registered(monkeypatch):
   """The page's first block as a module, and its second as a line of METHODS."""

@@ -26,14 +26,7 @@ def test_every_code_cell_is_introduced_and_nothing_that_it_printed_is_stored():
   assert not any(cell['outputs'] or cell['execution_count'] for cell in code)
 
 
-@pytest.fixture
-def fast_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys, fast_compilation):
+def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
   network = conv_network(CLASSES)  # compiled in seconds, and the cells cannot tell
   monkeypatch.setattr(setup, 'make_network', lambda *_, **__: network)
   monkeypatch.chdir(NOTEBOOK.parent)

@@ -80,8 +80,12 @@ def compile_step(step: Callable, mesh: Mesh, *, deterministic: bool = False) -> 
     atomics, no choice of kernels by measuring them. Means nothing on a CPU.
   """
   whole, rows = replicated(mesh), split(mesh)
+  # Unused inputs are kept, as jax pairs donated buffers with results of their shape in order: one
+  # that is left out, such as a parameter that another network's replaces, shifts all pairs after
+  # it, and the compiler must copy.
   return jax.jit(
-    step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=(whole, whole),
+    step, donate_argnums=0, keep_unused=True, in_shardings=(whole, rows),
+    out_shardings=(whole, whole),
     compiler_options={'xla_gpu_deterministic_ops': True} if deterministic else None)
 
 

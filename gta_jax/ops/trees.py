@@ -46,6 +46,6 @@ def add(one: Tree, other: Tree) -> Tree:
 
 def norm(tree: Tree) -> Array:
   """The Euclidean norm over all leaves, float32 []."""
-  return jnp.sqrt(sum(
-    (jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)),
-    start=jnp.float32(0)))
+  # Products of vectors: on a CPU XLA makes vector instructions of them, unlike of sums of squares.
+  leaves = (leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree))
+  return jnp.sqrt(sum((jnp.vdot(leaf, leaf) for leaf in leaves), start=jnp.float32(0)))

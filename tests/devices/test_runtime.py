@@ -44,6 +44,29 @@ def test_the_faulty_fusion_is_turned_off_where_the_flag_is_known(
   assert os.environ['XLA_FLAGS'] == expected
 
 
+@pytest.mark.parametrize('environment, mapped', [
+  ({}, 0), ({'MALLOC_TRIM_THRESHOLD_': '131072'}, 1)])  # the user's own choice
+def test_large_buffers_are_kept_where_the_c_library_can(environment, mapped):
+  """A buffer of 64 MB is one of malloc's own, not mapped for itself."""
+  code = (
+    'import ctypes\n'
+    'from gta_jax.devices import runtime\n'
+    'class Info(ctypes.Structure):\n'
+    '  _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "chunks", "fast", "mapped", "e", '
+    '"f", "g", "h", "i", "j")]\n'
+    'library = ctypes.CDLL(None)\n'
+    'library.mallinfo2.restype, library.malloc.restype = Info, ctypes.c_void_p\n'
+    'runtime.keep_freed_memory()\n'
+    'before = library.mallinfo2().mapped\n'
+    'assert library.malloc(ctypes.c_size_t(2**26))\n'
+    'print(library.mallinfo2().mapped - before)\n')
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+    env={name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
+    | environment)
+  assert done.stdout == f'{mapped}\n', done.stderr
+
+
 def test_the_command_turns_it_off_before_jax_is_imported():
   code = (
     'import sys\n'

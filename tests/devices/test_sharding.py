@@ -6,6 +6,7 @@ two processes of two devices each, whose run one process on one device then take
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -165,6 +166,18 @@ def test_deterministic_kernels_are_asked_for_step_by_step():
   mesh = sharding.make_mesh(jax.devices()[:1])
   step = sharding.compile_step(lambda state, batches: (state + 1, {}), mesh, deterministic=True)
   assert step(jax.numpy.float32(1), {})[0] == 2
+
+
+def test_each_result_takes_the_place_of_its_own_input():
+  """Also where an input is not read: without a copy of those that follow."""
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  state = dict.fromkeys('abc', np.zeros(4, np.float32))
+  step = sharding.compile_step(
+    lambda state, batch: ({'a': state['b'] + 1, 'b': state['b'] + 2, 'c': state['c'] + batch}, {}),
+    mesh)
+  hlo = step.lower(state, np.ones(4, np.float32)).compile().as_text()
+  aliases = re.search(r'input_output_alias=\{(.*?)\}, entry', hlo)[1]
+  assert re.findall(r'\{(\d)\}: \((\d)', aliases) == [('0', '0'), ('1', '1'), ('2', '2')]
 
 
 def test_a_batch_that_does_not_split_is_refused():

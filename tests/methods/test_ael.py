@@ -31,13 +31,6 @@ HYPER = {'rate': RATE, 'total_steps': 10}
 CODE = {**HYPER, **oracle.RELEASED, 'threshold': 0.5, 'ohem': (0.3, 5)}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @functools.cache
 def compiled(name='ael', *, network='linear', batch=4, ohem=None, accumulation=0, **options):
   """A method, its tools, its jitted step and its first state."""

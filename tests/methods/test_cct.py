@@ -28,13 +28,6 @@ ONE_EACH = {'dropout': 1, 'guided_cutout': 1, 'context_masking': 1, 'object_mask
             'feature_drop': 1, 'feature_noise': 1}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def with_decoders(network, count, *, width=4):
   """The network with linear auxiliary decoders, stacked as those of the models."""
   def init(key, image_size):

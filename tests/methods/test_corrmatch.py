@@ -25,13 +25,6 @@ QUIET = {'jitter': 0.0, 'greyscale': 0.0, 'blur': 0.0}
 HEADS = ('projection', 'correlation_query', 'correlation_key')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def linear_network():
   """A linear model whose correlation head is the oracle's three layers."""
   plain = tiny.linear_network(heads={HEADS[0]: 4, **dict.fromkeys(HEADS[1:], tiny.CLASSES)})

@@ -21,13 +21,6 @@ from tests.oracles import linear_model as lm
 NAMES = {'first': 'student', 'second': 'assistant'}  # ours: the oracle's
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def hyper(**options):
   return {'rate': lm.poly(0.05, 20), 'momentum': 0.9, 'weight_decay': 1e-4, **options}
 

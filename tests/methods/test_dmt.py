@@ -23,13 +23,6 @@ from tests.oracles import linear_model as lm
 RATE = 0.05
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make(*, batch=2, steps=3, accumulation=WHOLE, **options):
   """Method, tools, stages by name of so many steps in each round, and the first state."""
   method = make_method('dmt', **{'rounds': 1, 'supervised_share': 0.01, **options})

@@ -26,13 +26,6 @@ from tests.oracles import linear_model as lm
 BOTH = ('gct', 'gct_torchsemiseg')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def linear_detector(*, blocks=4):
   """The oracle's detector: a linear layer on image and probabilities."""
   del blocks

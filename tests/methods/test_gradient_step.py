@@ -14,13 +14,6 @@ from tests import tiny
 TWO = Accumulation(per_device=2)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def take_step(network, accumulation, name='gta', recipe='paper', *, stage='main', loss=None):
   """All leaves after two steps, and the second one's metrics."""
   groups = {k: 0 for k in ('threshold_images', 'labelled_images', 'mixing_images')

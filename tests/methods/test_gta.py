@@ -18,14 +18,6 @@ from tests import tiny
 WARMUP = 1
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Dozens of tiny programs are compiled here: halves the time, changes no mathematics."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 class Setup:
   """A state in which all three networks and both momenta differ, and the steps to take."""
 

@@ -23,13 +23,6 @@ from tests.oracles import mean_teacher_consistency as oracle
 NAMES = ('student', 'teacher')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def setup(method, *, batch=2, equal=False):
   networks, labelled, unlabelled = lm.make_problem(0, names=NAMES, batch=batch)
   if equal:

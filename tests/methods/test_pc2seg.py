@@ -19,13 +19,6 @@ CHANNELS = 3
 SMALL = {'channels': CHANNELS, 'anchors': 6, 'candidates': 64, 'negatives': 4}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make(**options):
   return make_method('pc2seg', **{**SMALL, **options})
 

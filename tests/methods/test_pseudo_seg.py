@@ -27,13 +27,6 @@ K, F, D, WIDTH = tiny.CLASSES, 4, 5, 4
 HYPER = {'rate': 0.05, 'total_steps': 10}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def linear_network(method):
   """The oracle's: backbone, decoder and classifier of single pixels, and the method's own heads."""
   modules = {name: make(num_classes=K, features=D) for name, make in method.heads.items()}

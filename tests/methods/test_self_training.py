@@ -21,13 +21,6 @@ STEPS = {'supervised': 3, 'all': 4}
 RATE, DECAY = 0.05, 0.01
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make(network=None, *, options=PLAIN, batch=2, **tools):
   """Method, tools, stages by name of seven steps, and the first state."""
   method = make_method('st', supervised_share=0.4, **options)

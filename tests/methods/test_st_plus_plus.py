@@ -20,13 +20,6 @@ from tests.oracles import self_training as oracle
 STEPS = (6, 4, 5)  # supervised, in thirds; reliable; all
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def test_hand_computed_agreement():
   first, last = np.array([[0, 0, 1], [0, 1, 1]]), np.array([[0, 0, 0], [0, 1, 1]])
   assert labelling.agreement([first, last], num_classes=3) == pytest.approx(17 / 24)

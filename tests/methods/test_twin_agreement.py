@@ -114,10 +114,7 @@ def runs(request):
       start(torch.randn(BATCH, 3, *SIZE))
   template = jax.eval_shape(lambda key: make_deeplab(**SHAPE).init(key, SIZE), key)
   batches = [make_batches(step, padding=recipe == 'paper') for step in range(STEPS)]
-  # Compilation is most of the time.
-  jax.config.update('jax_disable_most_optimizations', True)
   ours = run_ours(recipe, converted(start, template), key, batches)
-  jax.config.update('jax_disable_most_optimizations', False)
   return list(zip(ours, run_twin(recipe, start, template, key, batches), strict=True))
 
 

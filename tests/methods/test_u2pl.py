@@ -26,13 +26,6 @@ SMALL = {'channels': CHANNELS, 'anchors': ANCHORS, 'negatives': NEGATIVES, 'low_
          'warmup_epochs': 0.0}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make(**options):
   return make_method('u2pl', **{**SMALL, **options})
 

@@ -23,13 +23,6 @@ SIZE = (4, 5)
 PLAIN = {'jitter': 0.0, 'hue': 0.0, 'greyscale': 0.0, 'blur': 0.0, 'box_probability': 0.0}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def drawn(method, key, images, network):
   """The strong view before mixing and its box, as corners, that a step draws with this key."""
   key_view, key_box = jax.random.split(key)

@@ -22,13 +22,6 @@ STEPS, RATE = 3, 0.01
 QUIET = {'jitter': 0.0, 'greyscale': 0.0, 'blur': 0.0}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make_tools(network, *, adamw=True, batch=4, size=tiny.SIZE, **options):
   tools = tiny.make_tools(
     network, rate=RATE, total_steps=10, batch=batch, size=size, **options)

@@ -13,13 +13,6 @@ KEY = jax.random.key(0)
 draw_boxes = jax.jit(unimatch_boxes, static_argnums=(1, 2), static_argnames=('probability',))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def rejected(rng, side):
   """(top, left, height, width) of a box by the rule itself: drawn until it fits."""
   pixels = rng.uniform(0.02, 0.4) * side ** 2

@@ -23,13 +23,6 @@ def find(roles, teacher, queues=None, **options):
     roles=roles, embedding=teacher, **options)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def test_roles_by_hand():
   probabilities = jnp.array([[0.5, 0.3, 0.2]] * 5)
   labels = jnp.array([1, 0, 255, 2, 1])

@@ -15,13 +15,6 @@ KEY = jax.random.key(0)
 NETWORK = tiny.linear_network()  # of mean 0 and deviation 1: images are RGB in [0,1]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def draw(shape=(4, 5, 6, 3), seed=0):
   return jax.random.uniform(jax.random.key(seed), shape)
 

@@ -1,5 +1,7 @@
 """Steps that are skipped because something is not finite."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 
 from gta_jax.methods.contract import TrainState
 from gta_jax.methods.registry import make_method
-from gta_jax.training import not_finite
+from gta_jax.training import loop, not_finite, setup, steps
 from gta_jax.training.not_finite import SKIPPED_IN_A_ROW, NotFiniteError, SkipCount, skip_not_finite
 from tests import tiny
+from tests.runs import tiny_config
 
 
 def test_a_step_that_is_not_finite_changes_only_numbers_that_count():
@@ -70,3 +73,30 @@ def test_too_many_skipped_in_a_row_end_the_run():
   assert count.total == 2 * SKIPPED_IN_A_ROW
   with pytest.raises(NotFiniteError, match='21 steps in a row, the last one step 120'):
     count.observe(120, {'skipped_steps': 1.0})
+
+
+def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path, capsys):
+  config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
+  with pytest.raises(NotFiniteError, match=r'not finite at step \d+.*last good checkpoint is none'):
+    loop.train(setup.make_run(config), tmp_path)
+  assert not list((tmp_path / 'checkpoints').iterdir())
+  assert 'the warm-up lasts to the end' in capsys.readouterr().err
+
+
+def test_a_state_that_overflowed_is_not_saved_though_its_losses_were_finite(
+  finished, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  (workdir / 'checkpoints' / '12.json').unlink()
+  take = steps.Steps.advance
+
+  def overflow(self, state, *arguments):
+    state = take(self, state, *arguments)
+    teacher = jax.tree.map(lambda x: x * np.inf, state.networks['teacher'])
+    return state.with_networks(teacher=teacher)
+
+  monkeypatch.setattr(steps.Steps, 'advance', overflow)
+  with pytest.raises(NotFiniteError, match=r'state after step 12 is not .*last good .* step 8\.'):
+    loop.train(setup.make_run(tiny_config()), workdir)
+  with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    assert checkpoints.last_step == 8

@@ -2,7 +2,10 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from configs import cityscapes, folder, shapes, voc
 from gta_jax.inference import finished
@@ -11,6 +14,8 @@ from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
 from gta_jax.training import setup
+from tests.runs import tiny_config
+from tests.torch_names import torch_state
 
 
 @pytest.fixture
@@ -147,3 +152,44 @@ def check_method(module, argument):
   config = module.get_config(argument)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=100)
   return setup.make_method_of(config).check(tools)
+
+
+@pytest.mark.parametrize('overrides, message', [
+  ({'train.labelled_batch': 0}, 'train.labelled_batch=0 is not possible; use a whole number from'),
+  ({'train.epochs': 0}, 'train.epochs=0 is not possible; use a number from'),
+  ({'train.checkpoint_steps': -1}, 'checkpoint_steps=-1 is not possible; use a whole number'),
+  ({'train.non_finite': 'ignore'}, "'ignore' is not possible; use one of: stop, skip"),
+  ({'data.source': 'coco'}, "'coco' is unknown; use one of: folder, shapes"),
+  ({'data.source': 'folder'}, '--config.data.dir'),
+  ({'model.depth': 99}, 'depth'),
+  ({'loss.class_weights': (1.0,)}, '1 values for 7'),
+  ({'method.mixing': 'mixup'}, 'none, cutmix'),
+  ({'train.per_device_batch': 3}, 'per_device_batch=3 on . devices does not divide a batch of 2'),
+  ({'data.padding_label': 200}, 'padding_label=200 is none of the 7 classes; use 0 to 6, or 255'),
+  ({'train.per_device_batch': 1, 'loss.ohem_threshold': 0.7}, 'use model.remat=True'),
+  ({'train.per_device_batch': 1, 'train.labelled_batch': 4, 'method.batch_norm': 'joint'},
+   'into 4 and 2 parts'),
+])
+def test_bad_configs_are_refused_before_work_starts(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    setup.make_run(tiny_config(**overrides))
+
+
+def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
+  """Only the backbone is taken; the decoder stays as it was drawn."""
+  made = setup.make_run(tiny_config())
+  start = made.initial_state().networks['student']
+  backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
+  state = torch_state(backbone, prefixes={'backbone': ''})
+  path = tmp_path / 'weights.safetensors'
+  save_file(state, path)
+  config = tiny_config(**{'model.weights': str(path)})
+  loaded = setup.make_run(config).initial_state().networks['student']
+  np.testing.assert_array_equal(
+    loaded['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
+  jax.tree.map(np.testing.assert_array_equal, loaded['params']['decoder'],
+               start['params']['decoder'])
+  assert made.network.mean == (0.485, 0.456, 0.406)
+  assert setup.make_network(tiny_config(**{'model.mean': (0.5, 0.5, 0.5)}), 7).mean == (0.5,) * 3
+  with pytest.raises(ValueError, match='nowhere.safetensors does not exist'):
+    setup.make_run(tiny_config(**{'model.weights': 'nowhere.safetensors'}))

@@ -23,13 +23,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make_run(method, **overrides):
   """Twelve steps of a network of two layers; scores after eight and twelve."""
   config = shapes_config.get_config(f'4,method={method}')

@@ -1,0 +1,50 @@
+"""Evaluation and prediction by the command, from the workdir of a finished run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from gta_jax.inference import finished as inference
+
+
+def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
+  workdir, results = finished
+  arguments = ['launch.py', '--mode', 'evaluate', '--workdir', str(workdir)]
+  assert launch.main([*arguments, '--protocols', 'whole,crop_padding0,sliding+flip']) == 0
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  assert found['dataset'] == json.loads((workdir / 'dataset.json').read_text())['name']
+  assert found['validation_sha256'] == results['validation_sha256']
+  found = found['protocols']
+  assert list(found) == ['whole', 'crop_padding0', 'sliding+flip']
+  for name in ('teacher', 'student', 'assistant'):
+    expected = results['last'][name]
+    assert found['whole'][name]['miou'] == pytest.approx(expected['miou'], abs=1e-9)
+  assert found['sliding+flip']['student'] != found['whole']['student']
+  sheet = (workdir / 'evaluation.md').read_text()
+  accuracy = found['crop_padding0']['student']['pixel_accuracy']
+  assert '| student | crop_padding0 | ' in sheet and f' | {100 * accuracy:.2f} |' in sheet
+  assert sheet.count('\n| ') == 3 * 3 + 2 + 7 + 2
+  best = inference.evaluate_run(workdir, None, which='best')
+  assert best['step'] == results['best']['step']
+
+
+def test_prediction_of_a_folder(finished, tmp_path):
+  workdir, _ = finished
+  images = tmp_path / 'in'
+  images.mkdir()
+  rng = np.random.default_rng(0)
+  for name, size in (('a.jpg', (50, 40)), ('b.png', (33, 61))):
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(images / name)
+  status = launch.main(['launch.py', '--mode', 'predict', '--workdir', str(workdir),
+                        '--images', str(images), '--out', str(tmp_path / 'out')])
+  assert status == 0
+  with Image.open(tmp_path / 'out' / 'b.png') as mask:
+    assert mask.mode == 'P' and mask.size == (61, 33) and np.asarray(mask).max() < 7
+
+
+def test_a_workdir_without_a_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='config.json is missing'):
+    inference.evaluate_run(tmp_path, None)
