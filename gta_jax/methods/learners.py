@@ -1,4 +1,4 @@
-"""What methods share in which every network learns: drawing, one stage, strong views; no teacher."""
+"""What methods share whose networks all learn: drawing, one stage, strong views; no teacher."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
