@@ -47,6 +47,7 @@ import gta_jax
 from gta_jax.methods.registry import METHODS, make_method
 
 REFERENCE, SUPERVISED = 'gta', 'sup_only'
+MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
 # What a run's scores do not depend on.
 _OF_THE_MACHINE = ('data.store', 'data.mirror', 'data.threads', 'data.workers', 'data.prefetch',
                    'data.cache')
@@ -178,8 +179,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     seeds = ', '.join(str(run['seed']) for run in sorted(runs, key=lambda run: run['seed']))
     seconds = statistics.median(run['seconds'] for run in runs)
     mean = statistics.mean(scores)
-    rows.append((mean, f'| {name} | {network} | {mean:.2f}{spread} | {seeds} | '
-                       f'{runs[0]["steps"]} | {method.cost / make_method(SUPERVISED).cost:.2f} | '
+    rows.append((mean, f'| {name}{MARKS.get(name, "")} | {network} | {mean:.2f}{spread} | '
+                       f'{seeds} | {runs[0]["steps"]} | {method.cost / make_method(SUPERVISED).cost:.2f} | '
                        f'{seconds:.0f} |'))
   rows.sort(key=lambda row: -row[0])
   head = '| method | network | mIoU | seeds | steps | counted cost × supervised | seconds a run |'

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 from cases import make_case, read_method_config
-from compare_methods import SUPERVISED, systems
+from compare_methods import MARKS, SUPERVISED, systems
 from step_time import time_cases
 
 from gta_jax.methods.registry import METHODS
@@ -54,7 +54,7 @@ def main() -> None:
     if method not in rows:
       rows[method] = measure(f'{file}:{split}', method, fields, flags.repeats)
     row = rows[method]
-    print(f'| {method} | {row["counted"]:.2f} | {row["measured"]:.2f} | '
+    print(f'| {method}{MARKS.get(method, "")} | {row["counted"]:.2f} | {row["measured"]:.2f} | '
           f'{row["measured"] / row["counted"]:.2f} | {row["ms"]:.0f} |', flush=True)
     if flags.out:
       flags.out.write_text(json.dumps(rows, indent=2) + '\n')

@@ -51,11 +51,18 @@ from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
 MODEL, STRONG = 'model', 'strong'
-_VOC = {
+# UniMatch's, 4 GPUs of 2 + 2 images; its code averages gradients once, so that these rates are the
+# effective ones.
+VOC = {
   'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4,
   'train.epochs': 80, 'train.labelled_batch': 8, 'train.unlabelled_batch': 8, 'data.crop': 321,
   'model.output_stride': 16, 'model.multi_grid': (), 'model.aspp_rates': (6, 12, 18),
   'model.dropout': 0.0,
+}
+CITYSCAPES = VOC | {
+  'optim.rate': 0.005, 'optim.decoder_multiplier': 1.0, 'train.epochs': 240, 'data.crop': 801,
+  'model.auxiliary': False, 'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 800_000,
+  'method.threshold': 0.0,
 }
 
 
@@ -77,16 +84,7 @@ class FixMatch(StrongView, Learners):
   summary: ClassVar[str] = 'a strong view learns the confident labels of the weak one'
   paper: ClassVar[str] = ("Sohn et al., FixMatch, NeurIPS 2020, as UniMatch's repository has it "
                           'for segmentation')
-  # UniMatch's, 4 GPUs of 2 + 2 images; its code averages gradients once, so that these rates are
-  # the effective ones.
-  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-    'voc': _VOC,
-    'cityscapes': _VOC | {
-      'optim.rate': 0.005, 'optim.decoder_multiplier': 1.0, 'train.epochs': 240, 'data.crop': 801,
-      'model.auxiliary': False, 'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 800_000,
-      'method.threshold': 0.0,
-    },
-  }
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': VOC, 'cityscapes': CITYSCAPES}
 
   threshold: float = number(0.95, most=1)  # confidence from which a label counts; 0: all
   box_probability: float = number(0.5, most=1)  # that an image shows a box of the next one

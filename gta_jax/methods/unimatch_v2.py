@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.fixmatch import CITYSCAPES, VOC
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
 from gta_jax.methods.objectives import Term, check_joint, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -49,9 +50,9 @@ from gta_jax.ops.resizing import resize_bilinear
 
 STRONG = 'strong'
 
-# Published with DINOv2, whose encoder these rates are for; ResNets want larger ones.
-_ADAMW = {'optim.name': 'adamw', 'optim.rate': 5e-6, 'optim.decoder_multiplier': 40.0,
-          'optim.weight_decay': 0.01}
+# Nothing is published for a ResNet: it takes UniMatch's rates, crop and epochs.
+_DINOV2 = {'optim.name': 'adamw', 'optim.rate': 5e-6, 'optim.decoder_multiplier': 40.0,
+           'optim.weight_decay': 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,15 @@ class UniMatchV2(Supervised):
   paper: ClassVar[str] = ('Yang, Zhao, Zhao, UniMatch V2: Pushing the limit of semi-supervised '
                           'semantic segmentation, TPAMI 2025')
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-    'voc': {**_ADAMW, 'data.crop': 518, 'train.epochs': 60,
-            'train.labelled_batch': 16, 'train.unlabelled_batch': 16},  # 4 on each of 4 GPUs
-    'cityscapes': {**_ADAMW, 'data.crop': 798, 'train.epochs': 180,
-                   'train.labelled_batch': 8, 'train.unlabelled_batch': 8,  # 2 on each of 4 GPUs
-                   'loss.ohem_min_kept': 4 * 200_000, 'model.auxiliary': False},
+    'voc': VOC,
+    'cityscapes': {field: value for field, value in CITYSCAPES.items()
+                   if not field.startswith('method.')},
+    'voc_dinov2': {**_DINOV2, 'data.crop': 518, 'train.epochs': 60,
+                   'train.labelled_batch': 16, 'train.unlabelled_batch': 16},  # 4 on 4 GPUs each
+    'cityscapes_dinov2': {
+      **_DINOV2, 'data.crop': 798, 'train.epochs': 180,
+      'train.labelled_batch': 8, 'train.unlabelled_batch': 8,  # 2 on 4 GPUs each
+      'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 4 * 200_000, 'model.auxiliary': False},
   }
 
   teacher_decay: float = number(0.996, most=1)  # largest d
