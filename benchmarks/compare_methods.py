@@ -178,10 +178,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     spread = f' ± {statistics.stdev(scores):.2f}' if len(scores) > 1 else ''
     seeds = ', '.join(str(run['seed']) for run in sorted(runs, key=lambda run: run['seed']))
     seconds = statistics.median(run['seconds'] for run in runs)
-    mean = statistics.mean(scores)
+    mean, cost = statistics.mean(scores), method.cost / make_method(SUPERVISED).cost
     rows.append((mean, f'| {name}{MARKS.get(name, "")} | {network} | {mean:.2f}{spread} | '
-                       f'{seeds} | {runs[0]["steps"]} | {method.cost / make_method(SUPERVISED).cost:.2f} | '
-                       f'{seconds:.0f} |'))
+                       f'{seeds} | {runs[0]["steps"]} | {cost:.2f} | {seconds:.0f} |'))
   rows.sort(key=lambda row: -row[0])
   head = '| method | network | mIoU | seeds | steps | counted cost × supervised | seconds a run |'
   return '\n'.join([head, '|---|---|---|---|---|---|---|', *(row for _, row in rows)])

@@ -153,7 +153,7 @@ class FixMatch(StrongView, Learners):
   ) -> Term:
     """A strong view with a box of the next one's, and its loss (3 and 4)."""
     key_view, key_box = jax.random.split(key)
-    view = self.strong_view(key_view, images, tools.network)
+    view = self.strong_colours(key_view, images, tools.network)
     inside = unimatch_boxes(
       key_box, len(images), image_size(images), probability=self.box_probability)
     mixed = Said(*(paste(x, y, inside) for x, y in zip(own, other, strict=True)))

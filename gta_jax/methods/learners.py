@@ -1,7 +1,7 @@
 """What methods share whose networks all learn: drawing, one stage, strong views; no teacher."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -47,9 +47,7 @@ class Learners:
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. Pretrained weights are common to all; what is drawn is each one's own."""
-    networks = {name: draw(jax.random.fold_in(key, i)) if i else draw()
-                for i, name in enumerate(self.scored)}
-    return init_state(key, networks, self.optimizers(tools))
+    return init_state(key, draw_each(key, draw, self.scored), self.optimizers(tools))
 
   def stages(self, tools: Tools) -> tuple[Stage, ...]:
     """See Method. One stage, from the first step on."""
@@ -58,6 +56,13 @@ class Learners:
   def step(self, tools: Tools) -> Callable:
     """The step of the one stage."""
     raise NotImplementedError
+
+
+def draw_each(
+  key: Array, draw: Callable[..., Variables], names: Sequence[str]
+) -> dict[str, Variables]:
+  """Variables of each network, drawn by itself; the first as the run's seed gives them."""
+  return {name: draw(jax.random.fold_in(key, i)) if i else draw() for i, name in enumerate(names)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,7 @@ class StrongView:
   greyscale: float = number(0.2, most=1)  # probability of greyscale for an image
   blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
 
-  def strong_view(self, key: Array, images: Array, network: Network) -> Array:
+  def strong_colours(self, key: Array, images: Array, network: Network) -> Array:
     """Images with other colours, [B,H,W,3]; padding is no longer blank."""
     return photometric.strong_view(
       key, images, network, jitter=self.jitter, hue=self.hue, greyscale=self.greyscale,

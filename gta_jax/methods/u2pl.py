@@ -30,9 +30,9 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term
+from gta_jax.methods.objectives import Term, check_joint
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
 from gta_jax.methods.representation import REPRESENTATION, embed
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.models.heads import Head, MakeHead
@@ -127,13 +127,7 @@ class U2pl(Supervised):
       raise ValueError(
         f'method.low_rank={self.low_rank} leaves none of {tools.num_classes} classes unlikely, so '
         'that no unreliable pixel is a negative; use a rank below that number, such as 1.')
-    cut = tools.accumulation
-    counts = [cut.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
-    if counts[0] != counts[1]:
-      raise ValueError(
-        f'train.per_device_batch={cut.per_device} cuts {tools.labelled_batch} labelled and '
-        f'{tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, which '
-        'U2PL takes together; use batches of one size.')
+    check_joint(tools, 'U2PL')
     megabytes = sum(self.queue_sizes(tools)) * self.channels * 4 / 1e6
     return (*super().check(tools),
             f'the queues take {megabytes:.0f} MB on every device and in every checkpoint')
@@ -199,8 +193,7 @@ class U2pl(Supervised):
     # N / N_kept times the mean: sum N / N_kept^2.
     targets = (kept, jnp.square(jnp.maximum(count, 1)) / jnp.maximum(total, 1))
     metrics |= {
-      'threshold': high, 'kept_share': jnp.mean(kept != IGNORE),
-      'kept_share_by_class': class_counts(kept, tools.num_classes) / jnp.maximum(count, 1),
+      **kept_metrics(kept, tools.num_classes), 'threshold': high,
       'contrasted_classes': jnp.sum(contrast.weight > 0),
       'queued_share': jnp.sum(queues.held) / len(queues.keys)}
     objective = self.objective(tools, labelled, images, targets, contrast, key_student)

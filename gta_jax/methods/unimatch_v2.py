@@ -36,15 +36,15 @@ import jax.numpy as jnp
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.fixmatch import CITYSCAPES, VOC
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.learners import StrongView
 from gta_jax.methods.objectives import Term, check_joint, unlabelled_images
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, image_size, oracle_metrics
+from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops.channel_dropout import complementary_masks, dropped
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
-from gta_jax.ops.photometric import strong_view
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -56,7 +56,7 @@ _DINOV2 = {'optim.name': 'adamw', 'optim.rate': 5e-6, 'optim.decoder_multiplier'
 
 
 @dataclasses.dataclass(frozen=True)
-class UniMatchV2(Supervised):
+class UniMatchV2(StrongView, Supervised):
   """Options; the defaults are the published ones. The teacher's are those of Supervised."""
 
   summary: ClassVar[str] = 'two strong views drop complementary channels and learn one label'
@@ -84,10 +84,6 @@ class UniMatchV2(Supervised):
   undropped: float = number(0.5, most=1)  # share of the pairs of views that keep all channels
   partner: str = choice('reversed', 'reversed', 'next')  # image of the batch that boxes come from
   box_probability: float = number(0.5, most=1)  # that a view gets a box
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for a view
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for a view
-  hue: float = number(0.25, most=0.5)  # largest shift of the hue in turns of the colour circle
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for a view
 
   def __post_init__(self):
     super().__post_init__()
@@ -152,10 +148,7 @@ class UniMatchV2(Supervised):
     kept = valid & (confidence >= self.threshold)
     labels = jnp.where(kept, labels, IGNORE)
     images, labels, valid = self.strong(tools, key, images, labels, valid)
-    kept_by_class = class_counts(labels, tools.num_classes)
-    metrics |= {
-      'kept_share': jnp.mean(labels != IGNORE),
-      'kept_share_by_class': kept_by_class / jnp.maximum(jnp.sum(labels != IGNORE), 1)}
+    metrics |= kept_metrics(labels, tools.num_classes)
     masks = ()
     if self.feature_dropout == 'complementary':
       masks = complementary_masks(
@@ -170,9 +163,7 @@ class UniMatchV2(Supervised):
     """Strong views of every image with boxes of its partner: images, labels, valid [B,V,...]."""
     key_colours, key_box = jax.random.split(key)
     images, labels, valid = (jnp.repeat(x, self.views, axis=0) for x in (images, labels, valid))
-    images = strong_view(
-      key_colours, images, tools.network, jitter=self.jitter, greyscale=self.greyscale,
-      blur=self.blur, hue=self.hue)
+    images = self.strong_colours(key_colours, images, tools.network)
     boxes = unimatch_boxes(
       key_box, len(valid), image_size(valid), probability=self.box_probability)
 
