@@ -117,6 +117,7 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
     devices: on so many; None for all.
   """
   import jax  # noqa: PLC0415
+  import numpy as np  # noqa: PLC0415
 
   from gta_jax.devices import sharding  # noqa: PLC0415
   from gta_jax.training import config_rules, setup  # noqa: PLC0415
@@ -135,7 +136,8 @@ def make_case(config: ml_collections.ConfigDict, devices: int | None = None) -> 
   stage = method.stages(tools)[-1]
   labelled, unlabelled = random_batches(config)
   batches = {'labelled': labelled, 'unlabelled': unlabelled, 'pseudo_labelled': {
-    **unlabelled, 'label': labelled['label'][:len(unlabelled['image'])]}}
+    **unlabelled, 'label': labelled['label'][:len(unlabelled['image'])],
+    'confidence': np.full(unlabelled['valid'].shape, 200, np.uint8)}}
   step = sharding.compile_step(stage.step, mesh)
   return Case(
     step, state, {name: sharding.global_batch(batches[name], mesh) for name in stage.streams})

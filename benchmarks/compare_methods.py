@@ -1,45 +1,65 @@
 """Trains methods with several seeds under one config and writes a table of their scores.
 
-    python benchmarks/compare_methods.py --config shapes --budget compute --out runs/compare-shapes
-    python benchmarks/compare_methods.py --config folder:46 --config.data.dir=DIR --out runs/mine
+    python benchmarks/compare_methods.py --config shapes --budget compute --out runs/compare
+    python benchmarks/compare_methods.py --config folder:46 --config.data.dir=DIR \
+      --out runs/camvid --results docs/results/compare_camvid_steps.jsonl
 
 Without --methods all systems of the registry run: every name that is no row of an ablation table
 and no variant of another name (see `systems`).
 
 Settings. Rate, optimiser, batch, crop, augmentation and network are the config file's for every
 method; everything else is the method's own default. One rule adapts them: networks start from
-random weights here, for which no method was published, so each that has a warm-up on labelled
-images takes the length of it that the config file sets for its recipe `scratch`. Nothing is
-chosen on the validation images: scores are those of the last step, of the network that predicts.
+random weights here, for which no method was published, so each takes what the config file sets for
+its recipe `scratch` where it has such an option. Nothing is chosen on the validation images: the
+table has the scores of the last step, of the network that predicts.
 
 Budget. `steps`: as many steps for each as the config says. `compute`: steps in inverse proportion
 to the method's counted cost, so that all have as many forward-equivalents as `gta` has with the
-config's epochs; every option in epochs is scaled along. The count is that of the longest stage, so
-that a warm-up, which is cheaper, is counted too high. The table has the measured time of that
-stage's step beside it, as a ratio to the supervised step's.
+config's epochs; every option in epochs, such as a warm-up, is scaled along, shares of a run stay.
+The count is that of the longest stage, so that a warm-up, which is cheaper, is counted too high.
+benchmarks/method_cost.py measures what a step really costs.
 
-Every run is one call of launch.py in DIR/METHOD-SEED. A run that has its results.json is not
-repeated and one that was interrupted goes on, so the same command goes on with the comparison.
+Sittings. Every run that has finished is a line of --results, which is small and made to be kept; a
+run whose line is there with the same digest of its config is not repeated, and the table is made
+from the lines. A run is one call of launch.py in OUT/METHOD-SEED-DIGEST, which goes on where it was
+interrupted. So the same command goes on with a comparison, on another day or with more seeds;
+--minutes begins no run later than that. A run that fails is named and the others go on.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
-from cases import ROOT, make_case, read_method_config
+from cases import ROOT, read_method_config
 
+import gta_jax
 from gta_jax.methods.registry import METHODS, make_method
 
 REFERENCE, SUPERVISED = 'gta', 'sup_only'
+MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
+# What a run's scores do not depend on.
+_OF_THE_MACHINE = ('data.store', 'data.mirror', 'data.threads', 'data.workers', 'data.prefetch',
+                   'data.cache')
+
+
+class Task(NamedTuple):
+  """A run: its method and seed, its resolved config's digest, and launch.py's flags for it."""
+
+  method: str
+  seed: int
+  digest: str
+  flags: tuple[str, ...]
 
 
 def systems() -> list[str]:
@@ -70,61 +90,132 @@ def budget_fields(config: ml_collections.ConfigDict, budget: str) -> dict[str, f
   return {field: round(factor * value, 6) for field, value in fields.items()}
 
 
-def train(command: list[str], workdir: Path, cores: set[int]) -> dict[str, Any]:
+def digest(config: ml_collections.ConfigDict) -> str:
+  """12 hexadecimal digits of what decides a run's scores; a data folder counts by its name."""
+  fields = {name: value for name, value in flat(config.to_dict()).items()
+            if name not in _OF_THE_MACHINE}
+  fields['data.dir'] = Path(fields['data.dir']).name
+  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'data.crop': 64, ...} of nested dicts."""
+  found = {}
+  for name, value in tree.items():
+    found |= flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+  return found
+
+
+def make_task(
+  config: str, budget: str, method: str, seed: int, fields: list[str]
+) -> Task:
+  """The run of a method with a seed.
+
+  Args:
+    config: NAME:SPLIT or FILE.py:SPLIT.
+    fields: --config.FIELD=VALUE each, as for launch.py.
+  """
+  name, _, split = config.partition(':')
+  file = name if name.endswith('.py') else f'configs/{name}.py'
+  chosen = read_method_config(f'{file}:{split}', method, 'scratch', fields)
+  changed = budget_fields(chosen, budget) | {'seed': seed}
+  chosen.update_from_flattened_dict(changed)
+  argument = ','.join(filter(None, [split, f'method={method}', 'recipe=scratch']))
+  return Task(method, seed, digest(chosen), (
+    f'--config={file}:{argument}', *fields,
+    *(f'--config.{field}={value}' for field, value in changed.items())))
+
+
+def train(task: Task, out: Path, cores: set[int]) -> dict[str, Any]:
   """The results of one run on the given processor cores."""
+  workdir = (out / f'{task.method}-{task.seed}-{task.digest}').resolve()
   path = workdir / 'results.json'
   if not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / 'log.txt').open('a') as log:
       subprocess.run(
-        [sys.executable, str(ROOT / 'launch.py'), '--workdir', str(workdir.resolve()), *command],
+        [sys.executable, str(ROOT / 'launch.py'), '--workdir', str(workdir), *task.flags],
         check=True, stdout=log, stderr=log, cwd=ROOT,
         preexec_fn=lambda: os.sched_setaffinity(0, cores))
   return json.loads(path.read_text())
 
 
-def keep_plan(out: Path, plan: dict[str, Any]) -> None:
-  """Writes what the folder's runs have in common, or refuses a folder with another plan."""
-  path = out / 'plan.json'
-  if path.exists() and (found := json.loads(path.read_text())) != plan:
-    raise SystemExit(f'{out} holds a comparison with {found}, but now {plan} is asked for; give '
-                     'another --out.')
-  out.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(plan, indent=2) + '\n')
+def line_of(task: Task, results: dict[str, Any], cores: int) -> dict[str, Any]:
+  """What is kept of a run: mIoU in percent by network at the last and at the best step."""
+  def scores(of_step: dict[str, Any]) -> dict[str, float]:
+    return {name: round(100 * found['miou'], 3) for name, found in of_step.items()
+            if isinstance(found, dict)}
+
+  return {
+    'method': task.method, 'seed': task.seed, 'steps': results['last']['step'],
+    'last': scores(results['last']), 'best': scores(results['best']),
+    'best_step': results['best']['step'], 'seconds': results['seconds'], 'cores': cores,
+    'config': task.digest, 'version': version(), 'date': time.strftime('%Y-%m-%d')}
 
 
-def step_times(
-  configs: dict[str, ml_collections.ConfigDict], path: Path, repeats: int
-) -> dict[str, float]:
-  """Median over pairs of each method's step time by the supervised step's, taken in turn."""
-  times = json.loads(path.read_text()) if path.exists() else {}
-  for name, config in configs.items():
-    if name not in times:  # Two programs at a time in memory, not all.
-      from step_time import time_cases  # noqa: PLC0415
-
-      pair = time_cases({'supervised': make_case(configs[SUPERVISED]), name: make_case(config)},
-                        repeats)
-      times[name] = statistics.median(
-        a / b for a, b in zip(pair[name], pair['supervised'], strict=True))
-      path.write_text(json.dumps(times, indent=2) + '\n')
-  return times
+def version() -> str:
+  """The package's, and the commit where there is one."""
+  found = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, text=True,
+                         capture_output=True, check=False).stdout.strip()
+  return '+'.join(filter(None, [gta_jax.__version__, found]))
 
 
-def table(results: dict[str, list[dict]], times: dict[str, float]) -> str:
-  """Markdown, best first: mean and sample deviation of mIoU in percent, steps and cost."""
-  rows = []
-  for name, runs in results.items():
+def read_lines(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
+  """The lines of finished runs by method, seed and digest; the last of equal ones."""
+  lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+  return {(line['method'], line['seed'], line['config']): line for line in lines}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+  """Markdown, best first: mean and sample deviation of mIoU in percent, seeds, steps and cost."""
+  rows, by_method = [], {}
+  for line in lines:
+    by_method.setdefault(line['method'], []).append(line)
+  for name, runs in by_method.items():
     method = make_method(name)
     network = method.scored[0]
-    scores = [100 * run['last'][network]['miou'] for run in runs]
+    scores = [run['last'][network] for run in runs]
     spread = f' ± {statistics.stdev(scores):.2f}' if len(scores) > 1 else ''
-    measured = f'{times[name]:.2f}' if name in times else '–'
-    mean = statistics.mean(scores)
-    rows.append((mean, f'| {name} | {network} | {mean:.2f}{spread} | {runs[0]["last"]["step"]} | '
-                       f'{method.cost / make_method(SUPERVISED).cost:.2f} | {measured} |'))
+    seeds = ', '.join(str(run['seed']) for run in sorted(runs, key=lambda run: run['seed']))
+    seconds = statistics.median(run['seconds'] for run in runs)
+    mean, cost = statistics.mean(scores), method.cost / make_method(SUPERVISED).cost
+    rows.append((mean, f'| {name}{MARKS.get(name, "")} | {network} | {mean:.2f}{spread} | '
+                       f'{seeds} | {runs[0]["steps"]} | {cost:.2f} | {seconds:.0f} |'))
   rows.sort(key=lambda row: -row[0])
-  return '\n'.join(['| method | network | mIoU | steps | counted cost × supervised | measured |',
-                    '|---|---|---|---|---|---|', *(row for _, row in rows)])
+  head = '| method | network | mIoU | seeds | steps | counted cost × supervised | seconds a run |'
+  return '\n'.join([head, '|---|---|---|---|---|---|---|', *(row for _, row in rows)])
+
+
+def run_all(
+  tasks: list[Task], out: Path, results: Path, *, jobs: int, minutes: float | None = None
+) -> list[str]:
+  """Trains what has no line yet, `jobs` at a time, and appends a line for each.
+
+  Returns: what failed, in words.
+  """
+  done, started, failed = read_lines(results), time.time(), []
+  cores, shares, writing = sorted(os.sched_getaffinity(0)), queue.SimpleQueue(), threading.Lock()
+  for job in range(jobs):
+    shares.put(set(cores[job::jobs]))
+
+  def one(task: Task) -> None:
+    share = shares.get()
+    try:
+      if minutes is not None and time.time() - started > 60 * minutes:
+        return
+      line = line_of(task, train(task, out, share), len(share))
+      with writing, results.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+    except subprocess.CalledProcessError as error:
+      failed.append(f'{task.method} with seed {task.seed}: status {error.returncode}, see log.txt '
+                    f'of {out}/{task.method}-{task.seed}-{task.digest}')
+    finally:
+      shares.put(share)
+
+  results.parent.mkdir(parents=True, exist_ok=True)
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    list(pool.map(one, [task for task in tasks if task[:3] not in done]))
+  return failed
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -134,54 +225,31 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--budget', default='steps', choices=['steps', 'compute'])
   parser.add_argument('--methods', nargs='+', default=systems(), choices=list(METHODS))
   parser.add_argument('--seeds', default='0,1,2', help='separated by commas')
-  parser.add_argument('--out', type=Path, required=True)
+  parser.add_argument('--out', type=Path, required=True, help='folder of the runs')
+  parser.add_argument('--results', type=Path, help='docs/results/compare_CONFIG_BUDGET.jsonl')
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time; cores are split')
-  parser.add_argument('--repeats', type=int, default=10, help='steps timed; 0: none')
+  parser.add_argument('--minutes', type=float, help='after which no run begins')
   flags, fields = parser.parse_known_args()
   if strange := [field for field in fields if not field.startswith('--config.')]:
     parser.error(f'{" ".join(strange)}: only --config.FIELD=VALUE is passed on to launch.py')
+  if flags.results is None:
+    name = '_'.join(Path(flags.config.partition(':')[0]).stem.split())
+    flags.results = ROOT / 'docs' / 'results' / f'compare_{name}_{flags.budget}.jsonl'
   return flags, fields
 
 
 def main() -> None:
-  """Runs what is missing, `jobs` at a time, and prints the table."""
+  """Runs what is missing and prints the table."""
   flags, fields = parse()
-  seeds = [int(seed) for seed in flags.seeds.split(',')]
-  keep_plan(flags.out, {'config': flags.config, 'budget': flags.budget, 'fields': fields})
-  name, _, split = flags.config.partition(':')
-  file = name if name.endswith('.py') else f'configs/{name}.py'
-  configs = {m: read_method_config(f'{file}:{split}', m, 'scratch', fields)
-             for m in dict.fromkeys([SUPERVISED, *flags.methods])}
-  cores, started = sorted(os.sched_getaffinity(0)), time.time()
-  shares: queue.SimpleQueue = queue.SimpleQueue()
-  for job in range(flags.jobs):
-    shares.put(set(cores[job::flags.jobs]))
-
-  def one(task: tuple[int, str]) -> dict[str, Any]:
-    seed, method = task
-    changed = budget_fields(configs[method], flags.budget)
-    argument = ','.join(filter(None, [split, f'method={method}', 'recipe=scratch']))
-    command = [f'--config={file}:{argument}', f'--config.seed={seed}', *fields,
-               *(f'--config.{field}={value}' for field, value in changed.items())]
-    share = shares.get()
-    try:
-      return train(command, flags.out / f'{method}-{seed}', share)
-    finally:
-      shares.put(share)
-
-  tasks = [(seed, method) for seed in seeds for method in flags.methods]
-  with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
-    found = dict(zip(tasks, pool.map(one, tasks), strict=True))
-  results = {method: [found[seed, method] for seed in seeds] for method in flags.methods}
-  times = step_times({m: configs[m] for m in [SUPERVISED, *flags.methods]},
-                     flags.out / 'step_times.json', flags.repeats) if flags.repeats else {}
-  text = table(results, times)
-  summary = {'command': ' '.join(['python', *sys.argv]), 'cores': len(cores), 'jobs': flags.jobs,
-             'date': time.strftime('%Y-%m-%d'), 'seconds': round(time.time() - started),
-             'step_times': times, 'results': results}
-  (flags.out / 'comparison.json').write_text(json.dumps(summary, indent=2) + '\n')
-  (flags.out / 'comparison.md').write_text(f'{text}\n')
-  print(text)
+  tasks = [make_task(flags.config, flags.budget, method, int(seed), fields)
+           for seed in flags.seeds.split(',') for method in flags.methods]
+  failed = run_all(tasks, flags.out, flags.results, jobs=flags.jobs, minutes=flags.minutes)
+  done = read_lines(flags.results)
+  print(table([done[task[:3]] for task in tasks if task[:3] in done]))
+  if missing := [f'{task.method}-{task.seed}' for task in tasks if task[:3] not in done]:
+    print(f'\nnot run yet: {", ".join(missing)}')
+  if failed:
+    sys.exit('\n'.join(failed))
 
 
 if __name__ == '__main__':

@@ -20,6 +20,10 @@ Never run here. Estimated: 14 hours on one A100, 1.7 on eight (34,800 steps of 1
 scaled by the pixels of the batch, at 30 % of 312 TFLOP/s; evaluation not counted). Memory: 81
 GB for 16 + 16 images in float32, VOC's scaled by the pixels; bfloat16 should take less. If it does
 not fit: model.remat, see README.
+
+method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md);
+unimatch_v2, published with DINOv2, those of UniMatch. Where nothing is published, as for pc2seg, a
+reconstruction of which no official code exists, this file's stay.
 """
 
 import ml_collections

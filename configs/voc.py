@@ -21,6 +21,10 @@ Never run here. Estimated: 9 hours on one A100, 2.3 on four (69,280 steps of 44 
 the shapes of all products, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
 counted). Memory: 28 GB for 12 + 12 images in float32 as compiled for a CPU (docs/performance.md);
 bfloat16 should take less. If it does not fit: model.remat or train.per_device_batch, see README.
+
+method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md). Two have
+none for this network: unimatch_v2 is published with DINOv2 and takes UniMatch's, pc2seg is a
+reconstruction, of which no official code exists, with PseudoSeg's.
 """
 
 import ml_collections

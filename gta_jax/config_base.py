@@ -129,14 +129,14 @@ def _optimisation(c: ml_collections.ConfigDict) -> None:
 
 def _training(c: ml_collections.ConfigDict) -> None:
   c.train = ml_collections.ConfigDict()
-  c.train.epochs = 80  # passes over the unlabelled images, warm-up included
+  c.train.epochs = 80.0  # passes over the unlabelled images, warm-up included
   c.train.labelled_batch = 8  # images of all devices together
   c.train.unlabelled_batch = 8
   # Images of one kind in a pass on one device; 0: all of them. Smaller passes take less memory and
   # are the same step, but for BatchNorm, which sees one pass (gta_jax/methods/gradient_step.py).
   c.train.per_device_batch = 0
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
-  c.train.evaluate_epochs = 1  # epochs between two evaluations; the state is saved at each
+  c.train.evaluate_epochs = 1.0  # epochs between two evaluations; the state is saved at each
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
   c.train.deterministic = False  # GPU kernels that give the same bits every time; slower
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite

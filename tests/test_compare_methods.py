@@ -1,6 +1,7 @@
 """What the comparison runs, with which budget, and how it orders its table; no training."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,20 +37,55 @@ def test_compute_scales_steps_by_counted_cost_and_all_epochs_with_them():
   assert compare.budget_fields(read('gta'), 'compute')['train.epochs'] == read('gta').train.epochs
 
 
+def task(method='gta', seed=0, **changes):
+  fields = [f'--config.{name}={value}' for name, value in changes.items()]
+  return compare.make_task('shapes:8', 'steps', method, seed, fields)
+
+
+def line(method, seed, *, steps=7, **scores):
+  return {'method': method, 'seed': seed, 'steps': steps, 'last': scores, 'best': scores,
+          'seconds': 10 + seed, 'config': task(method, seed).digest}
+
+
+def test_digest_is_of_what_decides_the_scores():
+  assert task().digest == task(**{'data.threads': 7, 'data.store': '/elsewhere'}).digest
+  assert len({task().digest, task(seed=1).digest, task('cutmix').digest,
+              task(**{'data.crop': 32}).digest,
+              compare.make_task('shapes:8', 'compute', 'cps', 0, []).digest,
+              compare.make_task('shapes:8', 'steps', 'cps', 0, []).digest}) == 6
+  one, other, third = (task(**{'data.dir': f"'/{folder}'"}).digest
+                       for folder in ('a/camvid', 'b/camvid', 'a/own'))
+  assert one == other != third
+
+
 def test_table_is_sorted_by_the_network_that_predicts():
-  def runs(network, *scores):
-    return [{'last': {'step': 7, network: {'miou': score}, 'student': {'miou': 0.99}}}
-            for score in scores]
-
-  found = compare.table(
-    {'gta': runs('teacher', 0.4, 0.5), 'corrmatch': runs('model', 0.6)}, {'gta': 2.5}).splitlines()
+  found = compare.table([
+    line('gta', 1, teacher=50.0, student=99.0), line('gta', 0, teacher=40.0, student=99.0),
+    line('corrmatch', 0, model=60.0)]).splitlines()
   assert found[2:] == [
-    '| corrmatch | model | 60.00 | 7 | 3.33 | – |',
-    '| gta | teacher | 45.00 ± 7.07 | 7 | 2.33 | 2.50 |']
+    '| corrmatch | model | 60.00 | 0 | 7 | 3.33 | 10 |',
+    '| gta | teacher | 45.00 ± 7.07 | 0, 1 | 7 | 2.33 | 10 |']
 
 
-def test_a_folder_with_another_plan_is_refused(tmp_path):
-  compare.keep_plan(tmp_path, {'budget': 'steps'})
-  compare.keep_plan(tmp_path, {'budget': 'steps'})
-  with pytest.raises(SystemExit, match='give another --out'):
-    compare.keep_plan(tmp_path, {'budget': 'compute'})
+def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
+  trained = []
+
+  def train(task, out, cores):
+    trained.append(task.method)
+    if task.method == 'cps':
+      raise subprocess.CalledProcessError(1, 'launch.py')
+    networks = {'teacher': {'miou': 0.5}, 'student': {'miou': 0.4}}
+    return {'seconds': 3.0, 'last': {'step': 20, **networks}, 'best': {'step': 10, **networks}}
+
+  monkeypatch.setattr(compare, 'train', train)
+  results = tmp_path / 'results' / 'shapes.jsonl'
+  failed = compare.run_all([task(), task('cps')], tmp_path, results, jobs=1)
+  assert len(failed) == 1 and failed[0].startswith('cps with seed 0: status 1')
+  found, = compare.read_lines(results).values()
+  assert found.items() >= {'method': 'gta', 'seed': 0, 'steps': 20, 'best_step': 10,
+                           'last': {'teacher': 50.0, 'student': 40.0}}.items()
+  later = [task(), task(seed=1), task(**{'data.crop': 32})]
+  assert compare.run_all(later, tmp_path, results, jobs=2) == []
+  assert trained == ['gta', 'cps', 'gta', 'gta'] and len(compare.read_lines(results)) == 3
+  compare.run_all([task(seed=2)], tmp_path, results, jobs=1, minutes=-1)
+  assert len(trained) == 4

@@ -38,10 +38,11 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.cct_perturbations import KINDS, NEED_BACKGROUND, Seen, perturbation, see
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, gradient_step
+from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
-from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.methods.options import choice, number
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders
 from gta_jax.models.heads import MakeHead
@@ -54,14 +55,13 @@ HEAD = 'auxiliary_decoders'
 
 
 @dataclasses.dataclass(frozen=True)
-class Cct:
+class Cct(Learners):
   """Options; the defaults are the paper's."""
 
   summary: ClassVar[str] = 'auxiliary decoders of perturbed features agree with the main decoder'
   paper: ClassVar[str] = ('Ouali, Hudelot, Tami, Semi-Supervised Semantic Segmentation with '
                           'Cross-Consistency Training, CVPR 2020')
   scored: ClassVar[tuple[str, ...]] = ('student',)
-  compared: ClassVar[tuple[str, ...]] = ()
   # The scales are of a long side of 400 pixels, in VOC's images of 500. One GPU: rates as flags.
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': {
     'data.crop': 320, 'data.scale': (0.4, 1.6), 'optim.rate': 0.001,
@@ -87,7 +87,7 @@ class Cct:
   bootstrap_share: float = number(0.4, most=1)  # K', as a share of all steps
 
   def __post_init__(self):
-    check_fields(self)
+    super().__post_init__()
     if not self.count:
       raise ValueError(f'{", ".join(KINDS)} are all 0, which leaves no auxiliary decoder; set one '
                        'of them to 1 or more, or train with method=sup_only.')
@@ -109,10 +109,6 @@ class Cct:
   def heads(self) -> Mapping[str, MakeHead]:
     kind = ShufflingDecoders if self.feature == 'encoded' else LinearDecoders
     return {HEAD: functools.partial(kind, count=self.count)}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
 
   @property
   def cost(self) -> float:
@@ -139,17 +135,9 @@ class Cct:
         'and (), or method.supervised=plain.')
     return ()
 
-  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
-    """See Method."""
-    return init_state(key, {'student': draw()}, {'student': tools.make_optimizer()})
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
-
   def step(self, tools: Tools) -> Callable:
     """The step of lines 1 to 5 above."""
-    optimizer = tools.make_optimizer()
+    optimizer = self.optimizers(tools)['student']
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
       key_labelled, key_unlabelled = jax.random.split(state.step_key())

@@ -149,7 +149,8 @@ class Method(Protocol):
     scored: networks that are evaluated; the first one decides which step is best, and predicts.
     compared: two networks whose distance by key is logged, or ().
     published: data set ('voc', 'cityscapes') -> fields of the config, such as 'optim.rate', as the
-      method was published where they differ from the config file's.
+      method was published where they differ from the config file's; under 'voc_dinov2' and so on
+      those of another encoder than a ResNet.
   """
 
   __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -37,11 +37,18 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState
 from gta_jax.methods.corrmatch_losses import Seen, Targets, metrics_of, unlabelled_losses
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
-from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.methods.learners import Learners, StrongView
+from gta_jax.methods.objectives import (
+  Term,
+  check_whole,
+  labelled_term,
+  passes,
+  unlabelled_images,
+)
+from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import image_size
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.correlation import CorrelationHead
@@ -51,7 +58,6 @@ from gta_jax.ops.channel_dropout import channel_masks, dropped
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
-from gta_jax.ops.photometric import strong_view
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -68,15 +74,13 @@ class Found(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrMatch:
+class CorrMatch(StrongView, Learners):
   """Options; the defaults are the method as described, without its code's peculiarities."""
 
   summary: ClassVar[str] = 'labels spread along correlation maps, the threshold follows'
   paper: ClassVar[str] = ('Sun, Yang, Zhang, Cheng, Hou, CorrMatch: Label propagation via '
                           'correlation matching for semi-supervised semantic segmentation, '
                           'CVPR 2024')
-  scored: ClassVar[tuple[str, ...]] = (MODEL,)
-  compared: ClassVar[tuple[str, ...]] = ()
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
     'voc': {'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4,
             'data.crop': 321, 'train.epochs': 80,
@@ -96,10 +100,6 @@ class CorrMatch:
   feature_dropout: float = number(0.5, most=0.99)  # probability of a channel of F's features
   backbone_learns: bool = True  # from the correlation losses, or the head alone
   box_probability: float = number(0.5, most=1)  # that an image gets a box
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for an image
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for an image
-  hue: float = number(0.25, most=0.5)  # largest shift of the hue in turns of the colour circle
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
 
   warmup_epochs: float = number(0.0)  # of labelled images alone, before
 
@@ -108,16 +108,9 @@ class CorrMatch:
   threshold_padding: str = choice('own', 'own', 'mixed')  # what tau leaves out: w's, or the mix's
   padding_counts: bool = False  # in A: padding is a place like any other, only its image is blank
 
-  def __post_init__(self):
-    check_fields(self)
-
   @property
   def heads(self) -> Mapping[str, MakeHead]:
     return {HEAD: lambda *, num_classes, features: CorrelationHead(num_classes, features)}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
 
   @property
   def cost(self) -> float:
@@ -125,12 +118,8 @@ class CorrMatch:
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    accumulation = tools.accumulation
-    if any(accumulation.count(n) > 1 for n in (tools.labelled_batch, tools.unlabelled_batch)):
-      raise ValueError(
-        f'train.per_device_batch={accumulation.per_device} cuts the batch, but the threshold of '
-        'corrmatch is that of a whole batch of predictions, which the step makes and learns from '
-        'in one pass; use train.per_device_batch=0 and model.remat=True.')
+    check_whole(tools, 'the threshold of corrmatch is that of a whole batch of predictions, which '
+                'the step makes and learns from in one pass')
     if self.warmup_epochs and self.stages(tools)[-1].name == 'warmup':
       return ('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
               'raise train.epochs or lower method.warmup_epochs',)
@@ -138,8 +127,8 @@ class CorrMatch:
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method."""
-    return init_state(key, {MODEL: draw()}, {MODEL: tools.make_optimizer()},
-                      {'threshold': jnp.float32(self.threshold_init)})
+    memory = {'threshold': jnp.float32(self.threshold_init)}
+    return super().init(key, draw, tools).replace(memory=memory)
 
   def stages(self, tools: Tools) -> tuple[Stage, ...]:
     """See Method."""
@@ -185,8 +174,7 @@ class CorrMatch:
     (logits,), _ = forward(tools, variables, weak, key=key)
     size = image_size(valid)
     probabilities = jax.nn.softmax(resize_bilinear(logits.main, size))
-    strong = strong_view(key_colours, weak, tools.network, jitter=self.jitter,
-                         greyscale=self.greyscale, blur=self.blur, hue=self.hue)
+    strong = self.strong_colours(key_colours, weak, tools.network)
     box = unimatch_boxes(key_box, len(valid), size, probability=self.box_probability)
     mixed_valid = paste(valid, next_images(valid), box)
     # Blanked once more: the change of colours has filled the padding.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
-from gta_jax.methods.pseudo_labelling import class_counts, image_size, oracle_metrics
+from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.network import Array
 from gta_jax.ops.resizing import resize_bilinear
@@ -74,14 +74,9 @@ def unlabelled_losses(
 
 def metrics_of(tools: Tools, targets: Targets, unlabelled: Batch) -> Metrics:
   """What the log shows of the targets; 'label' of the unlabelled batch is optional."""
-  kept = targets.strong != IGNORE
-  metrics = {
-    'threshold': targets.threshold,
-    'kept_share': jnp.mean(kept),
-    'region_share': jnp.mean(kept & ~targets.confident),
-    'kept_share_by_class':
-      class_counts(targets.strong, tools.num_classes) / jnp.maximum(jnp.sum(kept), 1),
-  }
+  in_regions = (targets.strong != IGNORE) & ~targets.confident
+  metrics = kept_metrics(targets.strong, tools.num_classes) | {
+    'threshold': targets.threshold, 'region_share': jnp.mean(in_regions)}
   if 'label' in unlabelled:
     metrics |= oracle_metrics(targets.weak, unlabelled, tools.num_classes)
   return metrics

@@ -15,9 +15,9 @@ With CutMix u is the mixed image and y_k the labels of the clean ones, mixed ali
 
 m are three boxes whose overlaps cancel; the partner u' is the next image of the batch.
 
-Cost 16 forward-equivalents, of two networks two trained passes and two that label; with CutMix 16
-too, 14 with cross_on='unlabelled'. The code takes its labels from the trained passes and needs 12
-and 16; here XLA merges a part of the passes that are equal.
+Cost 12 forward-equivalents: labels are those of the passes that are learnt from, in which both
+networks see the images side by side. With CutMix 14, a pass of each network on the clean images
+more; the code runs one for u and one for u', 16.
 
 Reported, ResNet-101, mIoU with CutMix on VOC's augmented lists 662 / 1323 / 2646 / 5291 (Table 2 of
 GTA-Seg): 74.48 76.44 77.68 78.64. Unverified, from memory: without CutMix 72.18 75.83 77.55 78.64;
@@ -41,16 +41,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
-from gta_jax.methods.gradient_step import forward, gradient_step
-from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
-from gta_jax.methods.options import check_fields, choice, number
-from gta_jax.methods.pseudo_labelling import class_counts
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.gradient_step import Objective, Slope, descend, forward, slope
+from gta_jax.methods.learners import Learners
+from gta_jax.methods.objectives import Term, labelled_term, unlabelled_images
+from gta_jax.methods.options import choice, number
+from gta_jax.methods.pseudo_labelling import image_size, kept_metrics
 from gta_jax.methods.supervised import LABELLED
-from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, xor_boxes
-from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Params, Variables, with_statistics
 from gta_jax.ops.resizing import resize_bilinear
 
 NAMES: tuple[str, str] = ('first', 'second')
@@ -59,7 +59,7 @@ OTHER = {'first': 'second', 'second': 'first'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cps:
+class Cps(Learners):
   """Options; the defaults are the paper's without CutMix, on VOC."""
 
   summary: ClassVar[str] = "two networks learn from each other's labels"
@@ -91,20 +91,9 @@ class Cps:
   labelled_void: str = choice('ignore', 'ignore', 'learn')  # what they are for labels of 255
   mixing: str = choice('none', 'none', 'xor_boxes')  # of the unlabelled images
 
-  def __post_init__(self):
-    check_fields(self)
-
-  @property
-  def heads(self) -> Mapping[str, MakeHead]:
-    return {}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
-
   @property
   def cost(self) -> float:
-    return 2 * (8 - (self.mixing != 'none' and self.cross_on == 'unlabelled'))
+    return len(NAMES) * (6 + (self.mixing != 'none'))
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
@@ -114,15 +103,6 @@ class Cps:
         f'method.mixing={self.mixing} needs; use 2 or more, or method.mixing=none.')
     return ()
 
-  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
-    """See Method. Pretrained weights are common to both; what is drawn is each one's own."""
-    networks = {'first': draw(), 'second': draw(jax.random.fold_in(key, 1))}
-    return init_state(key, networks, dict.fromkeys(NAMES, tools.make_optimizer()))
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method. One stage, from the first step on."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
-
   @property
   def order(self) -> tuple[str, str]:
     """Of a network's two passes, as in the code; running statistics lean towards the last."""
@@ -130,88 +110,78 @@ class Cps:
 
   def step(self, tools: Tools) -> Callable:
     """One step of both networks."""
-    optimizer = tools.make_optimizer()
+    optimizers = self.optimizers(tools)
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
-      key_mix, *keys = jax.random.split(state.step_key(), 3)
-      keys = dict(zip(NAMES, keys, strict=True))
+      key_mix, key_clean, key = jax.random.split(state.step_key(), 3)
+      both = side_by_side(state)
       labelled = labelled_term(tools, batches['labelled'])
       images = unlabelled_images(tools, batches['unlabelled'])
       valid, clean = batches['unlabelled']['valid'], {}
       if self.mixing != 'none':
-        state, clean = self.label_clean(tools, state, images, keys)
+        both, clean = label_clean(tools, both, images, key_clean)
         inside = xor_boxes(key_mix, len(images), (images.shape[1], images.shape[2]))
         images, valid, clean = jax.tree.map(
           lambda x: paste(x, next_images(x), inside), (images, valid, clean))
 
-      labels = {}
-      for name in NAMES:  # All of them before a network moves.
-        labels[name] = self.label(
-          tools, state.networks[name], labelled.images, images, keys[name])
-        if clean:
-          labels[name][CROSS] = clean[name]
-      counted = {LABELLED: self.counted(batches['labelled']['label']), CROSS: valid}
-      first, second = (labels[name][CROSS] for name in NAMES)
-      metrics = agreement(first, second, valid, tools.num_classes)
-      for name, other in OTHER.items():
-        targets = {kind: jnp.where(counted[kind], labels[other][kind], IGNORE) for kind in counted}
-        terms = self.terms(labelled, images, targets)
-        objectives = passes(tools, terms, terms, joint=False, key=keys[name])
-        state, learnt = gradient_step(tools, state, name, optimizer, *objectives)
+      counted = self.counted(batches['labelled']['label'])
+      divisor = jnp.maximum(jnp.sum(counted) + jnp.sum(valid), 1)
+      seen = {LABELLED: (labelled.images, counted, {}, labelled.targets),
+              CROSS: (images, valid, clean, ())}
+      found = {}
+      for i, kind in enumerate(self.order):
+        loss = self.make_loss(tools, labelled if kind == LABELLED else None, divisor)
+        found[kind] = slope(tools, both, Objective(loss, seen[kind], jax.random.fold_in(key, i)))
+        both = with_statistics(both, found[kind].batch_stats)
+      labels = (found[CROSS].rows[name] for name in NAMES)
+      metrics = agreement(*labels, valid, tools.num_classes)
+      for name in NAMES:
+        slopes = (of_network(found[kind], name) for kind in self.order)
+        state, learnt = descend(state, name, optimizers[name], *slopes)
         metrics |= learnt
       return state.replace(step=state.step + 1), metrics
 
     return step
 
-  def label(
-    self, tools: Tools, variables: Variables, labelled: Array, unlabelled: Array, key: Array
-  ) -> dict[str, Array]:
-    """A network's labels [B,H,W] of both kinds of images.
+  def make_loss(self, tools: Tools, labelled: Term | None, divisor: Array) -> Callable:
+    """The loss of a pass of both networks over images of one kind.
 
-    Its passes are those that it will learn in, keys included: the same logits, no statistics moved.
+    Args:
+      tools: of the method.
+      labelled: whose loss of ground truth it has; None for unlabelled images.
+      divisor: [], pixels of both kinds that learn from the other network.
+    Returns: the loss of an Objective whose batch is images [B,H,W,3], which pixels learn from the
+      other network [B,H,W], labels by network ({}: those of this pass), and ground truth. Its rows
+      are the labels by network.
     """
-    images, labels = {LABELLED: labelled, CROSS: unlabelled}, {}
-    for i, kind in enumerate(self.order):
-      labels[kind], _ = _label(tools, variables, images[kind], jax.random.fold_in(key, i))
-    return labels
+    def loss(
+      variables: Variables, batch: tuple, key: Array
+    ) -> tuple[Metrics, Params, Metrics, Params]:
+      images, counted, labels, truth = batch
+      logits, stats = {}, {}
+      for i, name in enumerate(NAMES):
+        logits[name], stats[name] = tools.network.apply(
+          own(variables, name), images, train=True, dropout_key=jax.random.fold_in(key, i))
+      full = {name: resize_bilinear(logits[name].main, image_size(counted)) for name in NAMES}
+      labels = labels or {name: hard_labels(full[name]) for name in NAMES}
+      losses = {}
+      for name, other in OTHER.items():
+        cross = self.cross_weight * cross_entropy(
+          full[name], jnp.where(counted, labels[other], IGNORE), divisor=divisor)
+        if labelled is None:
+          losses[f'{name}_cross'] = cross
+        else:
+          losses[f'{name}_cross_labelled'] = cross
+          losses[f'{name}_labelled'] = labelled.sole_loss(logits[name], truth)
+      return losses, stats, {}, labels
 
-  def label_clean(
-    self, tools: Tools, state: TrainState, images: Array, keys: Mapping[str, Array]
-  ) -> tuple[TrainState, dict[str, Array]]:
-    """Each network's labels of images before they are mixed; its running statistics move."""
-    labels = {}
-    for name in NAMES:
-      variables = state.networks[name]
-      key = jax.random.fold_in(keys[name], len(self.order))
-      labels[name], stats = _label(tools, variables, images, key)
-      state = state.with_networks(**{name: with_statistics(variables, stats)})
-    return state, labels
+    return loss
 
   def counted(self, truth: Array) -> Array:
     """Which labelled pixels learn from the other network, [B,H,W] bool."""
     if self.cross_on == 'unlabelled':
       return jnp.zeros(truth.shape, bool)
     return jnp.full(truth.shape, True) if self.labelled_void == 'learn' else truth != IGNORE
-
-  def terms(
-    self, labelled: Term, images: Array, targets: Mapping[str, Array]
-  ) -> dict[str, Term]:
-    """What a network learns from: ground truth, and the other's labels of both kinds of images."""
-    divisor = jnp.maximum(sum(jnp.sum(x != IGNORE) for x in targets.values()), 1)
-
-    def cross(logits: Logits, labels: Array) -> Array:
-      logits_full = resize_bilinear(logits.main, (labels.shape[1], labels.shape[2]))
-      return self.cross_weight * cross_entropy(logits_full, labels, divisor=divisor)
-
-    def both(logits: Logits, of_both: tuple) -> Metrics:
-      truth, labels = of_both
-      return {LABELLED: labelled.sole_loss(logits, truth), 'cross_labelled': cross(logits, labels)}
-
-    terms = {
-      LABELLED: Term(labelled.images, (labelled.targets, targets[LABELLED]), both),
-      CROSS: Term(images, targets[CROSS], cross),
-    }
-    return {kind: terms[kind] for kind in self.order}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,18 +196,43 @@ class CpsCutMix(Cps):
   mixing: str = choice('xor_boxes', 'none', 'xor_boxes')
 
 
-def _label(
-  tools: Tools, variables: Variables, images: Array, key: Array
-) -> tuple[Array, Params]:
-  """A network's labels [B,H,W] in train mode, and its running statistics afterwards."""
-  (logits,), stats = forward(tools, variables, images, key=key, train=True)
-  logits_full = resize_bilinear(logits.main, (images.shape[1], images.shape[2]))
-  return jnp.argmax(logits_full, axis=-1).astype(jnp.int32), stats
+def side_by_side(state: TrainState) -> Variables:
+  """The variables of both networks as those of one: params and batch_stats by network."""
+  return {part: {name: state.networks[name][part] for name in NAMES}
+          for part in ('params', 'batch_stats')}
+
+
+def own(both: Variables, name: str) -> Variables:
+  """The variables of one of two networks side by side."""
+  return {part: tree[name] for part, tree in both.items()}
+
+
+def of_network(both: Slope, name: str) -> Slope:
+  """One network's part of a slope of two networks side by side."""
+  prefix = f'{name}_'
+  losses = {key.removeprefix(prefix): value for key, value in both.losses.items()
+            if key.startswith(prefix)}
+  return Slope(both.gradient[name], losses, both.batch_stats[name], {})
+
+
+def hard_labels(logits_full: Array) -> Array:
+  """[B,H,W] int32 of [B,H,W,K]."""
+  return jnp.argmax(logits_full, axis=-1).astype(jnp.int32)
+
+
+def label_clean(
+  tools: Tools, both: Variables, images: Array, key: Array
+) -> tuple[Variables, dict[str, Array]]:
+  """Each network's labels [B,H,W] of images before they are mixed; running statistics move."""
+  labels, stats = {}, {}
+  for i, name in enumerate(NAMES):
+    (logits,), stats[name] = forward(
+      tools, own(both, name), images, key=jax.random.fold_in(key, i), train=True)
+    labels[name] = hard_labels(resize_bilinear(logits.main, image_size(images)))
+  return with_statistics(both, stats), labels
 
 
 def agreement(one: Array, other: Array, valid: Array, num_classes: int) -> Metrics:
   """Of two networks' labels [B,H,W] where `valid`: how many agree, and shares by the first's."""
-  pixels = jnp.maximum(jnp.sum(valid), 1)
-  by_class = class_counts(jnp.where(valid, one, IGNORE), num_classes)
-  return {'agreement': jnp.sum(valid & (one == other)) / pixels,
-          'kept_share': jnp.mean(valid), 'kept_share_by_class': by_class / pixels}
+  agree = jnp.sum(valid & (one == other)) / jnp.maximum(jnp.sum(valid), 1)
+  return {'agreement': agree} | kept_metrics(jnp.where(valid, one, IGNORE), num_classes)

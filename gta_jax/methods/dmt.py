@@ -45,19 +45,14 @@ from gta_jax.data.pseudo_masks import ConfidentMaskReader, doubt_limits, with_ps
 from gta_jax.data.sources import Dataset
 from gta_jax.data.stage_files import StageFiles
 from gta_jax.methods import labelling
-from gta_jax.methods.contract import Batch, Host, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Host, Metrics, Stage, Tools, TrainState
 from gta_jax.methods.gradient_step import gradient_step
 from gta_jax.methods.labelling import CONFIDENCE, MASKS
-from gta_jax.methods.objectives import Term, labelled_term, passes
-from gta_jax.methods.options import check_fields, choice, number
-from gta_jax.methods.self_training import (
-  LABELLED,
-  PSEUDO,
-  STREAMS,
-  blank_padding,
-  pseudo_metrics,
-)
-from gta_jax.models.heads import MakeHead
+from gta_jax.methods.learners import Learners
+from gta_jax.methods.objectives import Term, check_joint, labelled_term, passes
+from gta_jax.methods.options import choice, number
+from gta_jax.methods.pseudo_labelling import kept_metrics
+from gta_jax.methods.self_training import LABELLED, PSEUDO, STREAMS, blank_padding
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.network import Array, Logits, Variables
 from gta_jax.ops.optim import with_factor
@@ -67,7 +62,7 @@ NETWORKS: tuple[str, str] = ('student', 'assistant')
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicMutualTraining:
+class DynamicMutualTraining(Learners):
   """Options."""
 
   summary: ClassVar[str] = 'two networks label for each other, with weights that doubt the labels'
@@ -98,17 +93,6 @@ class DynamicMutualTraining:
   supervised_share: float = number(0.25, least=1e-4, most=0.9)
   supervised_rate: float = number(2.0, least=1e-4, most=1e4)  # factor on optim.rate in round 0
 
-  def __post_init__(self):
-    check_fields(self)
-
-  @property
-  def heads(self) -> Mapping[str, MakeHead]:
-    return {}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
-
   @property
   def cost(self) -> float:
     return 6
@@ -116,14 +100,12 @@ class DynamicMutualTraining:
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
     labelling.refuse_ohem(tools, 'dynamic mutual training')
-    labelling.refuse_unequal_parts(tools)
+    check_joint(tools, 'dynamic mutual training')
     return ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. Both are drawn; equal networks would say the same for ever."""
-    networks = dict(zip(NETWORKS, (draw(), draw(jax.random.fold_in(key, 1))), strict=True))
-    optimizers = dict.fromkeys(NETWORKS, tools.make_optimizer())
-    return init_state(key, networks, optimizers, memory={'stage_start': jnp.int32(0)})
+    return super().init(key, draw, tools).replace(memory={'stage_start': jnp.int32(0)})
 
   def stages(self, tools: Tools) -> tuple[Stage, ...]:
     """See Method. A network's rounds share one program."""
@@ -197,7 +179,7 @@ class DynamicMutualTraining:
       state, metrics = take_step(tools, state, name, optimizer, terms)
       metrics['confidence'] = jnp.sum(confidence, where=pseudo != IGNORE) / jnp.maximum(
         jnp.sum(pseudo != IGNORE), 1)
-      return state, metrics | pseudo_metrics(pseudo, tools.num_classes)
+      return state, metrics | kept_metrics(pseudo, tools.num_classes)
 
     return step
 

@@ -5,13 +5,13 @@ Zhang, Shi, CVPR 2023). One network, no average, no warm-up, no ramp; w is the u
 it comes (scaled, cropped, flipped), s = strong view of w, b a box, w' and s' the next image's:
 
     1  y', c' = argmax, max of softmax f(w')     in evaluation mode, no gradient
-    2  y, c   = the same of f(w)                 in train mode, together with x_l; no gradient
+    2  y, c   = the same of f(w)                 in train mode, the pass of f(x_l); no gradient
     3  inside b: s, y, c and valid are those of the next image
     4  L_s = sum_ij CE(f(s), y) [c >= 0.95][valid] / sum_ij [valid]   divided by kept or not
     5  L   = (CE(f(x_l), y_l) + L_s) / 2, one SGD step
 
-Cost 12 forward-equivalents: 1 evaluation, 2 and 6 for x_l and w, 3 for s. (The code takes the
-labels of 2 from the trained pass, 10; XLA merges a part of the two passes here.)
+Cost 10 forward-equivalents: 1 evaluation, 6 for x_l and w, whose pass gives the labels of 2 as it
+is learnt from, 3 for s.
 
 Reported: none with ResNets in the sources that were at hand; see unimatch.py.
 
@@ -24,14 +24,16 @@ Where this differs:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
-from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.gradient_step import Objective, descend, forward, slope
+from gta_jax.methods.learners import Learners, StrongView
 from gta_jax.methods.objectives import (
   Term,
   check_joint,
@@ -39,23 +41,28 @@ from gta_jax.methods.objectives import (
   passes,
   unlabelled_images,
 )
-from gta_jax.methods.options import check_fields, number
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.options import number
+from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED
-from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
-from gta_jax.ops.network import Array, Logits, Variables
-from gta_jax.ops.photometric import strong_view
+from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
-MODEL, WEAK, STRONG = 'model', 'weak', 'strong'
-_VOC = {
+MODEL, STRONG = 'model', 'strong'
+# UniMatch's, 4 GPUs of 2 + 2 images; its code averages gradients once, so that these rates are the
+# effective ones.
+VOC = {
   'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4,
   'train.epochs': 80, 'train.labelled_batch': 8, 'train.unlabelled_batch': 8, 'data.crop': 321,
   'model.output_stride': 16, 'model.multi_grid': (), 'model.aspp_rates': (6, 12, 18),
   'model.dropout': 0.0,
+}
+CITYSCAPES = VOC | {
+  'optim.rate': 0.005, 'optim.decoder_multiplier': 1.0, 'train.epochs': 240, 'data.crop': 801,
+  'model.auxiliary': False, 'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 800_000,
+  'method.threshold': 0.0,
 }
 
 
@@ -71,46 +78,20 @@ class Said(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FixMatch:
+class FixMatch(StrongView, Learners):
   """Options; the defaults are the published code's on VOC."""
 
   summary: ClassVar[str] = 'a strong view learns the confident labels of the weak one'
   paper: ClassVar[str] = ("Sohn et al., FixMatch, NeurIPS 2020, as UniMatch's repository has it "
                           'for segmentation')
-  scored: ClassVar[tuple[str, ...]] = (MODEL,)
-  compared: ClassVar[tuple[str, ...]] = ()
-  # UniMatch's, 4 GPUs of 2 + 2 images; its code averages gradients once, so that these rates are
-  # the effective ones.
-  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-    'voc': _VOC,
-    'cityscapes': _VOC | {
-      'optim.rate': 0.005, 'optim.decoder_multiplier': 1.0, 'train.epochs': 240, 'data.crop': 801,
-      'model.auxiliary': False, 'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 800_000,
-      'method.threshold': 0.0,
-    },
-  }
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': VOC, 'cityscapes': CITYSCAPES}
 
   threshold: float = number(0.95, most=1)  # confidence from which a label counts; 0: all
   box_probability: float = number(0.5, most=1)  # that an image shows a box of the next one
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for a strong view
-  hue: float = number(0.25, most=0.5)  # largest shift of the jitter's hue, in turns
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for a strong view
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for a strong view
-
-  def __post_init__(self):
-    check_fields(self)
-
-  @property
-  def heads(self) -> Mapping[str, MakeHead]:
-    return {}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
 
   @property
   def cost(self) -> float:
-    return 12
+    return 10
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
@@ -120,27 +101,23 @@ class FixMatch:
               'itself',)
     return ()
 
-  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
-    """See Method."""
-    return init_state(key, {MODEL: draw()}, {MODEL: tools.make_optimizer()})
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method. One stage, from the first step on."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
-
   def step(self, tools: Tools) -> Callable:
     """One step of the network."""
-    optimizer = tools.make_optimizer()
+    optimizer = self.optimizers(tools)[MODEL]
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
       key, key_strong = jax.random.split(state.step_key())
-      unlabelled = batches['unlabelled']
+      unlabelled, variables = batches['unlabelled'], state.networks[MODEL]
       labelled = labelled_term(tools, batches['labelled'])
       images = unlabelled_images(tools, unlabelled)
-      own, other = self.say(
-        tools, state.networks[MODEL], labelled.images, images, unlabelled['valid'], key)
-      objectives = self.objectives(tools, labelled, images, own, other, key, key_strong)
-      state, metrics = gradient_step(tools, state, MODEL, optimizer, *objectives)
+      (evaluated,), _ = forward(tools, variables, images, key=key)
+      other = jax.tree.map(next_images, label(evaluated, unlabelled['valid']))
+      weak = slope(tools, variables, self.weak(tools, labelled, images, unlabelled['valid'], key))
+      own, strong = weak.rows, self.strong_terms(tools, images, weak.rows, other, key_strong)
+      objective, = passes(tools, strong, strong, joint=True, key=jax.random.fold_in(key, 1))
+      variables = with_statistics(variables, weak.batch_stats)
+      state, metrics = descend(
+        state, MODEL, optimizer, weak, slope(tools, variables, objective))
       metrics |= self.metrics(own, tools.num_classes)
       if 'label' in unlabelled:
         labels = jnp.where(own.valid, own.labels, IGNORE)
@@ -149,49 +126,40 @@ class FixMatch:
 
     return step
 
-  def objectives(
-    self, tools: Tools, labelled: Term, images: Array, own: Said, other: Said, key: Array,
-    key_strong: Array,
-  ) -> tuple[Objective, ...]:
-    """The pass of labelled images and weak views together, and that of the strong view."""
-    weak = {LABELLED: weighed(labelled, 0.5), WEAK: Term(images, (), _nothing)}
-    strong = {STRONG: self.strong(tools, images, own, other, key_strong, weight=0.5)}
-    return (*passes(tools, weak, (LABELLED,), joint=True, key=key),
-            *passes(tools, strong, strong, joint=True, key=jax.random.fold_in(key, 1)))
+  def weak(
+    self, tools: Tools, labelled: Term, images: Array, valid: Array, key: Array
+  ) -> Objective:
+    """The pass of labelled images and weak views together; its rows are what it Said of these."""
+    def loss(
+      variables: Variables, batch: tuple, key: Array
+    ) -> tuple[Metrics, Params, Metrics, Said]:
+      (x, truth), (weak, valid) = batch
+      logits, stats = tools.network.apply(
+        variables, jnp.concatenate([x, weak]), train=True, dropout_key=key)
+      of_labelled, of_weak = parts(logits, len(x), len(weak))
+      losses = {LABELLED: labelled.sole_loss(of_labelled, truth) / 2}
+      return losses, stats, {}, label(of_weak, valid)
 
-  def say(
-    self, tools: Tools, variables: Variables, labelled: Array, images: Array, valid: Array,
-    key: Array,
-  ) -> tuple[Said, Said]:
-    """What counts outside of boxes, and of the next image within them (1 and 2)."""
-    (evaluated,), _ = forward(tools, variables, images, key=key)
-    trained = self.weak_logits(tools, variables, labelled, images, key)
-    own, other = (label(logits, valid) for logits in (trained, evaluated))
-    return own, jax.tree.map(next_images, other)
+    return Objective(loss, ((labelled.images, labelled.targets), (images, valid)), key)
 
-  def weak_logits(
-    self, tools: Tools, variables: Variables, labelled: Array, images: Array, key: Array
-  ) -> Logits:
-    """Of weak views in the pass that they share with labelled images (2)."""
-    return forward(tools, variables, labelled, images, key=key, train=True)[0][1]
+  def strong_terms(
+    self, tools: Tools, images: Array, own: Said, other: Said, key: Array
+  ) -> dict[str, Term]:
+    """What goes through the network together after the weak views."""
+    return {STRONG: self.strong(tools, images, own, other, key, weight=0.5)}
 
   def strong(
     self, tools: Tools, images: Array, own: Said, other: Said, key: Array, *, weight: float
   ) -> Term:
     """A strong view with a box of the next one's, and its loss (3 and 4)."""
     key_view, key_box = jax.random.split(key)
-    view = strong_view(key_view, images, tools.network, jitter=self.jitter, hue=self.hue,
-                       greyscale=self.greyscale, blur=self.blur)
-    inside = unimatch_boxes(key_box, len(images), (images.shape[1], images.shape[2]),
-                            probability=self.box_probability)
+    view = self.strong_colours(key_view, images, tools.network)
+    inside = unimatch_boxes(
+      key_box, len(images), image_size(images), probability=self.box_probability)
     mixed = Said(*(paste(x, y, inside) for x, y in zip(own, other, strict=True)))
     view = jnp.where(mixed.valid[..., None], paste(view, next_images(view), inside), 0.0)
-    return self.learn(view, mixed, weight=weight)
-
-  def learn(self, images: Array, said: Said, *, weight: float) -> Term:
-    """Images and the cross-entropy of confident labels, divided by all valid pixels (4)."""
-    divisor = jnp.maximum(jnp.sum(said.valid), 1)
-    return Term(images, self.confident(said),
+    divisor = jnp.maximum(jnp.sum(mixed.valid), 1)
+    return Term(view, self.confident(mixed),
                 lambda logits, labels: weight * full_cross_entropy(logits, labels, divisor))
 
   def confident(self, said: Said) -> Array:
@@ -200,33 +168,25 @@ class FixMatch:
 
   def metrics(self, said: Said, num_classes: int) -> Metrics:
     """Of the weak view's labels."""
-    labels = self.confident(said)
-    kept = labels != IGNORE
-    return {
-      'confidence': jnp.sum(jnp.where(said.valid, said.confidence, 0.0)) / jnp.maximum(
-        jnp.sum(said.valid), 1),
-      'kept_share': jnp.mean(kept),
-      'kept_share_by_class': class_counts(labels, num_classes) / jnp.maximum(jnp.sum(kept), 1),
-    }
+    pixels = jnp.maximum(jnp.sum(said.valid), 1)
+    confidence = jnp.sum(jnp.where(said.valid, said.confidence, 0.0)) / pixels
+    return {'confidence': confidence} | kept_metrics(self.confident(said), num_classes)
 
 
 def label(logits: Logits, valid: Array) -> Said:
   """Labels and confidence at the images' size."""
-  logits_full = resize_bilinear(logits.main, (valid.shape[1], valid.shape[2]))
+  logits_full = resize_bilinear(logits.main, image_size(valid))
   return Said(*pseudo_labels(jax.nn.softmax(logits_full)), valid)
 
 
-def weighed(term: Term, weight: float) -> Term:
-  """The term with its loss times a weight."""
-  return term._replace(loss=lambda logits, targets: weight * term.sole_loss(logits, targets))
+def parts(logits: Logits, *counts: int) -> tuple[Logits, ...]:
+  """The logits of a batch's consecutive parts, of so many images each."""
+  ends = itertools.accumulate(counts)
+  return tuple(jax.tree.map(lambda x, end=end, n=n: x[end - n:end], logits)
+               for end, n in zip(ends, counts, strict=True))
 
 
 def full_cross_entropy(logits: Logits, labels: Array, divisor: Array) -> Array:
   """Of low-resolution logits against labels [B,H,W], at the labels' resolution."""
-  logits_full = resize_bilinear(logits.main, (labels.shape[1], labels.shape[2]))
-  return cross_entropy(logits_full, labels, divisor=divisor)
-
-
-def _nothing(logits: Logits, targets: tuple) -> Metrics:
-  del logits, targets
-  return {}
+  return cross_entropy(
+    resize_bilinear(logits.main, image_size(labels)), labels, divisor=divisor)

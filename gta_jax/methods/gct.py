@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState, init_state
 from gta_jax.methods.gct_images import (
   Images,
   Parts,
@@ -42,9 +42,10 @@ from gta_jax.methods.gct_images import (
   shares,
 )
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.methods.learners import Learners, draw_each
+from gta_jax.methods.objectives import check_joint
+from gta_jax.methods.options import choice, number
 from gta_jax.models.flaw_detector import FlawDetector, make_flaw_detector, map_size
-from gta_jax.models.heads import MakeHead
 from gta_jax.ops.flaws import flaw_target, handle_flaw, odd_size, who_follows
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.optim import Optimizer, make_adam, poly_schedule
@@ -55,7 +56,7 @@ DETECTOR = 'detector'
 
 
 @dataclasses.dataclass(frozen=True)
-class Gct:
+class Gct(Learners):
   """Options; the defaults are PixelSSL's step."""
 
   summary: ClassVar[str] = 'two networks follow each other where a flaw detector finds them better'
@@ -84,29 +85,13 @@ class Gct:
   detector_sees: str = choice('before', 'before', 'after')  # predictions of which networks
   rectified: bool = False  # the detector's loss sees max(F, 0), with the gradient of F
 
-  def __post_init__(self):
-    check_fields(self)
-
-  @property
-  def heads(self) -> Mapping[str, MakeHead]:
-    return {}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
-
   @property
   def cost(self) -> float:
     return len(NETWORKS) * (2 + 6 + 2 * (self.detector_sees == 'after'))
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    counts = [tools.accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
-    if counts[0] != counts[1]:
-      raise ValueError(
-        f'train.per_device_batch={tools.accumulation.per_device} cuts {tools.labelled_batch} '
-        f'labelled and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} '
-        'parts, which GCT takes together; use batches of one size.')
+    check_joint(tools, 'GCT')
     side = map_size(tools.crop, self.detector_blocks)
     if side < 1:
       raise ValueError(
@@ -118,11 +103,9 @@ class Gct:
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. The networks' heads are drawn separately, or they would stay equal."""
-    detector = self.detector()
-    networks = {
-      'student': draw(), 'assistant': draw(jax.random.fold_in(key, 1)),
-      DETECTOR: detector.init(
-        jax.random.fold_in(key, 2), (tools.crop, tools.crop), tools.num_classes)}
+    detector = self.detector().init(
+      jax.random.fold_in(key, 2), (tools.crop, tools.crop), tools.num_classes)
+    networks = draw_each(key, draw, NETWORKS) | {DETECTOR: detector}
     return init_state(key, networks, self.optimizers(tools))
 
   def detector(self) -> FlawDetector:
@@ -134,12 +117,7 @@ class Gct:
     rate = optax.constant_schedule(self.detector_rate)
     if self.detector_schedule == 'poly':
       rate = poly_schedule(self.detector_rate, total_steps=tools.total_steps)
-    return {**{name: tools.make_optimizer() for name in NETWORKS},
-            DETECTOR: make_adam(rate, b1=0.9, b2=0.99)}
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
+    return super().optimizers(tools) | {DETECTOR: make_adam(rate, b1=0.9, b2=0.99)}
 
   def step(self, tools: Tools) -> Callable:
     """The step of steps 0 to 2 above."""

@@ -28,14 +28,16 @@ class Objective(NamedTuple):
 
   loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
     The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
-    It may return a third element: what else the passes say, by name, without a gradient; the
-    parts' are added up.
+    It may return more, without a gradient: what else the passes say by name, of which the parts'
+    are added up, and what they say of each image, a tree of [b,...].
   batch: tree of [B,...].
   key: PRNG key of the dropout.
   """
 
   loss: Callable[
-    [Variables, Tree, Array], tuple[Metrics, Params] | tuple[Metrics, Params, Metrics]]
+    [Variables, Tree, Array],
+    tuple[Metrics, Params] | tuple[Metrics, Params, Metrics]
+    | tuple[Metrics, Params, Metrics, Tree]]
   batch: Tree
   key: Array
 
@@ -47,12 +49,15 @@ class Slope(NamedTuple):
   losses: by name.
   batch_stats: after the objective's passes.
   sums: what else the passes say; {} where they say nothing.
+  rows: what they say of each image, a tree of [B,...] in the batch's order, such as the labels that
+    another pass of the step learns from.
   """
 
   gradient: Params
   losses: Metrics
   batch_stats: Params
   sums: Metrics
+  rows: Tree = ()
 
 
 def gradient_step(
@@ -108,18 +113,18 @@ def descend(
 
 def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
   """Gradient and losses of an objective at these variables."""
-  def of_part(part: Tree, key: Array) -> tuple[tuple, Slope]:
-    def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics]]:
+  def of_part(part: Tree, key: Array) -> tuple[Tree, Slope]:
+    def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics, Tree]]:
       losses, stats, *more = objective.loss({**variables, 'params': params}, part, key)
-      sums = jax.lax.stop_gradient(more[0]) if more else {}
-      return jnp.asarray(sum(losses.values())), (losses, stats, sums)
+      sums, rows = jax.lax.stop_gradient((*more, {}, {})[:2])
+      return jnp.asarray(sum(losses.values())), (losses, stats, sums, rows)
 
-    gradient, found = jax.grad(total, has_aux=True)(variables['params'])
-    return (), Slope(gradient, *found)
+    gradient, (*found, rows) = jax.grad(total, has_aux=True)(variables['params'])
+    return rows, Slope(gradient, *found)
 
-  _, found, count = over_micro_batches(
+  rows, found, count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)
-  return found._replace(batch_stats=mean(found.batch_stats, count))
+  return found._replace(batch_stats=mean(found.batch_stats, count), rows=rows)
 
 
 def forward(

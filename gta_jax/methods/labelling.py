@@ -138,14 +138,3 @@ def refuse_ohem(tools: Tools, method: str) -> None:
     raise ValueError(
       f'loss.ohem_threshold={tools.loss.ohem_threshold} keeps the hard pixels of one kind of '
       f'images, but {method} takes one mean over both kinds; set it to None.')
-
-
-def refuse_unequal_parts(tools: Tools) -> None:
-  """Raises ValueError where the two batches are cut into different numbers of parts."""
-  accumulation, batches = tools.accumulation, (tools.labelled_batch, tools.unlabelled_batch)
-  counts = [accumulation.count(n) for n in batches]
-  if counts[0] != counts[1]:
-    raise ValueError(
-      f'train.per_device_batch={accumulation.per_device} cuts {batches[0]} labelled and '
-      f'{batches[1]} unlabelled images into {counts[0]} and {counts[1]} parts, which go through '
-      'the network together; use batches of one size, or 0 for whole batches.')

@@ -79,7 +79,19 @@ def check_joint(tools: Tools, what: str = 'method.batch_norm=joint') -> None:
     raise ValueError(
       f'train.per_device_batch={accumulation.per_device} cuts {tools.labelled_batch} labelled '
       f'and {tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, '
-      f'which {what} takes together; use batches of one size.')
+      f'which {what} takes together; use batches of one size, or train.per_device_batch=0.')
+
+
+def check_whole(tools: Tools, why: str) -> None:
+  """Refuses batches that are cut.
+
+  Raises: ValueError with the reason.
+  """
+  accumulation = tools.accumulation
+  if max(accumulation.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)) > 1:
+    raise ValueError(
+      f'train.per_device_batch={accumulation.per_device} cuts the batch, but {why}; use '
+      'train.per_device_batch=0 and model.remat=True.')
 
 
 def passes(

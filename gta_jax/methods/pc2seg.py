@@ -26,10 +26,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, gradient_step
-from gta_jax.methods.objectives import labelled_term
-from gta_jax.methods.options import check_fields, choice, number
+from gta_jax.methods.learners import Learners, StrongView
+from gta_jax.methods.objectives import check_whole, labelled_term, unlabelled_images
+from gta_jax.methods.options import choice, number
 from gta_jax.methods.representation import REPRESENTATION, embed
 from gta_jax.models.heads import MakeHead, Projection
 from gta_jax.ops.contrastive import (
@@ -41,7 +42,6 @@ from gta_jax.ops.contrastive import (
   unit,
 )
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
-from gta_jax.ops.photometric import strong_view
 from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 
 LABELLED, CONSISTENCY, CONTRAST = 'labelled', 'consistency', 'contrast'
@@ -50,26 +50,18 @@ Seen = tuple[Logits, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pc2seg:
+class Pc2seg(StrongView, Learners):
   """Options; every default is a guess to be confirmed, except that L_y is an l2 distance."""
 
   summary: ClassVar[str] = ('a reconstruction, no official code exists: consistency of outputs, '
                             'contrast of features')
   paper: ClassVar[str] = ('Zhong et al., Pixel Contrastive-Consistent Semi-Supervised Semantic '
                           'Segmentation (PC2Seg), ICCV 2021')
-  scored: ClassVar[tuple[str, ...]] = ('model',)
-  compared: ClassVar[tuple[str, ...]] = ()
   # PseudoSeg's rate, power and 30,000 steps (34 epochs of 12 images); unverified for this method.
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
     'voc': {'data.crop': 513, 'optim.rate': 0.007, 'optim.decoder_multiplier': 1.0,
             'optim.weight_decay': 1e-4, 'train.epochs': 34},
   }
-
-  # The strong view.
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for an image
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for an image
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
-  hue: float = number(0.25, most=0.5)  # largest shift of the jitter's hue, in turns
 
   batch_norm: str = choice('own', 'own', 'joint')  # x_l, w and s are three batches, or one
 
@@ -88,7 +80,7 @@ class Pc2seg:
   channels: int = number(128, least=1)  # of the embedding
 
   def __post_init__(self):
-    check_fields(self)
+    super().__post_init__()
     if self.negatives > self.candidates:
       raise ValueError(f'negatives={self.negatives} are drawn from candidates={self.candidates}; '
                        'use no more negatives than candidates.')
@@ -102,37 +94,21 @@ class Pc2seg:
     return {REPRESENTATION: make}
 
   @property
-  def uses_unlabelled(self) -> bool:
-    return True
-
-  @property
   def cost(self) -> float:
     return 9
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    cut = tools.accumulation
-    if max(cut.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)) > 1:
-      raise ValueError(
-        f'train.per_device_batch={cut.per_device} cuts the batch, but the negatives of an image '
-        'are pixels of all the others; use train.per_device_batch=0 and model.remat=True.')
+    check_whole(tools, 'the negatives of an image are pixels of all the others')
     if 'other_images' in self.negative_rule and tools.unlabelled_batch < 2:
       raise ValueError(
         f'method.negative_rule={self.negative_rule} finds no other image in a batch of '
         f'{tools.unlabelled_batch}; use train.unlabelled_batch=2 or more, or other_classes.')
     return ('pc2seg is a reconstruction: no official code exists, and its numbers are unverified',)
 
-  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
-    """See Method."""
-    return init_state(key, {'model': draw()}, {'model': tools.make_optimizer()})
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method. One stage."""
-    return (Stage('main', tools.total_steps, self.step(tools), ('labelled', 'unlabelled')),)
-
   def step(self, tools: Tools) -> Callable:
     """The step of the one stage."""
-    optimizer = tools.make_optimizer()
+    optimizer = self.optimizers(tools)['model']
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
       objective = self.objective(tools, batches, state.step_key())
@@ -146,11 +122,8 @@ class Pc2seg:
     key_view, key_draws, key_dropout = jax.random.split(key, 3)
     network, labelled = tools.network, labelled_term(tools, batches['labelled'])
     valid = batches['unlabelled']['valid']
-    # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-    weak = jnp.where(
-      valid[..., None], network.normalize(batches['unlabelled']['image']), 0.0)
-    strong = strong_view(key_view, weak, network, jitter=self.jitter, greyscale=self.greyscale,
-                         blur=self.blur, hue=self.hue)
+    weak = unlabelled_images(tools, batches['unlabelled'])
+    strong = self.strong_colours(key_view, weak, network)
     strong = jnp.where(valid[..., None], strong, 0.0)
 
     def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:

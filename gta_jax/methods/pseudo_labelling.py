@@ -195,6 +195,16 @@ def class_counts(labels: Array, num_classes: int) -> Array:
   return jnp.sum(labels[..., None] == jnp.arange(num_classes), axis=tuple(range(labels.ndim)))
 
 
+def kept_metrics(labels: Array, num_classes: int) -> Metrics:
+  """How many pixels learn, and the share of each class [K] among them.
+
+  labels: [B,H,W] int32, IGNORE where nothing is learnt.
+  """
+  kept = class_counts(labels, num_classes)
+  total = jnp.sum(kept)
+  return {'kept_share': total / labels.size, 'kept_share_by_class': kept / jnp.maximum(total, 1)}
+
+
 def oracle_metrics(labels: Array, unlabelled: Batch, num_classes: int) -> Metrics:
   """Accuracy of pseudo-labels where masks happen to exist; nothing learns from it.
 

@@ -47,11 +47,12 @@ import jax.numpy as jnp
 import optax
 
 from gta_jax.methods.accumulation import mean, over_micro_batches
-from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
+from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, Slope, descend, slope
-from gta_jax.methods.objectives import labelled_term
-from gta_jax.methods.options import check_fields, choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.learners import Learners
+from gta_jax.methods.objectives import labelled_term, unlabelled_images
+from gta_jax.methods.options import choice, number
+from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.cam_attention import (
   AttentionInputs,
@@ -64,6 +65,7 @@ from gta_jax.ops import grad_cam
 from gta_jax.ops.losses import IGNORE, cross_entropy, mean_divisor
 from gta_jax.ops.mixing import squares
 from gta_jax.ops.network import Array, Params, Stages, Variables, with_statistics
+from gta_jax.ops.optim import Optimizer
 from gta_jax.ops.photometric import augment
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -72,14 +74,12 @@ PSEUDO = 'pseudo'
 
 
 @dataclasses.dataclass(frozen=True)
-class PseudoSeg:
+class PseudoSeg(Learners):
   """Options; the defaults are those of the authors' code."""
 
   summary: ClassVar[str] = 'soft labels fused from decoder and refined class activation maps'
   paper: ClassVar[str] = ('Zou et al., PseudoSeg: Designing Pseudo Labels for Semantic '
                           'Segmentation, ICLR 2021')
-  scored: ClassVar[tuple[str, ...]] = (MODEL,)
-  compared: ClassVar[tuple[str, ...]] = ()
   # 30,000 steps of 64 + 64 images; the code's unlabelled list holds the labelled images too.
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
     'voc': {'data.crop': 513, 'model.output_stride': 16, 'model.multi_grid': (),
@@ -103,18 +103,11 @@ class PseudoSeg:
   image_dropout: float = number(0.5, most=0.99)  # of the image classifier's inputs
   bias_multiplier: float = number(2.0)  # on the gradient of biases
 
-  def __post_init__(self):
-    check_fields(self)
-
   @property
   def heads(self) -> Mapping[str, MakeHead]:
     both = self.version == 'v2'
     return {CLASSIFIER: ImageClassifier,
             ATTENTION: functools.partial(CamAttention, residual=both, norm=both)}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
 
   @property
   def cost(self) -> float:
@@ -127,27 +120,19 @@ class PseudoSeg:
                        'classifier knows the others; use 2 or more classes.')
     return ('class 0 is taken for the background, of which there is no activation map',)
 
-  def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
-    """See Method."""
-    return init_state(key, {MODEL: draw()}, {MODEL: self.optimizer(tools)})
-
-  def optimizer(self, tools: Tools) -> Any:
+  def optimizers(self, tools: Tools) -> dict[str, Optimizer]:
     """The config's; it spares the attention from weight decay."""
-    return tools.make_optimizer(undecayed=(ATTENTION,))
-
-  def stages(self, tools: Tools) -> tuple[Stage, ...]:
-    """See Method."""
-    return (Stage('main', tools.total_steps, self.step(tools), (LABELLED, 'unlabelled')),)
+    return {MODEL: tools.make_optimizer(undecayed=(ATTENTION,))}
 
   def step(self, tools: Tools) -> Callable:
     """The only step."""
-    optimizer = self.optimizer(tools)
+    optimizer = self.optimizers(tools)[MODEL]
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
       keys = jax.random.split(state.step_key(), 4)
       unlabelled, valid = batches['unlabelled'], batches['unlabelled']['valid']
       variables = state.networks[MODEL]
-      images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+      images = unlabelled_images(tools, unlabelled)
       soft, stats = self.label(tools, variables, images, valid, keys[0])
       strong, seen = self.strong_view(tools, images, valid, keys[1])
       metrics = _label_metrics(soft, grad_cam.nearest(seen, soft.shape[1:3]))
@@ -266,13 +251,10 @@ def image_dropout(key: Array, shape: tuple[int, ...], rate: float) -> Array:
 
 def _label_metrics(soft: Array, seen: Array) -> Metrics:
   """How sure the labels are, and what they say, on the pixels that are learnt."""
-  count = soft.shape[-1]
   labels = jnp.where(seen, jnp.argmax(soft, axis=-1), IGNORE)
-  pixels = jnp.maximum(jnp.sum(seen), 1)
-  return {
-    'confidence': jnp.sum(jnp.where(seen, jnp.max(soft, axis=-1), 0.0)) / pixels,
-    'kept_share': jnp.mean(seen),
-    'kept_share_by_class': class_counts(labels, count) / pixels}
+  confidence = jnp.sum(jnp.where(seen, jnp.max(soft, axis=-1), 0.0))
+  return {'confidence': confidence / jnp.maximum(jnp.sum(seen), 1),
+          **kept_metrics(labels, soft.shape[-1])}
 
 
 def _scale_biases(of: Slope, factor: float) -> Slope:

@@ -41,30 +41,34 @@ from gta_jax.data.stage_files import StageFiles
 from gta_jax.methods import labelling
 from gta_jax.methods.contract import Batch, Host, Metrics, Stage, Tools, TrainState, init_state
 from gta_jax.methods.gradient_step import gradient_step
-from gta_jax.methods.objectives import Term, labelled_term, passes
-from gta_jax.methods.options import check_fields, choice, number
-from gta_jax.methods.pseudo_labelling import class_counts
-from gta_jax.models.heads import MakeHead
+from gta_jax.methods.learners import Learners, StrongView
+from gta_jax.methods.objectives import (
+  Term,
+  check_joint,
+  labelled_term,
+  passes,
+  unlabelled_images,
+)
+from gta_jax.methods.options import choice, number
+from gta_jax.methods.pseudo_labelling import kept_metrics
 from gta_jax.ops import trees
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Variables
 from gta_jax.ops.optim import Optimizer
-from gta_jax.ops.photometric import augment
 
 LABELLED, PSEUDO, STUDENT = 'labelled', 'pseudo', 'student'
 STREAMS = ('labelled', 'pseudo_labelled')
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfTraining:
+class SelfTraining(StrongView, Learners):
   """Options."""
 
   summary: ClassVar[str] = 'labels all unlabelled images once, and begins again with them'
   paper: ClassVar[str] = ('Yang, Zhuo, Qi, Shi, Gao, ST++: Make Self-training Work Better for '
                           'Semi-supervised Semantic Segmentation, CVPR 2022')
   scored: ClassVar[tuple[str, ...]] = (STUDENT,)
-  compared: ClassVar[tuple[str, ...]] = ()
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # below
 
   # Steps of the supervised stage, a share of all; the rest is the last stage's.
@@ -73,22 +77,7 @@ class SelfTraining:
   labelling: str = choice('multiscale', *labelling.PROTOCOLS)
 
   # Strong augmentation of the pseudo-labelled images.
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for an image
-  hue: float = number(0.25, most=0.5)  # largest shift of the jitter's hue, in turns
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for an image
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for an image
   cutout: float = number(0.5, most=1)  # probability of a box of noise for an image
-
-  def __post_init__(self):
-    check_fields(self)
-
-  @property
-  def heads(self) -> Mapping[str, MakeHead]:
-    return {}
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return True
 
   @property
   def cost(self) -> float:
@@ -102,7 +91,7 @@ class SelfTraining:
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
     labelling.refuse_ohem(tools, 'self-training')
-    labelling.refuse_unequal_parts(tools)
+    check_joint(tools, 'self-training')
     return ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
@@ -178,7 +167,7 @@ class SelfTraining:
       terms = {LABELLED: Term(clean, labels, loss), PSEUDO: Term(images, pseudo, loss)}
       objectives = passes(tools, terms, tuple(terms), joint=True, key=key_pass)
       state, metrics = gradient_step(tools, state, STUDENT, optimizer, *objectives)
-      metrics |= pseudo_metrics(pseudo, tools.num_classes)
+      metrics |= kept_metrics(pseudo, tools.num_classes)
       return state.replace(step=state.step + 1), metrics
 
     return step
@@ -187,9 +176,7 @@ class SelfTraining:
     """Augmented images [B,H,W,3] and labels [B,H,W] int32, 255 on padding and in boxes of noise."""
     images, labels = blank_padding(tools, batch)
     key_colour, key_box, key_noise = jax.random.split(key, 3)
-    images = augment(
-      key_colour, images, tools.network, jitter=self.jitter, greyscale=self.greyscale,
-      blur=self.blur, hue=self.hue)
+    images = self.strong_colours(key_colour, images, tools.network)
     if not self.cutout:
       return images, labels
     box = unimatch_boxes(key_box, len(images), images.shape[1:3], probability=self.cutout)
@@ -217,17 +204,8 @@ def pseudo_labelled(host: Host, *files: StageFiles) -> Dataset:
 
 def blank_padding(tools: Tools, batch: Batch) -> tuple[Array, Array]:
   """Normalised images, 0 on padding, and labels int32, 255 there, of pseudo-labelled images."""
-  valid = batch['valid']
-  images = jnp.where(valid[..., None], tools.network.normalize(batch['image']), 0.0)
-  return images, jnp.where(valid, batch['label'].astype(jnp.int32), IGNORE)
-
-
-def pseudo_metrics(labels: Array, num_classes: int) -> Metrics:
-  """How many pixels learn from pseudo-labels, and of which classes."""
-  counts = class_counts(labels, num_classes)
-  total = jnp.sum(counts)
-  return {'kept_share': total / labels.size,
-          'kept_share_by_class': counts / jnp.maximum(total, 1)}
+  labels = jnp.where(batch['valid'], batch['label'].astype(jnp.int32), IGNORE)
+  return unlabelled_images(tools, batch), labels
 
 
 # 16 images a step in every stage, as published; the rates are those of a mean over all 16, whatever

@@ -12,6 +12,7 @@ import jax
 
 from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState, init_state
 from gta_jax.methods.gradient_step import forward, gradient_step
+from gta_jax.methods.learners import draw_each
 from gta_jax.methods.objectives import Term, labelled_term, passes
 from gta_jax.methods.options import check_fields, choice, number
 from gta_jax.methods.pseudo_labelling import largest_divisor
@@ -92,11 +93,8 @@ class Supervised:
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. Copies of one network, or networks of their own."""
     names = ('student', *self.followers)
-    one = draw()
-    networks = dict.fromkeys(names, one)
-    if self.initial_networks == 'own':
-      networks = {name: one if i == 0 else draw(jax.random.fold_in(key, i))
-                  for i, name in enumerate(names)}
+    networks = (draw_each(key, draw, names) if self.initial_networks == 'own'
+                else dict.fromkeys(names, draw()))
     return init_state(key, networks, self.optimizers(tools))
 
   def phases(self, tools: Tools) -> tuple[int, int, int]:

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term
+from gta_jax.methods.objectives import Term, check_joint
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
+from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
 from gta_jax.methods.representation import REPRESENTATION, embed
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.models.heads import Head, MakeHead
@@ -46,6 +46,8 @@ from gta_jax.ops.queues import Queues, init_queues
 from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 
 PSEUDO, CONTRAST = 'pseudo', 'contrast'
+_QUEUES = {'method.queue_size': 30_000, 'method.first_queue_size': 50_000}
+_CROP = 513  # that these are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,11 @@ class U2pl(Supervised):
     'voc': {
       'data.crop': 513, 'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0,
       'optim.weight_decay': 1e-4, 'train.epochs': 80, 'train.labelled_batch': 16,
-      'train.unlabelled_batch': 16},
+      'train.unlabelled_batch': 16, **_QUEUES},
     'cityscapes': {
       'data.crop': 769, 'optim.rate': 0.01, 'optim.decoder_multiplier': 1.0,
       'optim.weight_decay': 5e-4, 'train.epochs': 200, 'train.labelled_batch': 16,
-      'train.unlabelled_batch': 16, 'method.warmup_epochs': 0.0},
+      'train.unlabelled_batch': 16, 'method.warmup_epochs': 0.0, **_QUEUES},
   }
 
   # The teacher, the warm-up and the passes, as published.
@@ -90,8 +92,10 @@ class U2pl(Supervised):
   high_rank: int = number(20, least=2)  # up to this one, which is left out; 0 is the likeliest
   negative_rule: str = choice('paper', *class_contrast.NEGATIVE_RULES)
   queue_rule: str = choice('class', *class_contrast.QUEUE_RULES)  # 'position': the code's index bug
-  queue_size: int = number(30_000, least=1)  # keys of each class
-  first_queue_size: int = number(50_000, least=1)  # of class 0
+  # Keys of each class, and of class 0. 0: the published 30,000 and 50,000, which are of crops of
+  # 513 pixels, in proportion to the pixels of the crop, but at least 1,024.
+  queue_size: int = number(0)
+  first_queue_size: int = number(0)
   keys_per_step: int = number(2048, least=1, most=46_340)  # appended to each queue, at most
   channels: int = number(256, least=1)  # of the embedding
 
@@ -123,22 +127,23 @@ class U2pl(Supervised):
       raise ValueError(
         f'method.low_rank={self.low_rank} leaves none of {tools.num_classes} classes unlikely, so '
         'that no unreliable pixel is a negative; use a rank below that number, such as 1.')
-    cut = tools.accumulation
-    counts = [cut.count(n) for n in (tools.labelled_batch, tools.unlabelled_batch)]
-    if counts[0] != counts[1]:
-      raise ValueError(
-        f'train.per_device_batch={cut.per_device} cuts {tools.labelled_batch} labelled and '
-        f'{tools.unlabelled_batch} unlabelled images into {counts[0]} and {counts[1]} parts, which '
-        'U2PL takes together; use batches of one size.')
-    return super().check(tools)
+    check_joint(tools, 'U2PL')
+    megabytes = sum(self.queue_sizes(tools)) * self.channels * 4 / 1e6
+    return (*super().check(tools),
+            f'the queues take {megabytes:.0f} MB on every device and in every checkpoint')
 
-  def queue_sizes(self, num_classes: int) -> tuple[int, ...]:
+  def queue_sizes(self, tools: Tools) -> tuple[int, ...]:
     """Keys that each class's queue holds."""
-    return (self.first_queue_size, *[self.queue_size] * (num_classes - 1))
+    def size(chosen: int, published: int) -> int:
+      return chosen or max(round(published * (tools.crop / _CROP) ** 2), 1024)
+
+    other = size(self.queue_size, _QUEUES['method.queue_size'])
+    first = size(self.first_queue_size, _QUEUES['method.first_queue_size'])
+    return first, *[other] * (tools.num_classes - 1)
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. The queues are empty."""
-    queues = init_queues(self.queue_sizes(tools.num_classes), self.channels)
+    queues = init_queues(self.queue_sizes(tools), self.channels)
     return super().init(key, draw, tools).replace(memory=trees.copy(queues))
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:
@@ -188,8 +193,7 @@ class U2pl(Supervised):
     # N / N_kept times the mean: sum N / N_kept^2.
     targets = (kept, jnp.square(jnp.maximum(count, 1)) / jnp.maximum(total, 1))
     metrics |= {
-      'threshold': high, 'kept_share': jnp.mean(kept != IGNORE),
-      'kept_share_by_class': class_counts(kept, tools.num_classes) / jnp.maximum(count, 1),
+      **kept_metrics(kept, tools.num_classes), 'threshold': high,
       'contrasted_classes': jnp.sum(contrast.weight > 0),
       'queued_share': jnp.sum(queues.held) / len(queues.keys)}
     objective = self.objective(tools, labelled, images, targets, contrast, key_student)
@@ -238,7 +242,7 @@ class U2pl(Supervised):
       confidence=self.anchor_confidence, low_rank=self.low_rank, high_rank=self.high_rank,
       rule=self.negative_rule)
     return class_contrast.find_contrast(
-      key, queues, self.queue_sizes(tools.num_classes), roles, embedding, anchors=self.anchors,
+      key, queues, self.queue_sizes(tools), roles, embedding, anchors=self.anchors,
       negatives=self.negatives, keys_per_step=self.keys_per_step, queue_rule=self.queue_rule)
 
   def objective(

@@ -14,8 +14,8 @@ own, and a feature perturbation: encoder features of x_l and w, half of whose ch
 f^(x_l) is computed for the statistics and not learnt from. Dropped are stages 0 and 3 of a backbone
 with four stages, which DeepLabV3+'s decoder reads; all stages of any other backbone.
 
-Cost 15 forward-equivalents: 1 evaluation, 2 and 6 for x_l and w, 6 for the strong views, and the
-decoder of the dropped half. (The code takes its labels from the trained pass, 13.)
+Cost 13 forward-equivalents: 1 evaluation, 6 for x_l and w, whose pass labels w too, 6 for the
+strong views; and the decoder of the dropped half.
 
 Reported (README; the best epoch on the validation images), ResNet-101, mIoU: VOC's original lists
 92 / 183 / 366 / 732 / 1464, crop 321: 75.2 77.2 78.8 79.9 81.2; the authors' three logs give 92:
@@ -33,13 +33,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.accumulation import over_micro_batches
 from gta_jax.methods.contract import Metrics, Tools
-from gta_jax.methods.fixmatch import FixMatch, Said, weighed
+from gta_jax.methods.fixmatch import FixMatch, Said, full_cross_entropy, label, parts
 from gta_jax.methods.gradient_step import Objective
-from gta_jax.methods.objectives import Term, passes
+from gta_jax.methods.objectives import Term
 from gta_jax.methods.options import number
 from gta_jax.methods.supervised import LABELLED
+from gta_jax.ops.channel_dropout import channel_masks, dropped
 from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
 
 _DROPPED = (0, 3)  # stages of a backbone with four
@@ -58,45 +58,39 @@ class UniMatch(FixMatch):
 
   @property
   def cost(self) -> float:
-    return 15
+    return 13
 
-  def objectives(
-    self, tools: Tools, labelled: Term, images: Array, own: Said, other: Said, key: Array,
-    key_strong: Array,
-  ) -> tuple[Objective, ...]:
-    """The pass of clean and dropped features, and that of the strong views."""
-    labelled = weighed(labelled, 0.5)
-    features = self.learn(images, own, weight=0.5 * self.features_weight)
+  def weak(
+    self, tools: Tools, labelled: Term, images: Array, valid: Array, key: Array
+  ) -> Objective:
+    """See FixMatch; dropped features learn what the clean ones say."""
+    divisor = jnp.maximum(jnp.sum(valid), 1)
 
-    def loss(variables: Variables, batch: tuple, key: Array) -> tuple[Metrics, Params]:
-      (x, truth), (weak, labels) = batch
-      (clean, _), (_, dropped), stats = perturbed_pass(tools, variables, x, weak, key)
-      return {LABELLED: labelled.sole_loss(clean, truth),
-              'features': features.sole_loss(dropped, labels)}, stats
+    def loss(
+      variables: Variables, batch: tuple, key: Array
+    ) -> tuple[Metrics, Params, Metrics, Said]:
+      (x, truth), (weak, valid) = batch
+      (of_labelled, of_weak, _, perturbed), stats = perturbed_pass(tools, variables, x, weak, key)
+      said = jax.lax.stop_gradient(label(of_weak, valid))
+      features = full_cross_entropy(perturbed, self.confident(said), divisor)
+      losses = {LABELLED: labelled.sole_loss(of_labelled, truth) / 2,
+                'features': self.features_weight / 2 * features}
+      return losses, stats, {}, said
 
-    batch = ((labelled.images, labelled.targets), (features.images, features.targets))
-    strong = {
-      f'strong_{i}': self.strong(tools, images, own, other, key_view,
-                                 weight=0.5 * self.strong_weight)
-      for i, key_view in enumerate(jax.random.split(key_strong), start=1)}
-    return (Objective(loss, batch, key),
-            *passes(tools, strong, strong, joint=True, key=jax.random.fold_in(key, 1)))
+    return Objective(loss, ((labelled.images, labelled.targets), (images, valid)), key)
 
-  def weak_logits(
-    self, tools: Tools, variables: Variables, labelled: Array, images: Array, key: Array
-  ) -> Logits:
-    """See FixMatch: of the pass that dropped features share."""
-    def of_part(parts: tuple[Array, Array], key: Array) -> tuple[Logits, tuple]:
-      (_, clean), _, _ = perturbed_pass(tools, variables, *parts, key)
-      return jax.lax.stop_gradient(clean), ()
-
-    logits, _, _ = over_micro_batches(of_part, (labelled, images), tools.accumulation, key=key)
-    return logits
+  def strong_terms(
+    self, tools: Tools, images: Array, own: Said, other: Said, key: Array
+  ) -> dict[str, Term]:
+    """See FixMatch: two views."""
+    return {f'strong_{i}': self.strong(
+      tools, images, own, other, key_view, weight=0.5 * self.strong_weight)
+      for i, key_view in enumerate(jax.random.split(key), start=1)}
 
 
 def perturbed_pass(
   tools: Tools, variables: Variables, labelled: Array, weak: Array, key: Array
-) -> tuple[tuple[Logits, Logits], tuple[Logits, Logits], Params]:
+) -> tuple[tuple[Logits, ...], Params]:
   """One pass in train mode over both kinds of images, decoded clean and with dropped channels.
 
   Args:
@@ -104,7 +98,7 @@ def perturbed_pass(
     variables: of the network.
     labelled, weak: [B,H,W,3] normalised float, of one B or not.
     key: of the dropout, in the network and of the features.
-  Returns: the logits of labelled and weak images, clean; the same with dropped features;
+  Returns: the logits of labelled and weak images, clean, and the same with dropped features;
     batch_stats.
   """
   key_features, key_network = jax.random.split(key)
@@ -114,14 +108,7 @@ def perturbed_pass(
   both = jax.tree.map(lambda *x: jnp.concatenate(x), stages, drop_channels(key_features, stages))
   decoded, stats = tools.network.decode(
     with_statistics(variables, stats), both, train=True, dropout_key=key_network)
-
-  def rows(start: int, count: int) -> Logits:
-    return jax.tree.map(lambda x: x[start:start + count], decoded.logits)
-
-  clean, dropped = (
-    (rows(start, len(labelled)), rows(start + len(labelled), len(weak)))
-    for start in (0, len(images)))
-  return clean, dropped, stats
+  return parts(decoded.logits, *(len(labelled), len(weak)) * 2), stats
 
 
 def drop_channels(key: Array, stages: Stages) -> Stages:
@@ -132,13 +119,7 @@ def drop_channels(key: Array, stages: Stages) -> Stages:
     stages: [B,h,w,C] each; of four, the first and the last are perturbed, else all.
   Returns: the same shapes; a channel is dropped for a whole image, for each stage by itself.
   """
+  masks = channel_masks(key, len(stages[0]), tuple(x.shape[-1] for x in stages))
   chosen = _DROPPED if len(stages) == 4 else range(len(stages))
-  return tuple(
-    stage * channel_factors(jax.random.fold_in(key, i), stage) if i in chosen else stage
-    for i, stage in enumerate(stages))
-
-
-def channel_factors(key: Array, stage: Array) -> Array:
-  """[B,1,1,C] of 0 and 2, in the stage's dtype."""
-  kept = jax.random.bernoulli(key, 0.5, (stage.shape[0], 1, 1, stage.shape[-1]))
-  return 2 * kept.astype(stage.dtype)
+  return tuple(new if i in chosen else old
+               for i, (old, new) in enumerate(zip(stages, dropped(stages, masks), strict=True)))

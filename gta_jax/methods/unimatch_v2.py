@@ -34,39 +34,44 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.fixmatch import CITYSCAPES, VOC
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.learners import StrongView
 from gta_jax.methods.objectives import Term, check_joint, unlabelled_images
 from gta_jax.methods.options import choice, number
-from gta_jax.methods.pseudo_labelling import class_counts, image_size, oracle_metrics
+from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops.channel_dropout import complementary_masks, dropped
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
-from gta_jax.ops.photometric import strong_view
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
 STRONG = 'strong'
 
-# Published with DINOv2, whose encoder these rates are for; ResNets want larger ones.
-_ADAMW = {'optim.name': 'adamw', 'optim.rate': 5e-6, 'optim.decoder_multiplier': 40.0,
-          'optim.weight_decay': 0.01}
+# Nothing is published for a ResNet: it takes UniMatch's rates, crop and epochs.
+_DINOV2 = {'optim.name': 'adamw', 'optim.rate': 5e-6, 'optim.decoder_multiplier': 40.0,
+           'optim.weight_decay': 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
-class UniMatchV2(Supervised):
+class UniMatchV2(StrongView, Supervised):
   """Options; the defaults are the published ones. The teacher's are those of Supervised."""
 
   summary: ClassVar[str] = 'two strong views drop complementary channels and learn one label'
   paper: ClassVar[str] = ('Yang, Zhao, Zhao, UniMatch V2: Pushing the limit of semi-supervised '
                           'semantic segmentation, TPAMI 2025')
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-    'voc': {**_ADAMW, 'data.crop': 518, 'train.epochs': 60,
-            'train.labelled_batch': 16, 'train.unlabelled_batch': 16},  # 4 on each of 4 GPUs
-    'cityscapes': {**_ADAMW, 'data.crop': 798, 'train.epochs': 180,
-                   'train.labelled_batch': 8, 'train.unlabelled_batch': 8,  # 2 on each of 4 GPUs
-                   'loss.ohem_min_kept': 4 * 200_000, 'model.auxiliary': False},
+    'voc': VOC,
+    'cityscapes': {field: value for field, value in CITYSCAPES.items()
+                   if not field.startswith('method.')},
+    'voc_dinov2': {**_DINOV2, 'data.crop': 518, 'train.epochs': 60,
+                   'train.labelled_batch': 16, 'train.unlabelled_batch': 16},  # 4 on 4 GPUs each
+    'cityscapes_dinov2': {
+      **_DINOV2, 'data.crop': 798, 'train.epochs': 180,
+      'train.labelled_batch': 8, 'train.unlabelled_batch': 8,  # 2 on 4 GPUs each
+      'loss.ohem_threshold': 0.7, 'loss.ohem_min_kept': 4 * 200_000, 'model.auxiliary': False},
   }
 
   teacher_decay: float = number(0.996, most=1)  # largest d
@@ -79,10 +84,6 @@ class UniMatchV2(Supervised):
   undropped: float = number(0.5, most=1)  # share of the pairs of views that keep all channels
   partner: str = choice('reversed', 'reversed', 'next')  # image of the batch that boxes come from
   box_probability: float = number(0.5, most=1)  # that a view gets a box
-  jitter: float = number(0.8, most=1)  # probability of colour jitter for a view
-  greyscale: float = number(0.2, most=1)  # probability of greyscale for a view
-  hue: float = number(0.25, most=0.5)  # largest shift of the hue in turns of the colour circle
-  blur: float = number(0.5, most=1)  # probability of a Gaussian blur for a view
 
   def __post_init__(self):
     super().__post_init__()
@@ -147,10 +148,7 @@ class UniMatchV2(Supervised):
     kept = valid & (confidence >= self.threshold)
     labels = jnp.where(kept, labels, IGNORE)
     images, labels, valid = self.strong(tools, key, images, labels, valid)
-    kept_by_class = class_counts(labels, tools.num_classes)
-    metrics |= {
-      'kept_share': jnp.mean(labels != IGNORE),
-      'kept_share_by_class': kept_by_class / jnp.maximum(jnp.sum(labels != IGNORE), 1)}
+    metrics |= kept_metrics(labels, tools.num_classes)
     masks = ()
     if self.feature_dropout == 'complementary':
       masks = complementary_masks(
@@ -165,9 +163,7 @@ class UniMatchV2(Supervised):
     """Strong views of every image with boxes of its partner: images, labels, valid [B,V,...]."""
     key_colours, key_box = jax.random.split(key)
     images, labels, valid = (jnp.repeat(x, self.views, axis=0) for x in (images, labels, valid))
-    images = strong_view(
-      key_colours, images, tools.network, jitter=self.jitter, greyscale=self.greyscale,
-      blur=self.blur, hue=self.hue)
+    images = self.strong_colours(key_colours, images, tools.network)
     boxes = unimatch_boxes(
       key_box, len(valid), image_size(valid), probability=self.box_probability)
 

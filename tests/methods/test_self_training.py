@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused(name):
   assert method.check(tools) == ()
   with pytest.raises(ValueError, match=r'ohem_threshold=0.7 keeps .*; set it to None'):
     method.check(tools._replace(loss=SupervisedLoss(ohem_threshold=0.7)))
-  with pytest.raises(ValueError, match='into 1 and 3 parts, which go .* use batches of one size'):
+  with pytest.raises(ValueError, match='into 1 and 3 parts, which .* use batches of one size'):
     method.check(tools._replace(
       accumulation=Accumulation(per_device=2), labelled_batch=2, unlabelled_batch=6))
   with pytest.raises(ValueError, match='supervised_share=1.5 is out of range'):

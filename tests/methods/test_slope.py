@@ -26,6 +26,21 @@ def test_what_is_measured_has_no_gradient_and_is_that_of_the_whole_batch():
     assert found.batch_stats['count'] == 2  # the mean over passes
 
 
+def test_what_a_pass_says_of_each_image_is_in_the_batchs_order():
+  def loss(variables, batch, key):
+    del key
+    said = batch * variables['params']['w']
+    return {'a': jnp.sum(said)}, {}, {}, {'said': said}
+
+  variables = {'params': {'w': jnp.float32(3)}, 'batch_stats': {}}
+  objective = Objective(loss, jnp.arange(8.0).reshape(8, 1), jax.random.key(0))
+  for accumulation in (Accumulation(), Accumulation(2), Accumulation(2, devices=2)):
+    tools = tiny.make_tools(tiny.linear_network(), accumulation=accumulation)
+    found = slope(tools, variables, objective)
+    np.testing.assert_array_equal(found.rows['said'], 3 * objective.batch)
+    assert found.sums == {} and found.gradient['w'] == 28
+
+
 def test_slopes_one_by_one_are_the_step_of_all():
   def objective(sign):
     def loss(variables, batch, key):

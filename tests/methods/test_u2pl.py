@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import make_method
@@ -262,6 +263,19 @@ def test_what_does_not_fit_is_refused(options, tools, message):
     unlabelled_batch=6)
   with pytest.raises(ValueError, match=f'(?s){message}'):
     make(**options).check(tools)
+
+
+def test_queues_follow_the_crop_and_their_size_is_said():
+  tools = tiny.make_tools(tiny.linear_network())._replace(num_classes=21)
+  method = make_method('u2pl')
+  assert method.queue_sizes(tools._replace(crop=513)) == (50_000, *[30_000] * 20)
+  assert method.queue_sizes(tools._replace(crop=321)) == (19_577, *[11_746] * 20)
+  assert method.queue_sizes(tools) == (1024,) * 21
+  assert make_method('u2pl', queue_size=7, first_queue_size=9).queue_sizes(tools)[:2] == (9, 7)
+  assert 'take 666 MB' in method.check(tools._replace(crop=513))[-1]
+  for config, split in ((voc, '183'), (cityscapes, '186')):
+    c = config.get_config(f'{split},method=u2pl')
+    assert (c.method.queue_size, c.method.first_queue_size) == (30_000, 50_000)
 
 
 def test_bad_options_are_refused():

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.methods import fixmatch, unimatch
+from gta_jax.methods import fixmatch, gradient_step, unimatch
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.fixmatch import FixMatch, Said
-from gta_jax.methods.unimatch import UniMatch, channel_factors, drop_channels
+from gta_jax.methods.gradient_step import slope
+from gta_jax.methods.objectives import labelled_term
+from gta_jax.methods.unimatch import UniMatch, drop_channels
+from gta_jax.ops.channel_dropout import channel_masks
 from gta_jax.ops.mixing import unimatch_boxes
 from gta_jax.ops.photometric import strong_view
 from tests import tiny
@@ -43,11 +46,10 @@ def randomness(method, state, unlabelled, network, features):
     return {'strong': view, 'boxes': boxes}
   views = [drawn(method, k, images, network) for k in jax.random.split(key_strong)]
   count = len(images)
-  key_features = jax.random.fold_in(jax.random.split(key)[0], 0)
-  factors = channel_factors(key_features, jnp.zeros((2 * count, *SIZE, features)))
+  factors, = channel_masks(jax.random.split(key)[0], 2 * count, (features,))
   return {'strong': np.stack([view for view, _ in views]),
           'boxes': np.stack([boxes for _, boxes in views]),
-          'feature_masks': np.asarray(factors)[count:, 0, 0]}
+          'feature_masks': np.asarray(factors)[count:]}
 
 
 @pytest.mark.parametrize('kind, oracle', [
@@ -122,7 +124,9 @@ def test_the_divisor_counts_all_valid_pixels():
   """Invariant (c), and by hand: p(label) 0.2 at the kept one of two valid pixels."""
   said = Said(jnp.array([[[0, 1, 0]]]), jnp.array([[[0.95, 0.5, 0.99]]]),
               jnp.array([[[True, True, False]]]))
-  term = FixMatch().learn(jnp.zeros((1, 1, 3, 3)), said, weight=0.5)
+  tools = tiny.make_tools(tiny.linear_network())
+  term = FixMatch(**PLAIN).strong(
+    tools, jnp.zeros((1, 1, 3, 3)), said, said, jax.random.key(0), weight=0.5)
   assert term.targets.tolist() == [[[0, 255, 255]]]
   logits = fixmatch.Logits(jnp.log(jnp.array([[[[0.2, 0.8], [0.5, 0.5], [0.5, 0.5]]]])))
   assert float(term.loss(logits, term.targets)) == pytest.approx(-0.5 * np.log(0.2) / 2)
@@ -164,24 +168,41 @@ def test_dropped_channels():
   assert half[0].dtype == jnp.bfloat16
 
 
-def test_weak_labels_come_from_the_pass_with_labelled_images_and_boxes_from_evaluation():
-  """Statistics of evaluation reach the labels within boxes alone, labelled images those outside."""
-  method = FixMatch(threshold=0.0)
-  tools = tiny.make_tools(tiny.conv_network(dropout=False))
+@pytest.mark.parametrize('per_device', [0, 2])
+def test_weak_labels_are_those_of_the_pass_that_is_learnt_from(per_device):
+  """In train mode, together with labelled images, of its own part of a cut batch."""
+  tools = tiny.make_tools(tiny.conv_network(dropout=False),
+                          accumulation=Accumulation(per_device))
   variables = tools.network.init(jax.random.key(0), tiny.SIZE)
-  rng = np.random.default_rng(0)
-  x, other_x, images = (jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32) for _ in range(3))
-  stats = variables['batch_stats']['backbone']
-  moved = {**variables, 'batch_stats': {**variables['batch_stats'], 'backbone': {
-    'mean': stats['mean'] + 1, 'var': 3 * stats['var']}}}
-  say = jax.jit(lambda variables, x: method.say(
-    tools, variables, x, images, jnp.full((4, 8, 8), True), jax.random.key(1)))
-  (own, box), (own_x, box_x), (own_m, box_m) = (
-    say(*args) for args in ((variables, x), (variables, other_x), (moved, x)))
-  assert kit.differs(own.confidence, own_x.confidence)
-  kit.assert_equal(box.confidence, box_x.confidence)
-  kit.assert_equal(own.confidence, own_m.confidence)
-  assert kit.differs(box.confidence, box_m.confidence)
+  labelled, unlabelled = tiny.make_batches(3)
+  term = labelled_term(tools, labelled)
+  images = fixmatch.unlabelled_images(tools, unlabelled)
+  objective = FixMatch().weak(tools, term, images, jnp.asarray(unlabelled['valid']),
+                              jax.random.key(1))
+  own = jax.jit(lambda v: slope(tools, v, objective))(variables).rows
+  size = per_device or 4
+  for start in range(0, 4, size):
+    rows = slice(start, start + size)
+    both = jnp.concatenate([term.images[rows], images[rows]])
+    logits, _ = tools.network.apply(variables, both, train=True)
+    expected = fixmatch.label(fixmatch.Logits(logits.main[size:]), own.valid[rows])
+    np.testing.assert_array_equal(own.labels[rows], expected.labels)
+    np.testing.assert_allclose(own.confidence[rows], expected.confidence, rtol=1e-5)
+
+
+def test_labels_within_boxes_are_those_of_evaluation(monkeypatch):
+  """Running statistics reach the labels within boxes alone."""
+  asked = []
+
+  def forward(tools, variables, images, *, key, train=False):
+    asked.append(train)
+    return gradient_step.forward(tools, variables, images, key=key, train=train)
+
+  monkeypatch.setattr(fixmatch, 'forward', forward)
+  method, tools = FixMatch(threshold=0.0), tiny.make_tools(tiny.conv_network(dropout=False))
+  jax.eval_shape(
+    method.step(tools), tiny.first_state(method, tools), kit.batches(*tiny.make_batches(3)))
+  assert asked == [False]
 
 
 def test_batches_of_unequal_parts_are_refused():

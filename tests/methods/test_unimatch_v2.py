@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from configs import cityscapes, voc
+from gta_jax import config_base
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.channel_dropout import complementary_masks
@@ -232,9 +233,14 @@ def test_cost_is_the_sheets():
   assert make_method('fixmatch_ema').cost == 7
 
 
-def test_configs_carry_the_published_fields():
+def test_resnets_take_unimatchs_rates_and_dinov2s_are_kept():
   c = voc.get_config('183,method=unimatch_v2')
+  assert (c.optim.name, c.optim.rate, c.data.crop, c.train.unlabelled_batch) == (
+    'sgd', 0.001, 321, 8)
+  config_base.publish(c, 'voc_dinov2')
   assert (c.optim.name, c.optim.rate, c.data.crop, c.train.unlabelled_batch) == (
     'adamw', 5e-6, 518, 16)
   c = cityscapes.get_config('186,method=fixmatch_ema')
+  assert (c.optim.rate, c.data.crop, c.method.threshold) == (0.005, 801, 0.95)
+  config_base.publish(c, 'cityscapes_dinov2')
   assert (c.optim.decoder_multiplier, c.data.crop, c.model.auxiliary) == (40, 798, False)

@@ -163,7 +163,7 @@ def check_method(module, argument):
 
 @pytest.mark.parametrize('overrides, message', [
   ({'train.labelled_batch': 0}, 'train.labelled_batch=0 is not possible; use a whole number from'),
-  ({'train.epochs': 0}, 'train.epochs=0 is not possible; use a number from'),
+  ({'train.epochs': 0}, 'train.epochs=0.0 is not possible; use a number from'),
   ({'train.checkpoint_steps': -1}, 'checkpoint_steps=-1 is not possible; use a whole number'),
   ({'train.non_finite': 'ignore'}, "'ignore' is not possible; use one of: stop, skip"),
   ({'data.source': 'coco'}, "'coco' is unknown; use one of: folder, shapes"),
