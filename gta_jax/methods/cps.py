@@ -133,8 +133,8 @@ class Cps(Learners):
         loss = self.make_loss(tools, labelled if kind == LABELLED else None, divisor)
         found[kind] = slope(tools, both, Objective(loss, seen[kind], jax.random.fold_in(key, i)))
         both = with_statistics(both, found[kind].batch_stats)
-      labels = (found[CROSS].rows[name] for name in NAMES)
-      metrics = agreement(*labels, valid, tools.num_classes)
+      first, second = (found[CROSS].rows[name] for name in NAMES)
+      metrics = agreement(first, second, valid, tools.num_classes)
       for name in NAMES:
         slopes = (of_network(found[kind], name) for kind in self.order)
         state, learnt = descend(state, name, optimizers[name], *slopes)

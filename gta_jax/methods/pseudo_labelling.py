@@ -139,7 +139,8 @@ def _say(
   labels, confidence = _label(logits, image_size(valid))
   labels = jnp.where(valid, labels, IGNORE)
   metrics = oracle_metrics(labels, unlabelled, tools.num_classes) if 'label' in unlabelled else {}
-  metrics['confidence'] = jnp.mean(confidence, where=valid)
+  confident = jnp.sum(jnp.where(valid, confidence, 0.0))
+  metrics['confidence'] = confident / jnp.maximum(jnp.sum(valid), 1)
   kept = valid
   if options.confidence_pass == 'clean':
     kept, metrics['threshold'] = _keep(options, labels, confidence)

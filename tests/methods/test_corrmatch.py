@@ -64,7 +64,7 @@ def assert_close(one, other, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
 
 
-def randomness_of(state, labelled, unlabelled, network, regions):
+def randomness_of(state, labelled, unlabelled, network, method):
   """What the step draws, as the oracle wants it."""
   key_see, key_loss = jax.random.split(state.step_key())
   key_colours, key_box = jax.random.split(key_see)
@@ -72,13 +72,14 @@ def randomness_of(state, labelled, unlabelled, network, regions):
   valid = unlabelled['valid']
   images = jnp.where(valid[..., None], unlabelled['image'] / np.float32(255), 0)
   boxes = []
-  for mask in np.asarray(unimatch_boxes(key_box, len(valid), valid.shape[1:])):
+  for mask in np.asarray(unimatch_boxes(
+      key_box, len(valid), valid.shape[1:], probability=method.box_probability)):
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else [0] * 4)
   masks, = channel_masks(key_masks, len(labelled['label']) + len(valid), (4,))
   return {'strong': np.asarray(strong_view(key_colours, images, network)),
           'boxes': np.array(boxes), 'feature_masks': np.asarray(masks)[len(labelled['label']):],
-          'rows': np.asarray(jax.random.randint(key_rows, (regions,), 0, valid[0].size - 1))}
+          'rows': np.asarray(jax.random.randint(key_rows, (method.regions,), 0, valid[0].size - 1))}
 
 
 LOSSES = {'labelled': 2, 'strong': 8, 'kl': 8, 'features': 8, 'strong_correlation': 16,
@@ -88,7 +89,7 @@ LOSSES = {'labelled': 2, 'strong': 8, 'kl': 8, 'features': 8, 'strong_correlatio
 # Two problems, as neither shows every rule: the first one spreads labels, the second one moves tau
 # differently for each choice of padding.
 @pytest.mark.parametrize('name, seed, options, hyper', [
-  ('corrmatch', 1, {'threshold_init': 0.4, 'regions': 24}, {}),
+  ('corrmatch', 1, {'threshold_init': 0.4, 'regions': 24, 'box_probability': 1.0}, {}),
   ('corrmatch_released', 4, {'threshold_init': 0.6, 'regions': 12, 'backbone_learns': False},
    {'unmixed_kl': True, 'mixed_threshold_pads': True, 'padding_counts': True,
     'backbone_learns': False})])
@@ -109,7 +110,7 @@ def _three_steps(name, seed, options, hyper):
   step = jax.jit(method.stages(tools)[0].step)
   pasted, spread = 0, 0
   for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
-    randomness = randomness_of(state, batch_l, batch_u, network, options['regions'])
+    randomness = randomness_of(state, batch_l, batch_u, network, method)
     expected, losses = oracle.step(expected, batch_l, batch_u, **randomness, hyper=hyper)
     state, metrics = step(state, {'labelled': batch_l, 'unlabelled': batch_u})
     for loss, weight in LOSSES.items():

@@ -203,3 +203,14 @@ def test_a_run_with_a_detector_goes_on_exactly_and_is_evaluated(tmp_path):
   kit.assert_equal(networks, {name: states[0].networks[name] for name in gct.NETWORKS})
   scores = finished.evaluate_run(tmp_path / 'whole', None)['protocols']['whole']
   assert scores['student']['miou'] == whole['last']['student']['miou']
+
+
+def test_the_ramp_is_as_long_as_its_epochs(monkeypatch):
+  asked = []
+  monkeypatch.setattr(gct, 'sigmoid_ramp', lambda step, steps: asked.append(steps) or 1.0)
+  method = make_method('gct', ramp_epochs=4.0, detector_blocks=1)
+  tools = tiny.make_tools(tiny.conv_network(), epoch_steps=3)
+  labelled, unlabelled = tiny.make_batches(0)
+  jax.eval_shape(method.step(tools), tiny.first_state(method, tools),
+                 {'labelled': labelled, 'unlabelled': unlabelled})
+  assert asked == [12]

@@ -178,3 +178,18 @@ def test_options_without_a_meaning_are_refused():
   with pytest.raises(ValueError, match="consistency_of='logits' is unknown"):
     CutMixConsistency(consistency_of='logits')
   assert {f.name for f in dataclasses.fields(CutMixConsistency)} > {'partner', 'ramp_epochs'}
+
+
+def test_ramps_count_the_steps_since_the_warm_up():
+  """Weight and decay, where an epoch is not a step and the warm-up not nothing."""
+  method = MeanTeacherConsistency(
+    warmup_epochs=2.0, ramp_epochs=4.0, ema_ramp=True, teacher_decay=0.9, consistency_weight=5.0)
+  tools = tiny.make_tools(tiny.linear_network(), total_steps=60, epoch_steps=3)
+  state = tiny.first_state(method, tools)
+  for step in (6, 9, 12, 18, 40):
+    now = state.replace(step=jnp.int32(step))
+    left = max(1 - (step - 6) / 12, 0)
+    np.testing.assert_allclose(
+      method.weight(tools, now), 5 * np.exp(-5 * left ** 2), rtol=1e-6)
+    np.testing.assert_allclose(
+      method.follow(tools, now)[1]['teacher_decay'], min(1 - 1 / (step - 6 + 1), 0.9), rtol=1e-6)

@@ -205,6 +205,21 @@ def test_labels_within_boxes_are_those_of_evaluation(monkeypatch):
   assert asked == [False]
 
 
+def test_running_statistics_move_with_both_passes():
+  method = FixMatch(**PLAIN)
+  tools = tiny.make_tools(tiny.conv_network(), rate=0.0)
+  same = np.full((4, 8, 8, 3), 200, np.uint8)  # both passes see the same mean
+  streams = kit.batches({'image': same, 'label': np.zeros((4, 8, 8), np.uint8)},
+                        {'image': same, 'valid': np.ones((4, 8, 8), bool)})
+  state = tiny.first_state(method, tools)
+  after, _ = jax.jit(method.step(tools))(state, streams)
+  images = tools.network.normalize(same)
+  _, once = tools.network.apply(state.networks['model'], images, train=True)
+  np.testing.assert_allclose(
+    after.networks['model']['batch_stats']['backbone']['mean'],
+    once['backbone']['mean'] * (1 - 0.9 ** 2) / (1 - 0.9), rtol=1e-4)
+
+
 def test_batches_of_unequal_parts_are_refused():
   tools = tiny.make_tools(tiny.linear_network(), accumulation=Accumulation(per_device=2))
   with pytest.raises(ValueError, match='use batches of one size'):
