@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   Args:
     argv: name of the program, and arguments; None for those of this process.
   Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
-    process of data.workers, 75 (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same
-    command goes on.
+    process of data.workers, 5 where predict left out images that it could not read, 75
+    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   try:
@@ -50,7 +50,7 @@ def _run(values: Flags) -> int:
     use_one_thread()
     modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
              'report': _report, 'methods': _methods}
-    modes[values.mode](values.config, values)
+    return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
     return _refuse(error)
   except NotFiniteError as error:
@@ -64,7 +64,6 @@ def _run(values: Flags) -> int:
     print('error: this should not have happened, please report it with what follows. The run goes '
           'on from its last checkpoint when it is started again.', file=sys.stderr)
     raise
-  return 0
 
 
 def _refuse(error: Exception, *, status: int = 2) -> int:
@@ -122,12 +121,14 @@ def _evaluate(config: Config | None, values: Flags) -> None:
     Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols)
 
 
-def _predict(config: Config | None, values: Flags) -> None:
+def _predict(config: Config | None, values: Flags) -> int:
   from gta_jax.inference import finished  # noqa: PLC0415
 
-  finished.predict_images(
+  unread = finished.predict_images(
     Path(values.workdir), config, images=Path(values.images), out=Path(values.out),
-    which=values.checkpoint)
+    which=values.checkpoint, recursive=values.recursive, network=values.network,
+    confidence=values.confidence, probabilities=values.probabilities, overwrite=values.overwrite)
+  return 5 if unread else 0
 
 
 def _report(config: Config | None, values: Flags) -> None:

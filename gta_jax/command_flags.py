@@ -26,7 +26,8 @@ _NEEDED = {
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
-  'evaluate, predict': ('checkpoint', 'protocols', 'images'),
+  'evaluate, predict': ('checkpoint', 'protocols'),
+  'predict': ('images', 'recursive', 'network', 'confidence', 'probabilities', 'overwrite'),
   'predict, report': ('out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
@@ -186,6 +187,11 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   names('protocols', 'evaluate: such as whole,crop513_padding0,sliding+flip; by default the '
         "config's evaluate.protocols.")
   text('images', 'predict: folder of images.')
+  switch('recursive', 'predict: searches folders in the folder too.')
+  text('network', 'predict: which network of the run; the one that predicts by default.')
+  switch('confidence', 'predict: writes maps of the largest probability.')
+  switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
+  switch('overwrite', 'predict: replaces results that are there already.')
   text('out', 'Folder for masks and overlays, or for the page.')
   names('workdirs', 'report: folders of finished runs, A,B,...')
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
