@@ -48,7 +48,7 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
+    modes = {'train': _train, 'convert': _convert, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
              'report': _report, 'methods': _methods}
     return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
@@ -100,6 +100,15 @@ def _train(config: Config, values: Flags) -> None:
   workdir = Path(values.workdir)
   made = setup.make_run(config, resumed=loop.has_checkpoint(workdir))
   loop.train(made, workdir, allow_config_change=values.allow_config_change)
+
+
+def _convert(config: Config | None, values: Flags) -> None:
+  from gta_jax.data import convert  # noqa: PLC0415
+
+  del config
+  classes = Path(values.classes) if values.classes else None
+  print(convert.convert(Path(values.source), Path(values.out), layout=values.format,
+                        classes=classes, copy=values.copy).text(), end='')
 
 
 def _prepare(config: Config, values: Flags) -> None:

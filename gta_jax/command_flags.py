@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 MODES = {
   'train': 'trains a config in a folder; the same command goes on with a run that was stopped',
+  'convert': "makes a data folder of a VOC or COCO layout, or of folders of images and masks",
   'prepare': 'downloads and checks the data of a config, and stops',
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
@@ -21,19 +22,22 @@ MODES = {
 }
 # What a mode cannot do without.
 _NEEDED = {
-  'train': ('config', 'workdir'), 'prepare': ('config',), 'evaluate': ('workdir',),
-  'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out'), 'methods': ()}
+  'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
+  'evaluate': ('workdir',), 'predict': ('workdir', 'images', 'out'),
+  'report': ('workdirs', 'out'), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
   'evaluate, predict': ('checkpoint', 'protocols'),
   'predict': ('images', 'recursive', 'network', 'confidence', 'probabilities', 'overwrite'),
-  'predict, report': ('out', 'workdirs'),
+  'convert': ('source', 'format', 'classes', 'copy'),
+  'convert, predict, report': ('out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
 }
 _EXAMPLES = """\
 gta-jax --config shapes:24 --workdir runs/shapes
+gta-jax --mode convert --source VOC --format voc --out DIR
 gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
@@ -192,7 +196,11 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   switch('confidence', 'predict: writes maps of the largest probability.')
   switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
   switch('overwrite', 'predict: replaces results that are there already.')
-  text('out', 'Folder for masks and overlays, or for the page.')
+  text('source', 'convert: folder in the other layout.')
+  choice('format', None, ['voc', 'coco', 'masks'], "convert: the source's layout.")
+  text('classes', 'convert: a classes.txt with names and colours, where the source has none.')
+  switch('copy', 'convert: copies images, instead of symbolic links.')
+  text('out', 'What is written: a data folder, masks and overlays, or a page.')
   names('workdirs', 'report: folders of finished runs, A,B,...')
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
   integer('process_count', 'How many processes.')
