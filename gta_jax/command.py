@@ -48,8 +48,8 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'convert': _convert, 'prepare': _prepare, 'evaluate': _evaluate, 'predict': _predict,
-             'report': _report, 'methods': _methods}
+    modes = {'train': _train, 'convert': _convert, 'prepare': _prepare, 'evaluate': _evaluate,
+             'predict': _predict, 'export': _export, 'report': _report, 'methods': _methods}
     return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -138,6 +138,15 @@ def _predict(config: Config | None, values: Flags) -> int:
     which=values.checkpoint, recursive=values.recursive, network=values.network,
     confidence=values.confidence, probabilities=values.probabilities, overwrite=values.overwrite)
   return 5 if unread else 0
+
+
+def _export(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  del config
+  finished.export_run(
+    Path(values.workdir), Path(values.out), layout=values.format, size=values.size,
+    which=values.checkpoint, network=values.network, overwrite=values.overwrite)
 
 
 def _report(config: Config | None, values: Flags) -> None:

@@ -17,6 +17,7 @@ MODES = {
   'prepare': 'downloads and checks the data of a config, and stops',
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
+  'export': 'writes a network of a run as StableHLO, ONNX or a torch state dict, and checks it',
   'report': 'writes a page that compares finished runs',
   'methods': 'lists every method with its paper and the cost of a step',
 }
@@ -24,14 +25,17 @@ MODES = {
 _NEEDED = {
   'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
   'evaluate': ('workdir',), 'predict': ('workdir', 'images', 'out'),
+  'export': ('workdir', 'format', 'out'),
   'report': ('workdirs', 'out'), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
-  'evaluate, predict': ('checkpoint', 'protocols'),
-  'predict': ('images', 'recursive', 'network', 'confidence', 'probabilities', 'overwrite'),
-  'convert': ('source', 'format', 'classes', 'copy'),
-  'convert, predict, report': ('out', 'workdirs'),
+  'evaluate': ('protocols',),
+  'predict': ('images', 'recursive', 'confidence', 'probabilities'),
+  'evaluate, predict, export': ('checkpoint', 'network', 'overwrite'),
+  'convert': ('source', 'classes', 'copy'),
+  'export': ('size',),
+  'convert, predict, export, report': ('format', 'out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
 }
@@ -41,6 +45,7 @@ gta-jax --mode convert --source VOC --format voc --out DIR
 gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
+gta-jax --mode export --workdir runs/mine --format onnx --size 360x480 --out mine.onnx
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
 
 
@@ -192,12 +197,14 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
         "config's evaluate.protocols.")
   text('images', 'predict: folder of images.')
   switch('recursive', 'predict: searches folders in the folder too.')
-  text('network', 'predict: which network of the run; the one that predicts by default.')
+  text('network', 'predict, export: which network of the run; the one that predicts by default.')
   switch('confidence', 'predict: writes maps of the largest probability.')
   switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
-  switch('overwrite', 'predict: replaces results that are there already.')
+  switch('overwrite', 'predict, export: replaces results that are there already.')
   text('source', 'convert: folder in the other layout.')
-  choice('format', None, ['voc', 'coco', 'masks'], "convert: the source's layout.")
+  choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
+         'convert: the first three, a layout; export: the others.')
+  text('size', 'export: HEIGHTxWIDTH of images, 360x480; the crop by default.')
   text('classes', 'convert: a classes.txt with names and colours, where the source has none.')
   switch('copy', 'convert: copies images, instead of symbolic links.')
   text('out', 'What is written: a data folder, masks and overlays, or a page.')

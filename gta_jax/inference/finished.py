@@ -1,6 +1,7 @@
 """Using a finished run: evaluating its networks, and predicting a folder of images."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.inference import export
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.ops.network import Network, Variables
@@ -164,6 +166,30 @@ def predict_images(
     for reason in skipped.values():
       print(f'  {reason}', file=sys.stderr)
   return len(skipped)
+
+
+def export_run(
+  workdir: Path, out: Path, *, layout: str, size: str | None = None, which: str = 'last',
+  **options: Any,
+) -> None:
+  """Exports a network of a run and says how it was checked.
+
+  Args:
+    workdir: of the run.
+    out: the file.
+    layout: of export.FORMATS.
+    size: HEIGHTxWIDTH.
+    which: 'last' or 'best' checkpoint.
+    options: network and overwrite, as of export.export.
+  Raises:
+    ValueError: no run, a bad size, or what export.export refuses.
+  """
+  found = re.fullmatch(r'([1-9][0-9]{0,4})x([1-9][0-9]{0,4})', size or '1x1')
+  if not found:
+    raise ValueError(f'--size {size} should be HEIGHTxWIDTH in pixels, such as 360x480.')
+  print(export.export(
+    load_model(workdir, which=which), out, layout=layout,
+    size=(int(found[1]), int(found[2])) if size else None, **options))
 
 
 def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:

@@ -37,6 +37,7 @@ class Model:
     variables: of each network, by name.
     crop: side of the crops that they were trained on.
     image_scale: images are resized by this factor before the network.
+    multiple: of pixels, by which padded sides differ from the crop.
     step: of the checkpoint.
   """
 
@@ -63,7 +64,7 @@ class Model:
     self.network, self.variables, self.step = network, dict(variables), step
     self.names, self.classes, self.palette = tuple(variables), tuple(classes), palette
     self.crop, self.image_scale = crop, image_scale
-    self.batch_size, self._multiple = batch_size, multiple
+    self.batch_size, self.multiple = batch_size, multiple
 
   @overload
   def predict(self, images: np.ndarray, *, network: str | None = None) -> np.ndarray: ...
@@ -158,7 +159,7 @@ class Model:
     batches = make_batches(
       self.network.mean, _Arrays(images), [str(i) for i in range(len(images))], (WHOLE,),
       batch_size=sharding.round_up_to_devices(rows), image_scale=self.image_scale, crop=self.crop,
-      multiple=self._multiple, threads=4, masks=False)
+      multiple=self.multiple, threads=4, masks=False)
     for batch in batches:
       seen = sharding.place_locally(batch.arrays).images
       outputs = function(self.network, variables, seen, batch.output_sizes[0])
