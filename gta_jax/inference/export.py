@@ -100,8 +100,8 @@ def _stablehlo(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, s
 
 def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
   try:
-    import jax2onnx  # noqa: PLC0415  Extras.
-    import onnxruntime  # noqa: PLC0415
+    import jax2onnx  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ValueError(f'ONNX needs the package {error.name or error}; docs/export.md has the '
                      'commands that install it.') from error
