@@ -24,18 +24,19 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import fuzz_archives, fuzz_cases
+from benchmarks import fuzz_archives, fuzz_cases, fuzz_use
 from benchmarks.fuzz_cases import ROOT, UndocumentedError
 from gta_jax.devices import runtime
 
 SECONDS = 20  # for a case
 
-# How many of 22 cases; checkpoints and archives take longest.
+# How many of 26 cases; checkpoints and archives take longest.
 KINDS: dict[Callable[[np.random.Generator, Path, Path], str | None], int] = {
   fuzz_cases.fuzz_images: 5, fuzz_cases.fuzz_masks: 3, fuzz_cases.fuzz_lists: 3,
   fuzz_cases.fuzz_classes: 1, fuzz_cases.fuzz_overrides: 4, fuzz_cases.fuzz_run_files: 2,
   fuzz_cases.fuzz_weights: 1, fuzz_cases.fuzz_checkpoints: 1,
-  fuzz_archives.fuzz_archives: 2}
+  fuzz_archives.fuzz_archives: 2, fuzz_use.fuzz_convert: 2, fuzz_use.fuzz_predict: 1,
+  fuzz_use.fuzz_load: 1}
 ORDER = [kind for kind, count in KINDS.items() for _ in range(count)]
 
 

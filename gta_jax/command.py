@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   Args:
     argv: name of the program, and arguments; None for those of this process.
   Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
-    process of data.workers, 75 (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same
-    command goes on.
+    process of data.workers, 5 where predict left out images that it could not read, 75
+    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   try:
@@ -49,9 +49,10 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
-             'evaluate': _evaluate, 'predict': _predict, 'report': _report, 'methods': _methods}
-    modes[values.mode](values.config, values)
+    modes = {'train': _train, 'convert': _convert, 'prepare': _prepare, 'inspect': _inspect,
+             'baseline': _baseline, 'evaluate': _evaluate, 'predict': _predict,
+             'export': _export, 'report': _report, 'methods': _methods}
+    return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
     return _refuse(error)
   except NotFiniteError as error:
@@ -65,7 +66,6 @@ def _run(values: Flags) -> int:
     print('error: this should not have happened, please report it with what follows. The run goes '
           'on from its last checkpoint when it is started again.', file=sys.stderr)
     raise
-  return 0
 
 
 def _refuse(error: Exception, *, status: int = 2) -> int:
@@ -102,6 +102,15 @@ def _train(config: Config, values: Flags) -> None:
   workdir = Path(values.workdir)
   made = setup.make_run(config, resumed=loop.has_checkpoint(workdir), workdir=workdir)
   loop.train(made, workdir, allow_config_change=values.allow_config_change)
+
+
+def _convert(config: Config | None, values: Flags) -> None:
+  from gta_jax.data import convert  # noqa: PLC0415
+
+  del config
+  classes = Path(values.classes) if values.classes else None
+  print(convert.convert(Path(values.source), Path(values.out), layout=values.format,
+                        classes=classes, copy=values.copy).text(), end='')
 
 
 def _prepare(config: Config, values: Flags) -> None:
@@ -149,12 +158,23 @@ def _evaluate(config: Config | None, values: Flags) -> None:
     split=values.split)
 
 
-def _predict(config: Config | None, values: Flags) -> None:
+def _predict(config: Config | None, values: Flags) -> int:
   from gta_jax.inference import finished  # noqa: PLC0415
 
-  finished.predict_images(
+  unread = finished.predict_images(
     Path(values.workdir), config, images=Path(values.images), out=Path(values.out),
-    which=values.checkpoint)
+    which=values.checkpoint, recursive=values.recursive, network=values.network,
+    confidence=values.confidence, probabilities=values.probabilities, overwrite=values.overwrite)
+  return 5 if unread else 0
+
+
+def _export(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  del config
+  finished.export_run(
+    Path(values.workdir), Path(values.out), layout=values.format, size=values.size,
+    which=values.checkpoint, network=values.network, overwrite=values.overwrite)
 
 
 def _report(config: Config | None, values: Flags) -> None:

@@ -13,34 +13,43 @@ from ml_collections import config_flags
 
 MODES = {
   'train': 'trains a config in a folder; the same command goes on with a run that was stopped',
+  'convert': "makes a data folder of a VOC or COCO layout, or of folders of images and masks",
   'prepare': 'downloads and checks the data of a config, and stops',
   'inspect': 'says what the data of a config are like, and how to train on them',
   'baseline': 'scores a pixel classifier, fitted on the same masks, on the same images',
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
+  'export': 'writes a network of a run as StableHLO, ONNX or a torch state dict, and checks it',
   'report': 'writes a page that compares finished runs',
   'methods': 'lists every method with its paper and the cost of a step',
 }
 # What a mode cannot do without.
 _NEEDED = {
-  'train': ('config', 'workdir'), 'prepare': ('config',), 'inspect': ('config',),
-  'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
-  'predict': ('workdir', 'images', 'out'), 'report': ('workdirs', 'out'), 'methods': ()}
+  'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
+  'inspect': ('config',), 'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
+  'predict': ('workdir', 'images', 'out'), 'export': ('workdir', 'format', 'out'),
+  'report': ('workdirs', 'out'), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
-  'evaluate, predict': ('checkpoint', 'protocols', 'split', 'images'),
-  'predict, report': ('out', 'workdirs'),
+  'evaluate': ('protocols', 'split'),
+  'predict': ('images', 'recursive', 'confidence', 'probabilities'),
+  'evaluate, predict, export': ('checkpoint', 'network', 'overwrite'),
+  'convert': ('source', 'classes', 'copy'),
+  'export': ('size',),
+  'convert, predict, export, report': ('format', 'out', 'workdirs'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
 }
 _EXAMPLES = """\
 gta-jax --config shapes:24 --workdir runs/shapes
+gta-jax --mode convert --source VOC --format voc --out DIR
 gta-jax --config folder:46,method=mean_teacher --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode inspect --config folder:46 --config.data.dir=DIR
 gta-jax --mode baseline --config folder:46 --config.data.dir=DIR --workdir runs/mine
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
+gta-jax --mode export --workdir runs/mine --format onnx --size 360x480 --out mine.onnx
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
 
 
@@ -192,7 +201,18 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
         "config's evaluate.protocols.")
   choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
-  text('out', 'Folder for masks and overlays, or for the page.')
+  switch('recursive', 'predict: searches folders in the folder too.')
+  text('network', 'predict, export: which network of the run; the one that predicts by default.')
+  switch('confidence', 'predict: writes maps of the largest probability.')
+  switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
+  switch('overwrite', 'predict, export: replaces results that are there already.')
+  text('source', 'convert: folder in the other layout.')
+  choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
+         'convert: the first three, a layout; export: the others.')
+  text('size', 'export: HEIGHTxWIDTH of images, 360x480; the crop by default.')
+  text('classes', 'convert: a classes.txt with names and colours, where the source has none.')
+  switch('copy', 'convert: copies images, instead of symbolic links.')
+  text('out', 'What is written: a data folder, masks and overlays, or a page.')
   names('workdirs', 'report: folders of finished runs, A,B,...')
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
   integer('process_count', 'How many processes.')

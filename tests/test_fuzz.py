@@ -8,7 +8,7 @@ def test_bad_input_is_refused_in_our_words():
   assert not failed
   assert {kind for kind, _ in counts} == {
     'images', 'masks', 'lists', 'classes', 'overrides', 'run_files', 'weights', 'checkpoints',
-    'archives'}
+    'archives', 'convert', 'predict', 'load'}
   assert {result for _, result in counts} == {'success', 'refused'}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gta_jax.data.sources import Dataset
+from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.scores import Place, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.ops.network import Network, Variables
@@ -17,6 +18,7 @@ _IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
 _UNCERTAIN_COLOUR = (214, 39, 40)
 # From 0 to 1: dark to light, so that it reads in grey too, and without the red of uncertain pixels.
 _CONFIDENCE_COLOURS = ((13, 22, 66), (30, 84, 122), (42, 144, 132), (135, 199, 98), (250, 235, 120))
+_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG'}
 _GAP = 6  # pixels between pictures
 
 
@@ -60,12 +62,14 @@ def encode_mask(labels: np.ndarray, palette: np.ndarray) -> bytes:
 
 def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
   """Writes uint8 [H,W] as encode_mask makes it."""
-  path.write_bytes(encode_mask(labels, palette))
+  replace_bytes(path, encode_mask(labels, palette))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes uint8 [H,W,3] RGB; the suffix decides on the format."""
-  Image.fromarray(image).save(path, optimize=True, quality=90)
+  """Writes uint8 [H,W,3] RGB or [H,W] grey as .png or .jpg."""
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, _FORMATS[path.suffix], optimize=True, quality=90)
+  replace_bytes(path, file.getvalue())
 
 
 def legend(classes: Sequence[str], palette: np.ndarray, *, width: int = 480) -> np.ndarray:

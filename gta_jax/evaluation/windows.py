@@ -59,16 +59,32 @@ def predict_batch(
     output_size: (H,W), at least the originals' sizes.
   Returns: Prediction of [B,H,W]; what lies outside an image's own size has no meaning.
   """
-  options = {'output_size': output_size, 'window': protocol.window}
   if len(protocol.views) == 1 and not protocol.flip:
-    return _predict(network, variables, images[protocol.views[0]], **options)
-  total: Any = 0
-  for view in protocol.views:
-    for mirrored in (False, True)[: 1 + protocol.flip]:
-      # Mirrored or not is a value, not a shape: the two share a program.
-      total += _probabilities(network, variables, images[view], mirrored, **options)
-  labels = jnp.argmax(total, -1).astype(jnp.uint8)
-  return Prediction(labels, total.max(-1) / (len(protocol.views) * (1 + protocol.flip)))
+    return _predict(network, variables, images[protocol.views[0]], output_size=output_size,
+                    window=protocol.window)
+  mean = predict_probabilities(network, variables, images, protocol, output_size=output_size)
+  return Prediction(jnp.argmax(mean, -1).astype(jnp.uint8), mean.max(-1))
+
+
+def predict_probabilities(
+  network: Network,
+  variables: Variables,
+  images: Mapping[View, Images],
+  protocol: Protocol,
+  *,
+  output_size: Size,
+) -> Array:
+  """Probabilities float32 [B,H,W,K] of a batch; arguments as predict_batch.
+
+  The mean over the protocol's views and mirror images.
+  """
+  # Mirrored or not is a value, not a shape: the two share a program.
+  flips = (False, True)[: 1 + protocol.flip]
+  total: Any = sum(
+    _probabilities(network, variables, images[view], mirrored, output_size=output_size,
+                   window=protocol.window)
+    for view in protocol.views for mirrored in flips)
+  return total / (len(protocol.views) * len(flips))
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'output_size', 'window'))

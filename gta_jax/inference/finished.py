@@ -1,8 +1,11 @@
 """Using a finished run: evaluating its networks, and predicting a folder of images."""
 
 import dataclasses
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -14,7 +17,8 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
-from gta_jax.inference import evaluations
+from gta_jax.inference import evaluations, export
+from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.ops.network import Network, Variables
 from gta_jax.training import config_rules, setup
@@ -118,32 +122,84 @@ def evaluate_run(
   return every[-1]
 
 
+def load_model(
+  workdir: Path, *, which: str = 'last', batch_size: int | None = None
+) -> Model:
+  """The networks of a run as a Model; reads neither its data set nor its optimisers.
+
+  Args:
+    workdir: of the run.
+    which: 'last' or 'best' checkpoint.
+    batch_size: images a batch; evaluate.batch of the run by default.
+  Raises:
+    ValueError: no run, or no such checkpoint.
+  """
+  config, described = read_run(workdir)
+  classes = tuple(described['classes'])
+  network, variables, step = load_networks(
+    workdir, config, num_classes=len(classes), which=which,
+    names=setup.make_method_of(config).scored)
+  return Model(
+    network, variables, classes=classes, palette=np.array(described['palette'], np.uint8),
+    crop=config.data.crop, image_scale=config.data.image_scale,
+    pixel_range=config.data.get('pixel_range', ()),
+    batch_size=batch_size or config.evaluate.batch, step=step)
+
+
 def predict_images(
   workdir: Path, config: ml_collections.ConfigDict | None, *, images: Path, out: Path,
-  which: str = 'last',
-) -> None:
-  """Segments a folder of images with a run's first network; needs no data set.
+  which: str = 'last', recursive: bool = False, **options: Any,
+) -> int:
+  """Segments a folder of images with a network of a run; needs no data set.
 
   Args:
     workdir: of the run.
     config: None for the run's own; of another one only evaluate.batch is read.
     images: folder of images of any size.
-    out: folder for palette masks, and for overlays in out/overlays.
+    out: folder for the results.
     which: 'last' or 'best' checkpoint.
+    recursive: whether folders in `images` are searched.
+    options: of predict_folder.
+  Returns: how many images could not be read; each is named with the reason.
   Raises:
     ValueError: no run, or folders that cannot be used, before the checkpoint is read.
   """
-  own, described = read_run(workdir)
-  pixel_range = own.data.get('pixel_range', ())
-  check_folders(images, out, pixel_range)
-  classes = tuple(described['classes'])
-  network, variables, _ = load_networks(workdir, own, num_classes=len(classes), which=which)
-  written = predict_folder(
-    network, *variables.values(), images=images, out=out, classes=classes,
-    palette=np.array(described['palette'], np.uint8), crop=own.data.crop,
-    image_scale=own.data.image_scale, pixel_range=pixel_range,
-    batch_size=(config or own).evaluate.batch)
-  print(f'{len(written)} masks are in {out}, overlays in {out / "overlays"}')
+  own, _ = read_run(workdir)
+  check_folders(
+    images, out, recursive=recursive, pixel_range=own.data.get('pixel_range', ()))
+  model = load_model(workdir, which=which, batch_size=config.evaluate.batch if config else None)
+  written, skipped = predict_folder(
+    model, images=images, out=out, recursive=recursive, **options)
+  print(f'{len(written)} masks are in {out}')
+  if skipped:
+    print(f'{len(skipped)} images could not be read:', file=sys.stderr)
+    for reason in skipped.values():
+      print(f'  {reason}', file=sys.stderr)
+  return len(skipped)
+
+
+def export_run(
+  workdir: Path, out: Path, *, layout: str, size: str | None = None, which: str = 'last',
+  **options: Any,
+) -> None:
+  """Exports a network of a run and says how it was checked.
+
+  Args:
+    workdir: of the run.
+    out: the file.
+    layout: of export.FORMATS.
+    size: HEIGHTxWIDTH.
+    which: 'last' or 'best' checkpoint.
+    options: network and overwrite, as of export.export.
+  Raises:
+    ValueError: no run, a bad size, or what export.export refuses.
+  """
+  found = re.fullmatch(r'([1-9][0-9]{0,4})x([1-9][0-9]{0,4})', size or '1x1')
+  if not found:
+    raise ValueError(f'--size {size} should be HEIGHTxWIDTH in pixels, such as 360x480.')
+  print(export.export(
+    load_model(workdir, which=which), out, layout=layout,
+    size=(int(found[1]), int(found[2])) if size else None, **options))
 
 
 def read_run(workdir: Path) -> tuple[ml_collections.ConfigDict, dict]:

@@ -1,17 +1,33 @@
 """Segments a folder of images of any sizes into masks and overlays."""
 
+import csv
 import dataclasses
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
-from gta_jax.devices import sharding
+from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
-from gta_jax.evaluation.scores import label_images
-from gta_jax.ops.network import Network, Variables
+from gta_jax.evaluation.windows import Prediction
+from gta_jax.inference.model import Model, is_tiled
+from gta_jax.training.logs import Progress
+
+_SUFFIX = {'overlays': '.jpg', 'confidence': '.png', 'probabilities': '.npy'}
+FOLDERS = tuple(_SUFFIX)  # of results beside the masks
+AREAS = 'areas.csv'
+
+
+class Outcome(NamedTuple):
+  """written: paths of the masks. skipped: image, as find_images names it -> why."""
+
+  written: list[Path]
+  skipped: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,39 +52,48 @@ class ImageReader:
     return decode_image(read_bytes(path), path, self.pixel_range)
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-  """Stem -> file of the images directly in a folder, by name.
+def find_images(folder: Path, *, recursive: bool = False) -> dict[str, Path]:
+  """Path without its suffix, in the folder -> file of the images there, by name.
 
+  Args:
+    folder: of images.
+    recursive: whether folders in it are searched too; names that start with a dot never are.
   Raises: DataError for a folder that is missing or without images, and for two of one stem.
   """
   if not folder.is_dir():
     raise DataError(f'{folder} is not a folder; give one with images.')
   found: dict[str, Path] = {}
-  for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith('.'):
+  for path in sorted(folder.rglob('*') if recursive else folder.iterdir()):
+    inside = path.relative_to(folder)
+    hidden = any(part.startswith('.') for part in inside.parts)
+    if path.suffix.lower() not in IMAGE_SUFFIXES or hidden or path.is_dir():
       continue
-    if path.stem in found:
+    id = inside.with_suffix('').as_posix()
+    if id in found:
       raise DataError(
-        f'{found[path.stem].name} and {path.name} in {folder} would both be written as '
+        f'{found[id].name} and {path.name} in {path.parent} would both be written as '
         f'{path.stem}.png; rename one.'
       )
-    found[path.stem] = path
+    if recursive and inside.parts[0] in FOLDERS:
+      raise DataError(f'{folder / inside.parts[0]} has the name of a folder of results; rename it.')
+    found[id] = path
   if not found:
-    raise DataError(f'{folder} holds no images; known are {", ".join(IMAGE_SUFFIXES)}.')
+    remedy = '' if recursive else '; folders in it are searched with --recursive'
+    raise DataError(f'{folder} holds no images{remedy}; known are {", ".join(IMAGE_SUFFIXES)}.')
   return found
 
 
 def check_folders(
-  images: Path, out: Path, pixel_range: Sequence[int] = ()
+  images: Path, out: Path, *, recursive: bool = False, pixel_range: Sequence[int] = ()
 ) -> ImageReader:
   """A reader of the images; nothing is written. pixel_range: see ImageReader.
 
   Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
     cannot be written.
   """
-  reader = ImageReader(find_images(images), tuple(pixel_range))
+  reader = ImageReader(find_images(images, recursive=recursive), tuple(pixel_range))
   source, target = images.resolve(), out.resolve()
-  if target.is_relative_to(source) or source == target / 'overlays':
+  if target.is_relative_to(source) or source in [target / name for name in FOLDERS]:
     raise DataError(
       f'out={out} would put results among the images of {images}; give a folder outside it.'
     )
@@ -80,52 +105,144 @@ def check_folders(
 
 
 def predict_folder(
-  network: Network,
-  variables: Variables,
+  model: Model,
   *,
   images: Path,
   out: Path,
-  classes: Sequence[str],
-  palette: np.ndarray,
-  crop: int,
-  image_scale: float = 1.0,
-  pixel_range: Sequence[int] = (),
-  batch_size: int = 8,
-  multiple: int = 32,
+  network: str | None = None,
+  recursive: bool = False,
   overlays: bool = True,
-) -> list[Path]:
-  """Writes a mask of each image in a folder, as it was when the network was evaluated.
+  confidence: bool = False,
+  probabilities: bool = False,
+  overwrite: bool = False,
+) -> Outcome:
+  """Segments the images of a folder; what cannot be read is left out and told.
 
-  Writes out/STEM.png (palette PNG of class ids, of the image's size), and with overlays also
-  out/overlays/STEM.jpg and out/overlays/legend.png. Files of these names are replaced.
+  Writes out/STEM.png (palette PNG of class ids, of the image's size) and out/areas.csv (pixels of
+  each class); out/overlays/STEM.jpg and legend.png; out/confidence/STEM.png (8-bit grey, the
+  largest probability of each pixel times 255); out/probabilities/STEM.npy (float16 [H,W,K]). STEM
+  of an image in a sub-folder has that folder in front. Every file is whole or not there.
 
   Args:
-    network: the shape of `variables`.
-    images: folder of images; folders in it are not searched.
+    model: see inference.model.
+    images: folder of images.
     out: folder for the results, made if missing; not `images` nor inside it.
-    classes: K names, with palette uint8 [K,3].
-    pixel_range: (black, white) of images of 16 bits, that of training.
-    batch_size: images a batch; it, crop, image_scale and multiple are as in evaluation.
-  Returns: the masks' paths.
-  Raises: DataError before any work for folders that cannot be used (see check_folders) and files
-    that are no images; and for a damaged image when it is reached, then the masks written before it
-    stay.
+    network: one of the model's; the first by default.
+    recursive: whether folders in `images` are searched.
+    overlays: whether to write these.
+    confidence: the same.
+    probabilities: the same; they take 2 K bytes a pixel, and the network runs once more.
+    overwrite: whether results that are there already are replaced.
+  Returns: what was written, and what was not.
+  Raises: DataError before any work for folders that cannot be used (see check_folders), an unknown
+    network, and results that are there already.
   """
   images, out = Path(images), Path(out)
-  reader = check_folders(images, out, pixel_range)
+  network = model.check_network(network)
+  reader = check_folders(images, out, recursive=recursive, pixel_range=model.pixel_range)
+  wanted = dict(zip(FOLDERS, (overlays, confidence, probabilities), strict=True))
+  if not overwrite:
+    _refuse_to_overwrite(reader.paths, out, wanted)
+  written, skipped, areas = [], {}, {}
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
   if overlays:
-    write_image(out / 'overlays' / 'legend.png', legend(classes, palette))
-  written = []
-  for id, prediction in label_images(
-    network, {'it': variables}, reader, list(reader.paths),
-    batch_size=sharding.round_up_to_devices(batch_size), crop=crop,
-    image_scale=image_scale, multiple=multiple, place=sharding.place_locally,
-  ):
-    labels = prediction['it'].labels
-    if overlays:
-      picture = overlay(reader.image(id), labels, palette)
-      write_image(out / 'overlays' / f'{id}.jpg', picture)
-    written.append(out / f'{id}.png')
-    write_mask(written[-1], labels, palette)
-  return written
+    write_image(out / 'overlays' / 'legend.png', legend(model.classes, model.palette))
+  with Progress(len(reader.paths), unit='image') as progress:
+    def skip(id: str, error: DataError) -> None:
+      skipped[id] = str(error)
+      progress.advance()
+
+    for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
+      ids = list(chunk)
+      found = model.label(list(chunk.values()), network=network)
+      for index, prediction in found:
+        id, image = ids[index], chunk[ids[index]]
+        if probabilities:
+          _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
+            image, network=network).astype(np.float16))
+        _write_pictures(out, id, image, prediction, model.palette, wanted)
+        written.append(out / f'{id}.png')
+        areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
+        progress.advance()
+        progress.show({})
+  replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
+  return Outcome(sorted(written), dict(sorted(skipped.items())))
+
+
+def _refuse_to_overwrite(paths: Mapping[str, Path], out: Path, wanted: Mapping[str, bool]) -> None:
+  names = [AREAS, *(['overlays/legend.png'] if wanted['overlays'] else [])]
+  for id in paths:
+    names += [f'{id}.png', *(f'{folder}/{id}{_SUFFIX[folder]}' for folder in FOLDERS
+                             if wanted[folder])]
+  if there := [name for name in names if (out / name).exists()]:
+    raise DataError(f'{out / there[0]} and {len(there) - 1} more results are there already; give '
+                    'another --out, or --overwrite to replace them.')
+
+
+def _chunks(
+  reader: ImageReader, batch_size: int, skip: Callable[[str, DataError], None]
+) -> list[list[str]]:
+  """Ids by size, as many as a batch at a time; a large image stands alone."""
+  sizes = {}
+  for id in reader.paths:
+    try:
+      sizes[id] = reader.size(id)
+    except DataError as error:
+      skip(id, error)
+  chunks: list[list[str]] = []
+  for id in sorted(sizes, key=lambda id: (sizes[id], id)):
+    if not chunks or len(chunks[-1]) == batch_size or is_tiled(sizes[id]):
+      chunks.append([])
+    chunks[-1].append(id)
+  return chunks
+
+
+def _read_ahead(
+  reader: ImageReader, chunks: Sequence[Sequence[str]], skip: Callable[[str, DataError], None]
+) -> Iterator[dict[str, np.ndarray]]:
+  """The images of each chunk, read while the one before is in use."""
+  def gather(futures: Mapping[str, Future]) -> dict[str, np.ndarray]:
+    for id, future in futures.items():
+      if isinstance(error := future.exception(), DataError):
+        skip(id, error)
+    return {id: future.result() for id, future in futures.items() if not future.exception()}
+
+  waiting: dict[str, Future] = {}
+  with ThreadPoolExecutor(4) as pool:
+    for chunk in (*chunks, ()):
+      ahead = {id: pool.submit(reader.image, id) for id in chunk}
+      if found := gather(waiting):
+        yield found
+      waiting, found = ahead, {}
+
+
+def _write_pictures(
+  out: Path, id: str, image: np.ndarray, prediction: Prediction, palette: np.ndarray,
+  wanted: Mapping[str, bool],
+) -> None:
+  """The mask of an image comes last: where it is, the rest is."""
+  (out / id).parent.mkdir(parents=True, exist_ok=True)
+  for folder in ('overlays', 'confidence'):
+    if wanted[folder]:
+      path = out / folder / f'{id}{_SUFFIX[folder]}'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_image(path, overlay(image, prediction.labels, palette) if folder == 'overlays'
+                  else np.round(255 * prediction.confidence).astype(np.uint8))
+  write_mask(out / f'{id}.png', prediction.labels, palette)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = io.BytesIO()
+  np.save(file, array)
+  replace_bytes(path, file.getbuffer())
+
+
+def _areas_csv(classes: Sequence[str], areas: Mapping[str, np.ndarray]) -> str:
+  """image, pixels, and the pixels of each class; a row an image."""
+  file = io.StringIO()
+  rows = csv.writer(file, lineterminator='\n')
+  rows.writerow(['image', 'pixels', *classes])
+  for id, counts in sorted(areas.items()):
+    rows.writerow([id, counts.sum(), *counts])
+  return file.getvalue()

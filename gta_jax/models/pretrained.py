@@ -153,6 +153,21 @@ def convert(
   return tree.unflatten(new), report
 
 
+def to_state_dict(variables: Variables) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """The inverse of convert: a network's variables in the published code's names.
+
+  Returns: name -> float32 array with torch's axes, and the top-level keys that have no such name.
+  """
+  state, unknown = {}, [part for part in variables['params'] if part not in _PREFIXES]
+  for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+    _, part, *inner = (entry.key for entry in path)
+    if part not in unknown:
+      value = np.asarray(leaf, np.float32)
+      value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+      state[_torch_name(_PREFIXES[part], inner)] = np.array(value, order='C')
+  return state, tuple(unknown)
+
+
 def _torch_name(prefix: str, path: list[str]) -> str:
   """('encoder.', ['layer1_0', 'conv1', 'kernel']) -> 'encoder.layer1.0.conv1.weight'."""
   *modules, leaf = path

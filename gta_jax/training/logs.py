@@ -103,7 +103,7 @@ class Progress:
   """A bar with ETA, scalars and images/s on a terminal; elsewhere a plain line now and then."""
 
   def __init__(self, total_steps: int, *, start_step: int = 0, images_per_step: int = 0,
-               every_seconds: float = 15.0, stream: TextIO | None = None):
+               every_seconds: float = 15.0, unit: str = 'step', stream: TextIO | None = None):
     """Begins after `start_step` of `total_steps`.
 
     Args:
@@ -111,14 +111,16 @@ class Progress:
       start_step: steps done before.
       images_per_step: for images/s, which is left out at 0.
       every_seconds: between plain lines.
+      unit: what a step is called.
       stream: stderr if None.
     """
     self._stream = stream or sys.stderr
     self._plain = not self._stream.isatty()
     self._total, self._start, self._step = total_steps, start_step, start_step
     self._images, self._every, self._last_line = images_per_step, every_seconds, -math.inf
+    self._unit = unit
     self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, disable=self._plain,
-                     dynamic_ncols=True, unit='step')
+                     dynamic_ncols=True, unit=unit)
     self._began = time.monotonic()
     self._since: tuple[int, float] | None = None  # step and time from which images/s is counted
 
@@ -144,7 +146,7 @@ class Progress:
       pace = (now - self._began) / max(self._step - self._start, 1)
       left = tqdm.format_interval(pace * (self._total - self._step))
       text = ', '.join(f'{name} {value}' for name, value in shown.items())
-      self.note(f'step {self._step}/{self._total}, {left} left, {text}')
+      self.note(f'{self._unit} {self._step}/{self._total}, {left} left{", " * bool(text)}{text}')
 
   def note(self, text: str) -> None:
     """Prints a line of its own, without breaking the bar."""

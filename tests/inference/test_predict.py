@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 
 import jax
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_mask
+from gta_jax.inference.model import Model
 from gta_jax.inference.predict import ImageReader, find_images, predict_folder
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
@@ -22,8 +24,12 @@ def write(path, size=(9, 14), seed=0):
   Image.fromarray(pixels).save(path)
 
 
+MODEL = Model(NETWORK, {'one': VARIABLES, 'other': NETWORK.init(jax.random.key(1), (8, 8))},
+              **OPTIONS)
+
+
 def run(images, out, **options):
-  return predict_folder(NETWORK, VARIABLES, images=images, out=out, **OPTIONS | options)
+  return predict_folder(MODEL, images=images, out=out, **options).written
 
 
 def test_masks_of_all_formats_and_sizes_have_their_images_names_and_sizes(tmp_path):
@@ -48,7 +54,7 @@ def test_masks_of_all_formats_and_sizes_have_their_images_names_and_sizes(tmp_pa
 def test_without_overlays_there_are_masks_only(tmp_path):
   write(tmp_path / 'in' / 'a.png')
   run(tmp_path / 'in', tmp_path / 'out', overlays=False)
-  assert [path.name for path in (tmp_path / 'out').iterdir()] == ['a.png']
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'areas.csv']
 
 
 @pytest.mark.parametrize(('files', 'out', 'message'), [
@@ -77,23 +83,49 @@ def test_refuses_a_missing_folder(tmp_path):
     run(tmp_path / 'nowhere', tmp_path / 'out')
 
 
-def test_a_damaged_image_is_named_and_what_was_written_stays(tmp_path):
+def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
   images, out = tmp_path / 'in', tmp_path / 'out'
   for name in 'abcd':
     write(images / f'{name}.bmp', size=(40, 40))
-  whole = (images / 'd.bmp').read_bytes()
-  (images / 'd.bmp').write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(DataError, match=r'd\.bmp'):
-    run(images, out)
-  assert sorted(path.name for path in out.glob('*.png')) == ['a.png', 'b.png']
+  whole = (images / 'b.bmp').read_bytes()
+  (images / 'b.bmp').write_bytes(whole[: len(whole) // 2])
+  (images / 'c.bmp').write_text('no image')
+  written, skipped = predict_folder(MODEL, images=images, out=out)
+  assert [path.name for path in written] == ['a.png', 'd.png']
+  assert list(skipped) == ['b', 'c'] and 'c.bmp is damaged' in skipped['c']
+  assert not list(out.rglob('*.partial'))
 
 
-def test_a_file_that_is_no_image_is_refused_before_work(tmp_path):
+def test_folders_maps_probabilities_and_areas(tmp_path):
+  images, out = tmp_path / 'in', tmp_path / 'out'
+  write(images / 'a.png')
+  write(images / 'deep' / 'a.png', seed=1)
+  assert len(run(images, tmp_path / 'flat')) == 1
+  options = {'recursive': True, 'confidence': True, 'probabilities': True, 'network': 'other'}
+  run(images, out, **options)
+  image = ImageReader(find_images(images, recursive=True)).image('deep/a')
+  expected = MODEL.probabilities(image, network='other')
+  stored = np.load(out / 'probabilities' / 'deep' / 'a.npy')
+  np.testing.assert_allclose(stored, expected, atol=1e-3)
+  with Image.open(out / 'confidence' / 'deep' / 'a.png') as picture:
+    np.testing.assert_allclose(np.asarray(picture), 255 * expected.max(-1), atol=0.51)
+  labels = decode_mask((out / 'deep' / 'a.png').read_bytes(), '')
+  rows = list(csv.reader((out / 'areas.csv').read_text().splitlines()))
+  assert rows[0] == ['image', 'pixels', 'a', 'b', 'c'] and [row[0] for row in rows[1:]] == [
+    'a', 'deep/a']
+  assert list(map(int, rows[2][2:])) == np.bincount(labels.ravel(), minlength=3).tolist()
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
   write(tmp_path / 'in' / 'a.png')
-  (tmp_path / 'in' / 'b.jpg').write_text('no image')
-  with pytest.raises(DataError, match=r'b\.jpg is damaged and cannot be decoded'):
-    run(tmp_path / 'in', tmp_path / 'out')
-  assert not list((tmp_path / 'out').glob('*.png'))
+  out = tmp_path / 'out'
+  run(tmp_path / 'in', out)
+  (out / 'a.png').write_text('mine')
+  with pytest.raises(DataError, match='there already.*--overwrite'):
+    run(tmp_path / 'in', out)
+  assert (out / 'a.png').read_text() == 'mine'
+  run(tmp_path / 'in', out, overwrite=True)
+  assert decode_mask((out / 'a.png').read_bytes(), '').shape == (9, 14)
 
 
 def test_deep_pixels_are_refused_and_shallow_ones_converted(tmp_path):
@@ -114,7 +146,7 @@ def test_scale_reaches_the_network(tmp_path):
 
   write(tmp_path / 'in' / 'a.png', size=(32, 48))
   network = dataclasses.replace(NETWORK, encode=encode)
-  (path,) = predict_folder(network, VARIABLES, images=tmp_path / 'in', out=tmp_path / 'out',
-                           image_scale=0.5, **OPTIONS)
-  assert seen == [(2, 16, 24, 3)]
+  model = Model(network, {'one': VARIABLES}, image_scale=0.5, **OPTIONS)
+  (path,), _ = predict_folder(model, images=tmp_path / 'in', out=tmp_path / 'out')
+  assert seen == [(1, 16, 24, 3)]  # One image is not padded to a batch.
   assert decode_mask(path.read_bytes(), '').shape == (32, 48)

@@ -1,0 +1,166 @@
+"""Other layouts into the folder layout: VOC's, COCO's, and a pair of folders."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gta_jax.data import convert_coco, convert_masks
+from gta_jax.data.convert_masks import Item, Source
+from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.sources import default_palette, read_classes
+
+FORMATS: dict[str, Callable[[Path], Source]] = {
+  'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
+_LISTS = ('train', 'val', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a conversion did.
+
+  Attributes:
+    images: how many there are now.
+    masks: the same.
+    classes: by id.
+    lists: how many ids each list below splits/ has.
+    left_out: file -> why.
+    notes: sentences about what was decided.
+  """
+
+  images: int
+  masks: int
+  classes: tuple[str, ...]
+  lists: Mapping[str, int]
+  left_out: Mapping[str, str]
+  notes: tuple[str, ...]
+
+  def text(self) -> str:
+    """A summary, and a line for every file left out."""
+    lines = [f'{self.images} images, {self.masks} masks, {len(self.classes)} classes: '
+             f'{", ".join(self.classes)}', *self.notes]
+    lines += [f'splits/{name}.txt: {count} images' for name, count in self.lists.items()]
+    if 'val' not in self.lists:
+      lines.append('splits/val.txt is missing: write the ids to evaluate on, one a line.')
+    lines += [f'{len(self.left_out)} files left out'] if self.left_out else []
+    lines += [f'  {name}: {reason}' for name, reason in sorted(self.left_out.items())]
+    return '\n'.join(lines) + '\n'
+
+
+def convert(
+  source: Path, out: Path, *, layout: str, classes: Path | None = None, copy: bool = False
+) -> Report:
+  """Writes a data folder for read_folder; the report lies in it as conversion.txt.
+
+  Args:
+    source: folder in the other layout; nothing in it changes.
+    out: the new folder, which must not exist or be empty. It appears when it is whole.
+    layout: a key of FORMATS.
+    classes: a classes.txt with names and colours; of voc and masks, where SOURCE holds none.
+    copy: whether images are copied; they are symbolic links otherwise.
+  Raises: DataError for a source that is not in this layout, an `out` that holds something, and
+    where nothing is left.
+  """
+  source, out = Path(source), Path(out)
+  if layout not in FORMATS:
+    raise DataError(f'format={layout!r} is unknown; use one of {", ".join(FORMATS)}.')
+  if not source.is_dir():
+    raise DataError(f'{source} is not a folder; give one with images and masks.')
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise DataError(f'{out} is there already; give a folder that does not exist.')
+  if out.resolve().is_relative_to(source.resolve()):
+    raise DataError(f'{out} lies in {source}; give a folder outside it.')
+  found = FORMATS[layout](source)
+  if classes is not None:
+    names, palette = read_classes(classes)
+    found = dataclasses.replace(found, classes=names, palette=palette)
+  partial = out.with_name(f'.{out.name}.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    report = _write(found, partial, copy=copy)
+    if out.exists():
+      out.rmdir()
+    partial.rename(out)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return report
+
+
+def _write(found: Source, out: Path, *, copy: bool) -> Report:
+  left_out = dict(found.left_out)
+  kept = [item for item in found.items if _is_usable(item, left_out)]
+  masked = [item for item in kept if item.mask]
+  numbering = convert_masks.number(found, [item for item in masked if item.mask], left_out)
+  palette = numbering.palette
+  if palette is None:
+    palette = default_palette(len(numbering.classes))
+  (out / 'masks').mkdir(parents=True)
+  masks = 0
+  for item in masked:
+    reason = _write_mask(item, numbering, out / 'masks' / f'{item.id}.png', palette)
+    masks += reason is None
+    if reason:
+      left_out[f'mask of {item.id}'] = reason
+  if not masks:
+    raise DataError('No mask could be converted: ' + '; '.join(
+      f'{name}: {reason}' for name, reason in list(left_out.items())[:3]) + '.')
+  for item in kept:
+    _place(item, out / 'images' / f'{item.id}{item.image.suffix.lower()}', copy=copy)
+  lines = [f'{name} {" ".join(map(str, colour))}'
+           for name, colour in zip(numbering.classes, palette.tolist(), strict=True)]
+  (out / 'classes.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  report = Report(len(kept), masks, numbering.classes, _write_lists(found, kept, out / 'splits'),
+                  left_out, numbering.notes)
+  (out / 'conversion.txt').write_text(report.text(), encoding='utf-8')
+  return report
+
+
+def _is_usable(item: Item, left_out: dict[str, str]) -> bool:
+  try:
+    FileReader({item.id: str(item.image)}, {}).size(item.id)
+  except DataError as error:
+    left_out[str(item.image)] = str(error)
+    return False
+  return True
+
+
+def _write_mask(
+  item: Item, numbering: convert_masks.Numbering, path: Path, palette: np.ndarray
+) -> str | None:
+  """Writes a mask; returns why it was left out, or None."""
+  try:
+    ids = numbering.ids(item)
+    size = FileReader({item.id: str(item.image)}, {}).size(item.id)
+    if ids.shape != size:
+      raise DataError(f'it has height and width {ids.shape}, its image {size}')
+  except DataError as error:
+    return str(error)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  picture = Image.fromarray(ids)
+  table = np.full((256, 3), 224, np.uint8)
+  table[: len(palette)] = palette
+  picture.putpalette(table.tobytes())
+  picture.save(path)
+  return None
+
+
+def _place(item: Item, path: Path, *, copy: bool) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if copy:
+    shutil.copyfile(item.image, path)
+  else:
+    path.symlink_to(item.image.resolve())
+
+
+def _write_lists(found: Source, kept: Sequence[Item], folder: Path) -> dict[str, int]:
+  folder.mkdir()
+  counts, usable = {}, {item.id for item in kept}
+  for name in _LISTS:
+    ids = [id for id in dict.fromkeys(found.lists.get(name, ())) if id in usable]
+    if ids:
+      (folder / f'{name}.txt').write_text('\n'.join(ids) + '\n', encoding='utf-8')
+      counts[name] = len(ids)
+  return counts

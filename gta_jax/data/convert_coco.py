@@ -1,0 +1,158 @@
+"""COCO's JSON as a source of a conversion: instances, stuff and panoptic segmentation."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gta_jax.data.convert_masks import Item, Source, read_mask
+from gta_jax.data.files import IGNORE, DataError
+
+_BACKGROUND = 'background'
+
+
+def read_coco(root: Path) -> Source:
+  """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
+
+  Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
+  pixels of no segment are void. A file whose name holds val or test fills that list.
+
+  Raises: DataError where there is no such JSON, or one is damaged.
+  """
+  folder = root / 'annotations' if (root / 'annotations').is_dir() else root
+  paths = sorted(folder.glob('*.json'))
+  if not paths:
+    raise DataError(f'{folder} holds no .json file; COCO\'s layout has annotations/*.json.')
+  content = {path: _read(path) for path in paths}
+  panoptic = {any('segments_info' in a for a in c['annotations']) for c in content.values()}
+  if len(panoptic) > 1:
+    raise DataError(f'{folder} holds panoptic and other annotations; take one kind out.')
+  categories: dict[int, str] = {}
+  for one in content.values():
+    for category in one['categories']:
+      categories.setdefault(category['id'], str(category['name']))
+  names = [categories[id] for id in sorted(categories)]
+  if len({*names}) < len(names):
+    raise DataError(f'{folder} has two categories of one name; rename one.')
+  classes = names if panoptic == {True} else [_BACKGROUND, *names]
+  if not 0 < len(classes) <= IGNORE:
+    raise DataError(f'{folder} has {len(classes)} classes; 1 to {IGNORE} are possible.')
+  numbers = {id: i + len(classes) - len(names) for i, id in enumerate(sorted(categories))}
+  if panoptic == {False}:
+    _need_pycocotools()
+  return _source(root, content, numbers, tuple(classes))
+
+
+def _source(
+  root: Path, content: Mapping[Path, dict[str, Any]], numbers: Mapping[int, int],
+  classes: tuple[str, ...],
+) -> Source:
+  files = {path.name: path for path in sorted(root.rglob('*'))
+           if path.suffix.lower() in ('.jpg', '.jpeg', '.png')}
+  items: dict[str, Item] = {}
+  lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
+  left_out: dict[str, str] = {}
+  for path, one in content.items():
+    name = next((key for key in ('val', 'test') if key in path.stem), 'train')
+    by_image: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in one['annotations']:
+      by_image.setdefault(annotation.get('image_id'), []).append(annotation)
+    for image in one['images']:
+      file = files.get(Path(str(image['file_name'])).name)
+      id = Path(str(image['file_name'])).stem
+      if file is None:
+        left_out[str(image['file_name'])] = 'no such file below the folder'
+      elif id in items:
+        left_out[f'{image["file_name"]} of {path.name}'] = 'there is one of this name already'
+      else:
+        found = by_image.get(image['id'], [])
+        items[id] = Item(id, file, _reader(path, image, found, numbers) if found else None)
+        lists[name].append(id)
+  return Source(list(items.values()), lists, left_out, classes)
+
+
+def _reader(
+  path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
+) -> Callable[[], np.ndarray]:
+  def read() -> np.ndarray:
+    try:
+      if 'segments_info' in annotations[0]:
+        return _panoptic(path, annotations[0], numbers)
+      return _segments(image, annotations, numbers)
+    except DataError:
+      raise
+    except Exception as error:  # A segment may be anything, and so is what pycocotools raises.
+      raise DataError(f'its annotations in {path.name} cannot be drawn ({error!r})') from error
+
+  return read
+
+
+def _segments(
+  image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
+) -> np.ndarray:
+  from pycocotools import mask as coco  # noqa: PLC0415  An extra.
+
+  height, width = int(image['height']), int(image['width'])
+  if not (0 < height < 2**15 and 0 < width < 2**15):
+    raise DataError(f'its annotations say {height} x {width} pixels')
+  drawn = []
+  for annotation in annotations:
+    segment = annotation['segmentation']
+    if isinstance(segment, list):
+      encoded = coco.merge(coco.frPyObjects(segment, height, width))
+    elif isinstance(segment['counts'], list):
+      encoded = coco.frPyObjects(segment, height, width)
+    else:
+      encoded = segment
+    drawn.append((coco.decode(encoded).astype(bool), numbers[annotation['category_id']]))
+  ids = np.zeros((height, width), np.uint8)
+  for mask, number in sorted(drawn, key=lambda pair: -int(pair[0].sum())):
+    ids[mask] = number
+  return ids
+
+
+def _panoptic(path: Path, annotation: dict[str, Any], numbers: Mapping[int, int]) -> np.ndarray:
+  name = Path(str(annotation['file_name'])).name
+  folders = path.with_suffix(''), path.parent
+  found = [folder / name for folder in folders if (folder / name).is_file()]
+  if not found:
+    raise DataError(f'{path.with_suffix("") / name} does not exist')
+  mask = read_mask(found[0])
+  if mask.ndim != 3:
+    raise DataError(f'{found[0]} is not RGB, as panoptic masks are')
+  segments = mask.astype(np.int64) @ np.array([1, 256, 256**2])
+  ids = np.full(segments.shape, IGNORE, np.uint8)
+  for segment in annotation['segments_info']:
+    ids[segments == segment['id']] = numbers[segment['category_id']]
+  return ids
+
+
+def _read(path: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise DataError(f'{path} is damaged ({error}); get it again.') from error
+  needed = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}
+  for name, fields in needed.items():
+    rows = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(field in row for field in fields) for row in rows):
+      raise DataError(f'{path} has no list {name} of COCO\'s form; give instance, stuff or '
+                      'panoptic annotations.')
+  wrong = [row for name in ('images', 'categories') for row in found[name]
+           if not isinstance(row['id'], (int, str))]
+  if wrong or not all(isinstance(row['id'], int) for row in found['categories']):
+    raise DataError(f'{path} has ids that are no numbers; get it again.')
+  if not all(isinstance(row.get('image_id'), (int, str)) for row in found['annotations']):
+    raise DataError(f'{path} has an annotation without image_id; get it again.')
+  return found
+
+
+def _need_pycocotools() -> None:
+  try:
+    import pycocotools.mask  # noqa: F401, PLC0415
+  except ImportError as error:
+    raise DataError('COCO\'s polygons and run lengths need pycocotools: '
+                    "pip install 'gta-jax[coco]'.") from error

@@ -1,0 +1,151 @@
+"""A network of a run as StableHLO, ONNX or a torch state dict, checked as soon as it is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import export as jax_export
+
+from gta_jax.data.writing import replace_bytes
+from gta_jax.inference.model import Model
+from gta_jax.models import pretrained
+from gta_jax.ops.resizing import resize_bilinear
+
+TOLERANCE = 1e-4  # of probabilities, between JAX and what was exported
+_SUFFIXES = {'stablehlo': ('.stablehlo',), 'onnx': ('.onnx',), 'torch': ('.pth', '.safetensors')}
+FORMATS = tuple(_SUFFIXES)
+
+
+def export(
+  model: Model, out: Path, *, layout: str, size: tuple[int, int] | None = None,
+  network: str | None = None, overwrite: bool = False,
+) -> str:
+  """Writes a network and compares what was written with JAX.
+
+  stablehlo, onnx: images uint8 [1,H,W,3] -> probabilities float32 [1,H,W,K], normalisation and
+  resizing inside. torch: the parameters in the published code's names; heads that it does not have
+  are left out.
+
+  Args:
+    model: of a run.
+    out: the file, named .stablehlo, .onnx, .pth (needs torch) or .safetensors (does not).
+    layout: one of FORMATS.
+    size: (H,W) of stablehlo and onnx; the crop by default.
+    network: one of the model's; the first by default.
+    overwrite: whether a file that is there is replaced.
+  Returns: a sentence that says what was written, and how it was checked.
+  Raises: ValueError for an unknown format, suffix or network, a file that is there, a package that
+    is missing, and for a result that differs: then nothing is left.
+  """
+  if layout not in FORMATS:
+    raise ValueError(f'format={layout!r} is unknown; use one of {", ".join(FORMATS)}.')
+  if out.suffix not in _SUFFIXES[layout]:
+    raise ValueError(f'out={out} should end in {" or ".join(_SUFFIXES[layout])}; rename it.')
+  if out.is_dir() or (out.exists() and not overwrite):
+    raise ValueError(f'{out} is there already; give another --out, or --overwrite.')
+  name = model.check_network(network)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  if layout == 'torch':
+    return _export_torch(model, name, out)
+  size = size or (model.crop, model.crop)
+  if min(size) < 1 or size[0] * size[1] > 2**26:
+    raise ValueError(f'size={size} should be HEIGHTxWIDTH in pixels, such as 360x480.')
+  function = make_function(model, name, size)
+  image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+  # First, and jitted here alone: what jax2onnx has traced, jax cannot run any more.
+  expected = np.asarray(jax.jit(function)(image))
+  data, run, checker = {'stablehlo': _stablehlo, 'onnx': _onnx}[layout](function, size)
+  difference = float(np.abs(np.asarray(run(image)) - expected).max())
+  _check(difference, out)
+  replace_bytes(out, data)
+  return (f'{out}: {name} of step {model.step}, uint8 [1,{size[0]},{size[1]},3] -> probabilities '
+          f'[1,{size[0]},{size[1]},{len(model.classes)}]; {checker} gives the same as JAX within '
+          f'{difference:.1e}')
+
+
+def make_function(
+  model: Model, name: str, size: tuple[int, int]
+) -> Callable[[jax.Array], jax.Array]:
+  """uint8 [B,H,W,3] -> probabilities float32 [B,H,W,K] for one size, as the model gives them."""
+  network, variables = model.network, model.variables[name]
+  scaled = tuple(max(1, round(side * model.image_scale)) for side in size)
+  padded = tuple(side + (model.crop - side) % model.multiple for side in scaled)
+  colour = jnp.round(255 * jnp.array(network.mean))
+
+  def function(images: jax.Array) -> jax.Array:
+    x = images.astype(jnp.float32)
+    if scaled != size:
+      x = jnp.round(jax.image.resize(
+        x, (x.shape[0], *scaled, 3), 'bilinear', antialias=False))
+    # Subtracted and added: then what is padded is zero.
+    margins = ((0, 0), (0, padded[0] - scaled[0]), (0, padded[1] - scaled[1]), (0, 0))
+    x = jnp.pad(x - colour, margins) + colour
+    low = network.apply(variables, network.normalize(x), train=False)[0].main
+    logits = resize_bilinear(low.astype(jnp.float32), padded)[:, : scaled[0], : scaled[1]]
+    return jax.nn.softmax(resize_bilinear(logits, size))
+
+  return function
+
+
+def _stablehlo(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
+  shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+  platforms = sorted({'cpu', 'cuda', jax_export.default_export_platform()})
+  data = bytes(jax_export.export(jax.jit(function), platforms=platforms)(shape).serialize())
+  return data, jax_export.deserialize(bytearray(data)).call, 'jax.export'
+
+
+def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
+  try:
+    import jax2onnx  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ValueError(f'ONNX needs the package {error.name or error}; docs/export.md has the '
+                     'commands that install it.') from error
+  proto = jax2onnx.to_onnx(
+    function, [jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)], model_name='gta_jax')
+  data = proto.SerializeToString()
+  session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+  input_name = session.get_inputs()[0].name
+  return data, lambda image: session.run(None, {input_name: image})[0], 'onnxruntime'
+
+
+def _export_torch(model: Model, name: str, out: Path) -> str:
+  variables = model.variables[name]
+  state, left_out = pretrained.to_state_dict(variables)
+  partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
+  try:
+    if out.suffix == '.safetensors':
+      safetensors.numpy.save_file(state, partial)
+    else:
+      _save_pth(state, partial)
+    # The heads left out are not asked for.
+    kept = {kind: {k: v for k, v in of.items() if k not in left_out}
+            for kind, of in variables.items()}
+    back, _ = pretrained.convert(pretrained.load_state_dict(partial), kept)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), kept, back)
+    if not all(jax.tree.leaves(same)):
+      raise ValueError(f'{out} was not written: it reads back with other numbers.')
+    partial.replace(out)
+  finally:
+    partial.unlink(missing_ok=True)
+  without = f', without {", ".join(left_out)}' if left_out else ''
+  return (f'{out}: {len(state)} tensors of {name}, step {model.step}{without}; read back, every '
+          'number is the same')
+
+
+def _save_pth(state: dict[str, np.ndarray], path: Path) -> None:
+  try:
+    import torch  # noqa: PLC0415
+  except ImportError as error:
+    raise ValueError('.pth needs torch: install it, or write .safetensors.') from error
+  torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
+
+
+def _check(difference: float, out: Path) -> None:
+  if not difference < TOLERANCE:
+    raise ValueError(f'{out} was not written: its probabilities differ from JAX by '
+                     f'{difference:.1e}, more than {TOLERANCE:.0e}; please report it.')

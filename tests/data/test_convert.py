@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gta_jax.data import sources
+from gta_jax.data.convert import convert
+from gta_jax.data.files import DataError, decode_mask
+
+SIZE = (8, 10)
+RNG = np.random.default_rng(0)
+
+
+def save(path, array, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
+
+
+def photo(path):
+  save(path, RNG.integers(0, 256, (*SIZE, 3)))
+
+
+def ids_of(out, id):
+  return decode_mask((out / 'masks' / f'{id}.png').read_bytes(), id)
+
+
+def test_voc_with_classes_of_its_own(tmp_path):
+  root, out = tmp_path / 'voc', tmp_path / 'out'
+  for name in 'abcd':
+    photo(root / 'JPEGImages' / f'{name}.jpg')
+  masks = {name: RNG.integers(0, 2, SIZE) for name in 'ab'}
+  colours = np.array([[0, 0, 0], [250, 50, 0]])
+  for name, mask in masks.items():
+    save(root / 'SegmentationClass' / f'{name}.png', colours[mask])
+  save(root / 'SegmentationClass' / 'c.png', np.zeros((3, 3, 3)))
+  save(root / 'SegmentationClass' / 'z.png', np.zeros(SIZE))
+  (root / 'JPEGImages' / 'e.gif').write_text('x')
+  (root / 'JPEGImages' / 'f.jpg').write_text('x')
+  (root / 'labelmap.txt').write_text('# label:color\nbackground:0,0,0::\nrust:250,50,0::\n')
+  lists = root / 'ImageSets' / 'Segmentation'
+  lists.mkdir(parents=True)
+  (lists / 'train.txt').write_text('a\n')
+  (lists / 'val.txt').write_text('b\ngone\n')
+  before = sorted(root.rglob('*'))
+  report = convert(root, out, layout='voc')
+  assert sorted(root.rglob('*')) == before
+  assert report.classes == ('background', 'rust') and (report.images, report.masks) == (4, 2)
+  for name, mask in masks.items():
+    np.testing.assert_array_equal(ids_of(out, name), mask)
+  text = (out / 'conversion.txt').read_text()
+  for part in ('e.gif', 'f.jpg', 'z.png: no image', 'gone of val.txt', 'mask of c: it has height'):
+    assert part in text
+  dataset = sources.read_folder(out, labelled='1')
+  sources.check(dataset)
+  assert (dataset.labelled, dataset.validation) == (('a',), ('b',))
+  assert dataset.unlabelled == ('c', 'd') and (out / 'images' / 'a.jpg').is_symlink()
+
+
+@pytest.mark.parametrize('kind', ['binary', 'colours', 'ids'])
+def test_a_pair_of_folders(tmp_path, kind):
+  truth = {'train/a': np.arange(80).reshape(SIZE) % 2, 'val/b': np.eye(*SIZE, dtype=int)}
+  values = {'binary': np.array([0, 255]), 'ids': np.array([0, 1]),
+            'colours': np.array([[0, 0, 0], [9, 0, 200]])}[kind]
+  for id, ids in truth.items():
+    photo(tmp_path / 'in' / 'images' / f'{id}.png')
+    save(tmp_path / 'in' / 'masks' / f'{id}_mask.png', values[ids])
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='masks', copy=True)
+  assert report.lists == {'train': 1, 'val': 1} and report.classes == ('class0', 'class1')
+  for id, ids in truth.items():
+    np.testing.assert_array_equal(ids_of(tmp_path / 'out', id), ids)
+  assert ('255 was taken' in report.text()) == (kind == 'binary')
+  assert not (tmp_path / 'out' / 'images' / 'val' / 'b.png').is_symlink()
+
+
+def coco(root, name, annotations):
+  (root / 'annotations').mkdir(parents=True, exist_ok=True)
+  photo(root / 'images' / f'{name}.jpg')
+  content = {'images': [{'id': 1, 'file_name': f'{name}.jpg', 'height': 8, 'width': 10},
+                        {'id': 2, 'file_name': 'gone.jpg', 'height': 8, 'width': 10}],
+             'categories': [{'id': 7, 'name': 'cat'}, {'id': 3, 'name': 'dog'}],
+             'annotations': annotations}
+  (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
+
+
+def test_coco_instances(tmp_path):
+  pytest.importorskip('pycocotools')
+  box, rle = [2, 1, 6, 1, 6, 5, 2, 5], {'size': [8, 10], 'counts': [0, 80]}
+  coco(tmp_path / 'in', 'train', [
+    {'image_id': 1, 'category_id': 7, 'segmentation': [box]},
+    {'image_id': 1, 'category_id': 3, 'segmentation': rle}])
+  coco(tmp_path / 'in', 'val', [{'image_id': 1, 'category_id': 7, 'segmentation': [box]}])
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  assert report.classes == ('background', 'dog', 'cat')
+  expected = np.full(SIZE, 1)
+  expected[1:5, 2:6] = 2  # The smaller segment lies on top.
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'train'), expected)
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'val'), np.where(expected == 2, 2, 0))
+  assert report.lists == {'train': 1, 'val': 1} and 'gone.jpg' in report.text()
+
+
+def test_coco_panoptic(tmp_path):
+  segments = np.zeros((*SIZE, 3), np.uint8)
+  segments[:4], segments[4:6] = (5, 0, 0), (0, 1, 0)  # ids 5 and 256
+  save(tmp_path / 'in' / 'annotations' / 'instances_val' / 'val.png', segments)
+  coco(tmp_path / 'in', 'val', [{'image_id': 1, 'file_name': 'val.png', 'segments_info': [
+    {'id': 5, 'category_id': 7}, {'id': 256, 'category_id': 3}]}])
+  assert convert(tmp_path / 'in', tmp_path / 'out', layout='coco').classes == ('dog', 'cat')
+  expected = np.repeat([1, 0, 255], [4, 2, 2])[:, None] * np.ones(10, int)
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'val'), expected)
+
+
+def test_refuses_and_leaves_nothing(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  with pytest.raises(DataError, match='is not a folder'):
+    convert(root, out, layout='voc')
+  photo(root / 'images' / 'a.png')
+  with pytest.raises(DataError, match='JPEGImages does not exist'):
+    convert(root, out, layout='voc')
+  with pytest.raises(DataError, match='0 folders of masks'):
+    convert(root, out, layout='masks')
+  with pytest.raises(DataError, match=r'no \.json'):
+    convert(root, out, layout='coco')
+  (root / 'masks').mkdir()
+  (root / 'masks' / 'a.png').write_text('x')
+  with pytest.raises(DataError, match=r'No mask could be converted: .*a\.png is damaged'):
+    convert(root, out, layout='masks')
+  with pytest.raises(DataError, match='lies in'):
+    convert(root, root / 'out', layout='masks')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['in']
+  out.mkdir()
+  (out / 'mine').touch()
+  with pytest.raises(DataError, match='there already'):
+    convert(root, out, layout='masks')
