@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from gta_jax.data import convert_coco, convert_masks
+from gta_jax.data.class_list import read_classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import DataError, FileReader
-from gta_jax.data.sources import default_palette, read_classes
+from gta_jax.data.sources import default_palette
 
 FORMATS: dict[str, Callable[[Path], Source]] = {
   'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
@@ -75,8 +76,8 @@ def convert(
     raise DataError(f'{out} lies in {source}; give a folder outside it.')
   found = FORMATS[layout](source)
   if classes is not None:
-    names, palette = read_classes(classes)
-    found = dataclasses.replace(found, classes=names, palette=palette)
+    named = read_classes(classes)
+    found = dataclasses.replace(found, classes=named.names, palette=named.palette)
   partial = out.with_name(f'.{out.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
   try:

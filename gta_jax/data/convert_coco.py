@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gta_jax.data.convert_masks import Item, Source, read_mask
-from gta_jax.data.files import IGNORE, DataError
+from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
 
 _BACKGROUND = 'background'
 
@@ -50,7 +50,7 @@ def _source(
   classes: tuple[str, ...],
 ) -> Source:
   files = {path.name: path for path in sorted(root.rglob('*'))
-           if path.suffix.lower() in ('.jpg', '.jpeg', '.png')}
+           if path.suffix.lower() in IMAGE_SUFFIXES}
   items: dict[str, Item] = {}
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
   left_out: dict[str, str] = {}

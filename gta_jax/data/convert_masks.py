@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gta_jax.data.files import IGNORE, DataError, damaged, open_image
-from gta_jax.data.sources import read_classes
+from gta_jax.data.class_list import read_classes
+from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 
-_IMAGES = ('.jpg', '.jpeg', '.png')
 _MASKS = ('.png', '.bmp', '.tif', '.tiff')
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
@@ -170,7 +169,7 @@ def _pair(
   root: Path, images: Path, masks: Path, lists: Mapping[str, Sequence[str]]
 ) -> Source:
   left_out: dict[str, str] = {}
-  found, of_masks = find(images, _IMAGES, left_out), find(masks, _MASKS, left_out)
+  found, of_masks = find(images, IMAGE_SUFFIXES, left_out), find(masks, _MASKS, left_out)
   items = []
   for id, path in found.items():
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)
@@ -180,7 +179,8 @@ def _pair(
     left_out |= {f'{id} of {name}.txt': 'no such image' for id in ids if id not in found}
   classes, palette = None, None
   if (root / 'classes.txt').is_file():
-    classes, palette = read_classes(root / 'classes.txt')
+    named = read_classes(root / 'classes.txt')
+    classes, palette = named.names, named.palette
   elif (root / 'labelmap.txt').is_file():
     classes, palette = _read_labelmap(root / 'labelmap.txt')
   return Source(items, lists, left_out, classes, palette)

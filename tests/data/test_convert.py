@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gta_jax.data import sources
+from gta_jax.data import folder, sources
 from gta_jax.data.convert import convert
 from gta_jax.data.files import DataError, decode_mask
 
@@ -51,7 +51,7 @@ def test_voc_with_classes_of_its_own(tmp_path):
   text = (out / 'conversion.txt').read_text()
   for part in ('e.gif', 'f.jpg', 'z.png: no image', 'gone of val.txt', 'mask of c: it has height'):
     assert part in text
-  dataset = sources.read_folder(out, labelled='1')
+  dataset = folder.read_folder(out, labelled='1')
   sources.check(dataset)
   assert (dataset.labelled, dataset.validation) == (('a',), ('b',))
   assert dataset.unlabelled == ('c', 'd') and (out / 'images' / 'a.jpg').is_symlink()

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from gta_jax.data import cityscapes, voc
-from gta_jax.data.files import DataError
-from gta_jax.data.sources import FileReader, check
+from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.sources import check
 from gta_jax.data.splits import Catalogue, Lists, choose, ids_sha256, read_ids
 from tests import tiny_archives as tiny
 from tests.loopback import Server

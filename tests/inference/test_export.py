@@ -5,15 +5,15 @@ from jax import export as jax_export
 
 from gta_jax.inference.export import export, make_function
 from gta_jax.inference.model import Model
-from gta_jax.models.deeplab import make_deeplab
 from gta_jax.models.pretrained import convert, load_state_dict, to_state_dict
+from gta_jax.models.segmenter import make_segmenter
 
 SIZE = (20, 27)
 
 
 @pytest.fixture(scope='module')
 def model():
-  network = make_deeplab(num_classes=3, depth=10, width=0.0625, aspp_rates=(1, 2, 3))
+  network = make_segmenter(num_classes=3, depth=10, width=0.0625, aspp_rates=(1, 2, 3))
   return Model(network, {'teacher': network.init(jax.random.key(0), (17, 17))},
                classes=('a', 'b', 'c'), palette=np.eye(3, dtype=np.uint8), crop=17, multiple=16)
 

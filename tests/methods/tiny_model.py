@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gta_jax.models.deeplab import make_network
 from gta_jax.models.heads import MakeHead
 from gta_jax.models.layers import BatchNorm, Conv, dropout
+from gta_jax.models.segmenter import make_network
 from gta_jax.ops.network import Decoded, Logits, Network
 from gta_jax.ops.resizing import resize_bilinear
 

@@ -76,7 +76,7 @@ def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
   workdir, _ = finished
   before = (workdir / 'config.json').read_bytes()
   shorter = setup.make_run(tiny_config(**{'train.epochs': 2}))
-  with pytest.raises(ValueError, match=r'trained for 12 steps, but train.epochs=2 makes 8; raise'):
+  with pytest.raises(ValueError, match=r'for 12 steps, but train.epochs=2.0 makes 8; raise'):
     loop._check_config(shorter, workdir, allow_config_change=True)
   assert (workdir / 'config.json').read_bytes() == before
 
