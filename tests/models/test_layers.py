@@ -1,11 +1,12 @@
-"""Derivatives of single layers."""
+"""Single layers and their derivatives."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.models.layers import BatchNorm
+from gta_jax.models.layers import BatchNorm, conv, dropout, max_pool
 
 
 @pytest.mark.slow
@@ -28,3 +29,54 @@ def test_second_derivatives_of_batch_norm_are_those_of_its_formula():
   third = [jax.jvp(lambda x, f=f: jax.jvp(jax.grad(f), (x,), (weights,))[1], (x,), (x,))[1]
            for f in (layer, formula)]
   np.testing.assert_allclose(*third, atol=1e-3)
+
+
+class _Dropout(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return dropout(x, 0.5, active=True)
+
+
+@pytest.mark.parametrize('size', [5, 6, 7, 8])
+@pytest.mark.parametrize('ceil_mode', [False, True])
+def test_max_pool_counts_windows_as_torch(size, ceil_mode):
+  x = np.random.default_rng(0).standard_normal((1, size, size + 1, 2)).astype(np.float32)
+
+  def starts(length):
+    # torch: the last window may lack pixels on the right, but must start on or before the last.
+    count = (length - 1 + ceil_mode) // 2 + 1
+    return [2 * i - 1 for i in range(count) if 2 * i - 1 < length]
+
+  expected = [[x[0, max(i, 0):i + 3, max(j, 0):j + 3].max((0, 1)) for j in starts(size + 1)]
+              for i in starts(size)]
+  np.testing.assert_array_equal(max_pool(jnp.asarray(x), ceil_mode=ceil_mode)[0], expected)
+
+
+def test_max_pool_sends_the_gradient_to_the_maximum():
+  x = jnp.array([[0.0, 1.0, 2.0], [3.0, 9.0, 4.0], [5.0, 6.0, 7.0]]).reshape(1, 3, 3, 1)
+  gradient = jax.grad(lambda x: max_pool(x, ceil_mode=True).sum())(x)
+  np.testing.assert_array_equal(gradient.ravel(), [0, 0, 0, 0, 4, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize('stride,dilation,size', [(1, 1, 3), (2, 1, 3), (2, 1, 7), (1, 2, 3),
+                                                  (2, 2, 3), (1, 5, 3), (1, 6, 3), (1, 12, 3)])
+def test_convolution_agrees_with_a_loop(stride, dilation, size):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.standard_normal((2, 6, 9, 3)), rng.standard_normal((size, size, 3, 4))
+  pad = dilation * (size // 2)
+  padded = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+  expected = np.zeros((2, -(-6 // stride), -(-9 // stride), 4))
+  for i in range(size):
+    for j in range(size):
+      window = padded[:, i * dilation:, j * dilation:][:, :6:stride, :9:stride]
+      expected += window @ kernel[i, j]
+  result = conv(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32),
+                stride=stride, dilation=dilation)
+  np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_dropout_drops_whole_channels():
+  x = jnp.ones((2, 4, 4, 64))
+  dropped = _Dropout().apply({}, x, rngs={'dropout': jax.random.key(0)})
+  np.testing.assert_array_equal(dropped, jnp.broadcast_to(dropped[:, :1, :1], x.shape))
+  assert set(np.unique(dropped)) == {0, 2}

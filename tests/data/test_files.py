@@ -1,0 +1,155 @@
+"""Decoding of images and masks, the cache, and what importing leaves alone."""
+
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from gta_jax.data import files, sources
+from gta_jax.data.folder import read_folder
+from gta_jax.data.sources import DataError
+from tests.data.small_folder import mask
+
+
+@pytest.mark.parametrize('palette', [False, True])
+def test_masks_are_indices(folder, palette):
+  mask(folder / 'masks' / 'a.png', [0, 1, 2, 255], palette=palette)
+  assert np.unique(read_folder(folder, labelled='2').reader.mask('a')).tolist() == [0, 1, 2, 255]
+
+
+def test_palette_of_few_bits_is_not_stretched(tmp_path):
+  image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
+  image.putpalette([0, 0, 0, 9, 9, 9, 5, 5, 5])
+  image.save(tmp_path / 'x.png', bits=2)
+  assert files.decode_mask((tmp_path / 'x.png').read_bytes(), 'x').tolist() == [[0, 1], [2, 1]]
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', 'RGB'])
+def test_grey_and_alpha_images_become_rgb(tmp_path, mode):
+  Image.new('RGB', (5, 4), (102, 102, 102)).convert(mode).save(tmp_path / 'x.png')
+  image = files.decode_image((tmp_path / 'x.png').read_bytes(), 'x')
+  assert image.shape == (4, 5, 3) and (image == 102).all()
+
+
+def test_channels_are_rgb_and_orientation_is_ignored(tmp_path):
+  exif = Image.Exif()
+  exif[274] = 6  # Turn by 90 degrees for display.
+  Image.new('RGB', (16, 8), (250, 0, 0)).save(tmp_path / 'x.jpg', exif=exif)
+  path = str(tmp_path / 'x.jpg')
+  assert files.FileReader({'x': path}, {}).size('x') == (8, 16)
+  image = files.FileReader({'x': path}, {}).image('x')
+  assert image.shape == (8, 16, 3) and image[4, 4, 0] > 240 and image[4, 4, 2] < 10
+
+
+def test_a_thumbnail_does_not_hide_truncation():
+  whole = b'\xff\xd8' + b'\xff\xda thumbnail \xff\xd9' + b'\xff\xda image \xff\xd9 camera trailer'
+  files.check_whole(whole, whole, 'x.jpg')
+  with pytest.raises(DataError, match='truncated'):
+    files.check_whole(whole, whole[:whole.index(b'image')], 'x.jpg')
+
+
+def test_a_cache_keeps_what_fits_and_changes_nothing():
+  class Counting:
+    reads = 0
+
+    def image(self, id):
+      Counting.reads += 1
+      return np.full((10, 10, 3), int(id), np.uint8)
+
+  cached = sources.CachedReader(Counting(), 650e-6)
+  for _ in range(3):
+    for id in '123':
+      assert (cached.image(id) == int(id)).all()
+  assert Counting.reads == 2 + 3  # two of 300 bytes fit; the third is read every time
+
+
+def test_a_cache_is_pickled_empty():
+  cached = sources.CachedReader(files.FileReader({}, {}), 1e-3)
+  array = np.zeros(1000, np.uint8)
+  cached._kept['image', 'a'], cached._free = array, 0
+  copy = pickle.loads(pickle.dumps(cached))
+  assert not copy._kept and copy._free == 1000
+  assert cached.image('a') is array
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif'])
+@pytest.mark.filterwarnings('error')
+def test_pillows_limit_is_neither_used_nor_changed(tmp_path, monkeypatch, suffix):
+  Image.fromarray(np.full((20, 30), 7, np.uint8)).save(tmp_path / f'x.{suffix}')
+  data = (tmp_path / f'x.{suffix}').read_bytes()
+  for limit in (400, 100):  # Image.open would warn, and refuse.
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
+    assert files.image_size(io.BytesIO(data), 'x') == (20, 30)
+    with files.open_image(tmp_path / f'x.{suffix}', 'x') as image:
+      # TIFF's class asks for the limit again when it decodes.
+      assert suffix == 'tif' or abs(np.asarray(image).astype(int) - 7).max() < 2
+    if suffix in ('jpg', 'png'):
+      assert files.decode_image(data, 'x').shape == (20, 30, 3)
+    if suffix == 'png':
+      assert files.decode_mask(data, 'x').shape == (20, 30)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+_IMPORTS = """
+import importlib, os, pathlib
+import cv2, flax, grain, gta_jax, jax, optax, scipy.io
+from PIL import Image, ImageFile
+
+def found():
+  return (dict(os.environ), cv2.getNumThreads(), cv2.useOptimized(), Image.MAX_IMAGE_PIXELS,
+          ImageFile.LOAD_TRUNCATED_IMAGES)
+
+before = found()
+for room in ('data', 'evaluation', 'models', 'ops'):
+  for path in (pathlib.Path(gta_jax.__file__).parent / room).glob('*.py'):
+    if path.stem != 'builders':  # Imported only when needed.
+      importlib.import_module(f'gta_jax.{room}.{path.stem}')
+assert found() == before, (found(), before)
+"""
+
+
+def test_importing_changes_no_global_of_others():
+  subprocess.run([sys.executable, '-c', _IMPORTS], check=True, timeout=300,
+                 env=os.environ | {'PYTHONPATH': ':'.join(sys.path)})
+
+
+def claims(path, height, width):
+  """A whole small PNG whose header claims another size."""
+  data = bytearray(path.read_bytes())
+  data[16:24] = struct.pack('>II', width, height)
+  data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['images', 'masks'])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(folder, kind):
+  if kind == 'images':
+    (folder / 'images' / 'a.jpg').unlink()
+  path = folder / kind / 'a.png'
+  mask(path, [0])
+  claims(path, 100_000, 100_000)
+  reader = read_folder(folder, labelled='2').reader
+  with pytest.raises(DataError, match=r'a\.png claims 100000 x 100000 pixels, more than 180000000'):
+    (reader.image if kind == 'images' else reader.mask)('a')
+  if kind == 'images':
+    with pytest.raises(DataError, match=r'a\.png claims 100000 x 100000'):
+      reader.size('a')
+
+
+def test_cmyk_and_deep_images_become_rgb_and_animations_their_first_picture(tmp_path):
+  Image.new('RGB', (16, 8), (200, 100, 50)).convert('CMYK').save(tmp_path / 'x.jpg', quality=95)
+  image = files.decode_image((tmp_path / 'x.jpg').read_bytes(), 'x')
+  assert abs(image.astype(int) - (200, 100, 50)).max() < 12
+  cv2.imwrite(str(tmp_path / 'x.png'), np.full((3, 4), 0x6655, np.uint16))
+  assert (files.decode_image((tmp_path / 'x.png').read_bytes(), 'x', (0x6655, 0x6656)) == 0).all()
+  first, second = (Image.new('RGB', (5, 4), colour) for colour in ((9, 9, 9), (80, 80, 80)))
+  first.save(tmp_path / 'y.png', save_all=True, append_images=[second])
+  assert (files.decode_image((tmp_path / 'y.png').read_bytes(), 'y') == 9).all()
