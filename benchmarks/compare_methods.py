@@ -45,6 +45,7 @@ from cases import ROOT, read_method_config
 
 import gta_jax
 from gta_jax.methods.registry import METHODS, make_method
+from gta_jax.training.config_rules import DEFAULTS
 
 REFERENCE, SUPERVISED = 'gta', 'sup_only'
 MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
@@ -91,9 +92,13 @@ def budget_fields(config: ml_collections.ConfigDict, budget: str) -> dict[str, f
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
-  """12 hexadecimal digits of what decides a run's scores; a data folder counts by its name."""
+  """12 hexadecimal digits of what decides a run's scores; a data folder counts by its name.
+
+  Fields that older configs lack count where they are set only, so that a new one changes no digest.
+  """
   fields = {name: value for name, value in flat(config.to_dict()).items()
-            if name not in _OF_THE_MACHINE}
+            if name not in _OF_THE_MACHINE and (
+              name not in DEFAULTS or value != DEFAULTS[name])}
   fields['data.dir'] = Path(fields['data.dir']).name
   return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -135,8 +135,12 @@ def _inspect(config: Config, values: Flags) -> None:
 
 
 def _baseline(config: Config, values: Flags) -> None:
-  from gta_jax.inference import baseline, finished  # noqa: PLC0415
-  from gta_jax.training import setup, verdict  # noqa: PLC0415
+  from gta_jax.inference import baseline  # noqa: PLC0415
+  from gta_jax.training import (  # noqa: PLC0415
+    finished_run,
+    setup,
+    verdict,
+  )
   from gta_jax.training.logs import percent  # noqa: PLC0415
 
   workdir = Path(values.workdir)
@@ -146,7 +150,7 @@ def _baseline(config: Config, values: Flags) -> None:
   print(f'{found["method"]}: mIoU {percent(found["scores"]["miou"])} % on {len(found["ids"])} '
         f'images; written to {workdir / "baseline.json"}')
   if (workdir / 'config.json').is_file():
-    own, _ = finished.read_run(workdir)
+    own, _ = finished_run.read_run(workdir)
     print(verdict.over_baseline(workdir, setup.make_method_of(own).scored[0]))
 
 

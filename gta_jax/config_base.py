@@ -138,6 +138,8 @@ def _training(c: ml_collections.ConfigDict) -> None:
   c.train.log_steps = 10  # steps between two lines of metrics.jsonl
   c.train.evaluate_epochs = 1.0  # epochs between two evaluations; the state is saved at each
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
+  # Workdir of a finished run whose networks this one starts from, by role; '' for drawn ones.
+  c.train.init_from = ''
   c.train.deterministic = False  # GPU kernels that give the same bits every time; slower
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 

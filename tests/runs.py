@@ -18,7 +18,10 @@ def tiny_config(arg: str = '4', **overrides: Any) -> ml_collections.ConfigDict:
     'data.unlabelled': 8, 'data.validation': 3, 'data.size': 40, 'data.crop': 32,
     'model.width': 0.125, 'train.labelled_batch': 2, 'train.unlabelled_batch': 2,
     'train.epochs': 3, 'train.evaluate_epochs': 1, 'train.log_steps': 2,
-    'method.warmup_epochs': 1.0, 'evaluate.batch': 2, 'evaluate.pictures': 2, **overrides})
+    'evaluate.batch': 2, 'evaluate.pictures': 2})
+  if 'warmup_epochs' in config.method:
+    config.method.warmup_epochs = 1.0
+  config.update_from_flattened_dict(overrides)
   return config
 
 

@@ -12,10 +12,10 @@ from gta_jax.evaluation.pictures import comparison_grid, prediction_grid, write_
 from gta_jax.evaluation.scores import label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import evaluations
-from gta_jax.inference.finished import load_networks
 from gta_jax.reporting import paper
 from gta_jax.reporting.runs import Finished, read_finished, verdicts
 from gta_jax.training import setup
+from gta_jax.training.finished_run import load_networks
 from gta_jax.training.logs import markdown_table, replace_text
 from gta_jax.training.loop import FREE_FIELDS, flatten
 from gta_jax.training.verdict import read_baseline

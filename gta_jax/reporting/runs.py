@@ -8,8 +8,8 @@ from typing import Any
 
 import ml_collections
 
-from gta_jax.inference.finished import read_run
 from gta_jax.training import setup, verdict
+from gta_jax.training.finished_run import read_run
 from gta_jax.training.workdir_files import read_json
 
 

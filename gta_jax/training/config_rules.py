@@ -125,6 +125,7 @@ RULES = {
   'train.log_steps': _whole(1, 10**9),
   'train.checkpoint_steps': _whole(0, 10**9, optional=True),
   'train.deterministic': _Rule(bool, optional=True),
+  'train.init_from': _Rule(str, optional=True),
   'train.non_finite': _Rule(str, known=('stop', 'skip'), optional=True),
   'train.evaluate_epochs': _real(_TINY, 1e6),
   'evaluate.batch': _whole(1, 65_536),
@@ -137,9 +138,10 @@ RULES = {
 DEFAULTS = {
   'data.store': '', 'data.mirror': '', 'data.split_source': 'published', 'data.split_lists': '',
   'data.pixel_range': (), 'data.skip_limit': 10, 'train.per_device_batch': 0,
-  'train.checkpoint_steps': 0, 'train.non_finite': 'stop', 'optim.name': 'sgd',
-  'optim.decay': 'all', 'train.deterministic': False, 'model.backbone': 'resnet',
-  'model.decoder': 'deeplab', 'model.frozen_stages': 0, 'model.pool_norm': True,
+  'train.checkpoint_steps': 0, 'train.init_from': '', 'train.non_finite': 'stop',
+  'optim.name': 'sgd', 'optim.decay': 'all', 'train.deterministic': False,
+  'model.backbone': 'resnet', 'model.decoder': 'deeplab', 'model.frozen_stages': 0,
+  'model.pool_norm': True,
 }
 
 

@@ -20,6 +20,7 @@ from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules, verdict
 from gta_jax.training.checkpoint import Checkpoints
+from gta_jax.training.init_from import first_state
 from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.setup import Run, to_json
@@ -54,7 +55,7 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
   # All that can be refused comes before anything is written. A run that goes on needs no weights.
-  state = None if has_checkpoint(workdir) else run.initial_state()
+  state = None if has_checkpoint(workdir) else first_state(run)
   _check_config(run, workdir, allow_config_change=allow_config_change)
   with locked(workdir):
     return _train(run, workdir, state)
@@ -71,7 +72,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
     if first_step:
       state = checkpoints.restore(first_step, run.abstract_state())
     elif state is None:  # None of the checkpoints is whole.
-      state = run.initial_state()
+      state = first_state(run)
     try:
       state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped)
     except NotFiniteError as error:

@@ -62,9 +62,10 @@ class Run:
     return self.tools.total_steps
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, on every device; fetches pretrained weights if need be."""
-    name = self.config.model.weights
-    file = weights.fetch(name) if name else None
+    """The state before the first step, on every device; fetches pretrained weights if need be.
+    Those of train.init_from take their place in init_from.first_state."""
+    name, replaced = self.config.model.weights, self.config.train.init_from
+    file = weights.fetch(name) if name and not replaced else None
     state = self._init(functools.partial(self._draw, file=file))
     return sharding.replicate(state, sharding.make_mesh())
 
@@ -114,7 +115,7 @@ def make_run(
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
   # Before the data, which may have to be downloaded; how many classes there are is known only then.
   method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
-  if not resumed:
+  if not resumed and not train.init_from:
     weights.check(model.weights, model)
   dataset, odd = checked or _checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.

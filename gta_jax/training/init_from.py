@@ -1,0 +1,71 @@
+"""The networks that a run starts from: drawn, pretrained, or those of a finished run.
+
+A semi-supervised run may begin where a supervised one has become flat: `train.init_from` names the
+workdir of that one. Only networks are taken over; optimisers, step and memory start anew, and so
+do heads that the other run's networks lack.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gta_jax.methods.contract import TrainState
+from gta_jax.ops import trees
+from gta_jax.ops.network import Variables
+from gta_jax.training.finished_run import load_networks, read_run
+from gta_jax.training.setup import Run, make_method_of
+
+STUDENT = 'student'
+
+
+def first_state(run: Run) -> TrainState:
+  """The state before the first step, on every device.
+
+  Every network takes the variables of the network of the same name. One whose name the other run
+  does not score begins as that run's student, or as its network that predicts where it has none.
+
+  Raises:
+    ValueError: train.init_from names no finished run, or one with other classes or networks.
+  """
+  state, source = run.initial_state(), run.config.train.init_from
+  if not source:
+    return state
+  config, described = read_run(Path(source))
+  classes = tuple(described['classes'])
+  if classes != tuple(run.dataset.classes):
+    raise ValueError(
+      f'train.init_from={source} was trained for {", ".join(classes)}, the data set has '
+      f'{", ".join(run.dataset.classes)}; name a run with the same classes in the same order.')
+  scored = make_method_of(config).scored
+  _, found, _ = load_networks(Path(source), config, num_classes=len(classes), names=scored)
+  other = found.get(STUDENT, found[scored[0]])
+  return state.with_networks(**{
+    name: _taken_over(variables, found.get(name, other), source)
+    for name, variables in state.networks.items()})
+
+
+def _taken_over(drawn: Variables, found: Variables, source: str) -> Variables:
+  """`found`, in buffers of its own, with the heads of `drawn` that it lacks."""
+  variables = {}
+  for collection, of_drawn in drawn.items():
+    of_found = found.get(collection, {})
+    part = {key: of_found[key] for key in of_drawn if key in of_found}
+    if differing := _differing({key: of_drawn[key] for key in part}, part):
+      raise ValueError(
+        f'train.init_from={source} has another network: {differing}; use the same model.* as that '
+        'run, or leave train.init_from empty.')
+    variables[collection] = {**of_drawn, **trees.copy(part)}
+  return variables
+
+
+def _differing(drawn: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+  """The first leaf that differs in its place or shape, in words; '' if none does."""
+  ours, theirs = (
+    {jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape
+     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (drawn, found))
+  for name in sorted(ours | theirs):
+    if ours.get(name) != theirs.get(name):
+      return f'{name} has shape {theirs.get(name)} there and {ours.get(name)} here'
+  return ''

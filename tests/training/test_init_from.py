@@ -1,0 +1,68 @@
+"""Runs that start from the networks of another one."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gta_jax.training import init_from, setup
+from tests.runs import final_state, tiny_config
+
+
+def start(workdir, arg='4', **overrides):
+  return init_from.first_state(
+    setup.make_run(tiny_config(arg, **{'train.init_from': str(workdir), **overrides})))
+
+
+def assert_equal(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_networks_are_taken_over_by_role_and_the_rest_is_new(finished):
+  workdir, _ = finished
+  end = final_state(workdir, tiny_config())
+  found = start(workdir)
+  assert_equal(found.networks, end.networks)
+  assert int(found.step) == 0
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(found.optimizers))
+  leaves = jax.tree.leaves(found.networks)
+  assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_a_role_that_the_other_run_lacks_begins_as_its_student(finished):
+  workdir, _ = finished
+  end = final_state(workdir, tiny_config()).networks
+  found = start(workdir, '4,method=cps').networks
+  assert found.keys() - end.keys()
+  for name, variables in found.items():
+    assert_equal(variables, end.get(name, end['student']))
+
+
+def test_heads_that_the_other_run_lacks_are_drawn(finished):
+  workdir, _ = finished
+  end = final_state(workdir, tiny_config()).networks
+  found = start(workdir, '4,method=u2pl').networks['student']['params']
+  extra = found.keys() - end['student']['params'].keys()
+  assert extra and all(np.any(jax.tree.leaves(found[key])[-1]) for key in extra)  # a kernel
+  assert_equal({key: found[key] for key in end['student']['params']}, end['student']['params'])
+
+
+@pytest.mark.parametrize(('source', 'overrides', 'message'), [
+  ('nowhere', {}, 'nowhere does not exist; give the --workdir of a run'),
+  ('', {'model.width': 0.25}, r'another network: .*has shape .* there and .* here; use the same'),
+])
+def test_what_cannot_be_taken_over_is_refused(finished, tmp_path, source, overrides, message):
+  workdir = tmp_path / source if source else finished[0]
+  with pytest.raises(ValueError, match=message):
+    start(workdir, **overrides)
+
+
+def test_other_classes_are_refused(finished, tmp_path):
+  shutil.copytree(finished[0], tmp_path / 'run')
+  described = json.loads((tmp_path / 'run' / 'dataset.json').read_text())
+  described['classes'].reverse()
+  (tmp_path / 'run' / 'dataset.json').write_text(json.dumps(described))
+  with pytest.raises(ValueError, match='was trained for .*; name a run with the same classes'):
+    start(tmp_path / 'run')
