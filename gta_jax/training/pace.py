@@ -70,11 +70,11 @@ class Pace:
         unknown.append(f'{stage.name} ({left} steps)')
       start += stage.steps
     total += evaluations * (self.evaluation or 0)
-    counted = ''
+    counted, number = '', f'{evaluations} evaluation{"s" * (evaluations != 1)}'
     if evaluations and self.evaluation is None:
-      unknown.append(f'{evaluations} evaluations')
+      unknown.append(number)
     elif evaluations:
-      counted = f', with {evaluations} evaluations of {self.evaluation:.1f} s as the last one took'
+      counted = f', with {number} of {self.evaluation:.1f} s as the last one took'
     return (f'{seconds:.3g} s a step of {self._stage}, measured on '
             f'{self._measured[self._stage][0]} of them: about {_minutes(total)} left{counted}'
             + (f'; not known yet and not counted: {", ".join(unknown)}' if unknown else ''))

@@ -38,16 +38,17 @@ def summary(run: Run, workdir: Path, *, first_step: int, evaluations: int) -> st
   roles = {'labelled': data.labelled, 'unlabelled': data.unlabelled,
            'validation': data.validation, 'test': data.test}
   images = ', '.join(f'{len(ids)} {role}' for role, ids in roles.items() if ids)
+  networks = dict.fromkeys([*run.method.scored, *run.abstract_state().networks])
   frozen = f', {_millions(parameters - learning)} of them frozen' if learning < parameters else ''
   stages = ', '.join(f'{stage.name} {stage.steps}' for stage in run.stages if stage.steps)
   going_on = f', goes on from step {first_step}' if first_step else ''
   rows = {
     'device': device_line(),
     'images': f'{images} of {data.name}; {len(data.classes)} classes',
-    'networks': f'{", ".join(run.abstract_state().networks)}; {_millions(parameters)} parameters '
+    'networks': f'{", ".join(networks)}; {_millions(parameters)} parameters '
                 f'each{frozen}; {run.method.scored[0]} predicts',
-    'steps': f'{run.total_steps} ({stages}), {evaluations} evaluations{going_on}; how long it '
-             'takes is said after some steps',
+    'steps': f'{run.total_steps} ({stages}), evaluations to come: {evaluations}{going_on}; how '
+             'long it takes is said after some steps',
     'results': f'{workdir}; watch {workdir / "report.html"}, or tensorboard --logdir {workdir}'}
   return '\n'.join(f'{name:<10}{value}' for name, value in rows.items())
 
