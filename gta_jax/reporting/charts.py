@@ -43,9 +43,12 @@ def vega_bundle() -> str:
 
 
 def make_charts(found: Sequence[Record]) -> list[Chart]:
-  """mIoU, losses, rates, kept shares against steps; those of which the logs hold something."""
+  """mIoU, losses, rates, kept shares against steps; those of which the logs hold something.
+
+  Curves of single classes are shown of one run alone.
+  """
   charts = []
-  for title, unit, factor, name_of in _KINDS:
+  for title, unit, factor, name_of in _KINDS if len(found) == 1 else _KINDS[:-1]:
     rows = [row | {'run': label} for one, label in zip(found, labels_of(found), strict=True)
             for row in _rows(one, name_of, factor)]
     if rows:

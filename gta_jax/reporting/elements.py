@@ -29,9 +29,9 @@ def table(rows: Sequence[Sequence[str]], *, caption: str = '', marked: Iterable[
 
 
 def section(name: str, title: str, *parts: str) -> str:
-  """A part of the page with a heading; '' where all parts are empty."""
+  """A part of the page, of a CSS class, with a heading; '' where all parts are empty."""
   inside = '\n'.join(filter(None, parts))
-  return f'<section id="{name}"><h2>{escape(title)}</h2>\n{inside}\n</section>' if inside else ''
+  return f'<section class="{name}"><h2>{escape(title)}</h2>\n{inside}\n</section>' if inside else ''
 
 
 def paragraph(text: str, kind: str = '') -> str:

@@ -8,7 +8,7 @@
   const config = {
     background: null,
     axis: {...ink, domainColor: 'currentColor', tickColor: 'currentColor', gridColor: 'currentColor', gridOpacity: 0.15},
-    legend: ink,
+    legend: {...ink, layout: {bottom: {anchor: 'start', direction: 'vertical', margin: 6}}},
     view: {stroke: 'currentColor', strokeOpacity: 0.2},
   };
   for (const place of document.querySelectorAll('[data-chart]')) {

@@ -84,8 +84,8 @@ def read_record(workdir: Path) -> Record:
   return Record(
     workdir, config, described.get('name', ''), tuple(described['classes']),
     tuple(map(tuple, described['palette'])), _lines(workdir / 'metrics.jsonl'),
-    list(notes.values()), optional('results.json'), optional(snapshot.FILE),
-    optional('inspection.json'), optional('baseline.json'))
+    list(notes.values()), optional('results.json'),
+    snapshot.read_snapshot(workdir), optional('inspection.json'), optional('baseline.json'))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

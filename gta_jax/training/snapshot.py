@@ -16,8 +16,11 @@ from gta_jax.evaluation.windows import Prediction
 from gta_jax.training.logs import replace_text
 from gta_jax.training.setup import Run
 from gta_jax.training.summary import device_line, parameter_counts
+from gta_jax.training.workdir_files import read_json
 
 FILE = 'report.json'
+_FIELDS = {'step', 'steps', 'command', 'device', 'networks', 'parameters', 'learning', 'stages',
+           'images', 'timing', 'scores', 'confusion', 'drop_share', 'threshold', 'shown'}
 Predict = Callable[[Sequence[str]], Iterator[tuple[str, dict[str, Prediction]]]]
 
 
@@ -66,6 +69,18 @@ def write_snapshot(
   if not pictures:
     return None
   return prediction_grid(data, {id: predictions[id] for id in pictures}, drop_share=share)
+
+
+def read_snapshot(workdir: Path) -> dict[str, Any]:
+  """What write_snapshot wrote; empty before the first evaluation. ValueError for another file."""
+  path = workdir / FILE
+  if not path.is_file():
+    return {}
+  found = read_json(path)
+  if missing := _FIELDS - found.keys():
+    raise ValueError(f'{path} is damaged: it lacks {", ".join(sorted(missing))}; remove it, the '
+                     'next evaluation writes it anew.')
+  return found
 
 
 def spread_ids(ids: Sequence[str], count: int) -> list[str]:

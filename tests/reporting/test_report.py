@@ -102,7 +102,7 @@ class Parsed(html.parser.HTMLParser):
     attrs = dict(attrs)
     self.ids += [attrs['id']] if 'id' in attrs else []
     self.loads += [attrs[name] for name in ('src', 'href') if attrs.get(name)]
-    self.sections += [attrs['id']] if tag == 'section' else []
+    self.sections += [attrs['class']] if tag == 'section' else []
     self.rows += [[]] if tag == 'tr' else []
     if tag in ('td', 'th'):
       self.rows[-1].append('')
@@ -164,7 +164,10 @@ def test_a_page_about_several_runs_sets_them_side_by_side(workdirs, tmp_path):
   assert ['shapes', '4', 'gta', 'scratch', '1, 0', 'whole', *3 * ['41.00 ± 1.41']] in parsed.rows
   assert ['shapes', '4', 'sup_only', 'scratch', '0', 'whole', '30.00', '30.00', '-'] in parsed.rows
   assert ['mIoU', '30.00', '35.00', '42.00', '40.00'] in parsed.rows
-  image, *_ = data_of(page)['images']
+  assert len(parsed.ids) == len(set(parsed.ids))
+  held = data_of(page)
+  assert len(held['charts']) == 4  # without that of single classes
+  image, *_ = held['images']
   assert list(image['layers'])[2:] == [
     f'{method}, split 4, seed {seed}: teacher' for method, seed in
     (('sup_only', 0), ('mean_teacher', 0), ('gta', 1), ('gta', 0))]
@@ -221,10 +224,11 @@ def test_a_damaged_log_is_named(workdirs, tmp_path, line):
     report.make_page([damaged])
 
 
-def test_a_damaged_inspection_is_named(workdirs, tmp_path):
+@pytest.mark.parametrize('name', ['inspection.json', 'report.json'])
+def test_a_damaged_file_is_named(workdirs, tmp_path, name):
   damaged = shutil.copytree(workdirs['sup_only0'], tmp_path / 'damaged')
-  (damaged / 'inspection.json').write_text('{"digest": 1}')
-  with pytest.raises(ValueError, match='inspection.json is damaged'):
+  (damaged / name).write_text('{"digest": 1}')
+  with pytest.raises(ValueError, match=f'{name} is damaged'):
     report.make_page([damaged])
 
 
@@ -362,5 +366,5 @@ def test_a_browser_shows_a_served_page_of_several_runs(server, workdirs, tmp_pat
   served.workdirs = tuple(workdirs.values())
   shown, said = open_page(served.url, tmp_path / 'profile')
   assert said == []
-  assert shown.count('class="marks"') == 5
+  assert shown.count('class="marks"') == 4
   assert 'mean_teacher, split 4, seed 0: teacher</option>' in shown
