@@ -54,8 +54,8 @@ def _run(values: Flags, argv: Sequence[str]) -> int:
     use_one_thread()
     modes = {'train': functools.partial(_train, argv=argv), 'convert': _convert,
              'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
-             'evaluate': _evaluate, 'predict': _predict, 'export': _export, 'report': _report,
-             'methods': _methods}
+             'evaluate': _evaluate, 'predict': _predict, 'export': _export,
+             'label_next': _label_next, 'report': _report, 'methods': _methods}
     return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -184,6 +184,14 @@ def _export(config: Config | None, values: Flags) -> None:
   finished.export_run(
     Path(values.workdir), Path(values.out), layout=values.format, size=values.size,
     which=values.checkpoint, network=values.network, overwrite=values.overwrite)
+
+
+def _label_next(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  print(finished.choose_images(
+    Path(values.workdir), config, count=values.count, out=Path(values.out) if values.out else None,
+    which=values.checkpoint, network=values.network, overwrite=values.overwrite))
 
 
 def _report(config: Config | None, values: Flags) -> None:

@@ -20,6 +20,7 @@ MODES = {
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
   'export': 'writes a network of a run as StableHLO, ONNX or a torch state dict, and checks it',
+  'label_next': 'says which images to label next, with masks to begin from',
   'report': 'writes a page about a run, or one that compares several',
   'methods': 'lists every method with its paper and the cost of a step',
 }
@@ -28,17 +29,18 @@ _NEEDED = {
   'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
   'inspect': ('config',), 'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'export': ('workdir', 'format', 'out'),
-  'report': (), 'methods': ()}
+  'label_next': ('workdir',), 'report': (), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
   'evaluate': ('protocols', 'split'),
   'predict': ('images', 'recursive', 'confidence', 'probabilities'),
-  'evaluate, predict, export': ('checkpoint', 'network', 'overwrite'),
+  'evaluate, predict, export, label_next': ('checkpoint', 'network', 'overwrite'),
   'convert': ('source', 'classes', 'copy'),
   'export': ('size',),
+  'label_next': ('count',),
   'report': ('workdirs', 'serve', 'port'),
-  'convert, predict, export, report': ('format', 'out'),
+  'convert, predict, export, label_next, report': ('format', 'out'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
 }
@@ -51,6 +53,7 @@ gta-jax --mode baseline --config folder:46 --config.data.dir=DIR --workdir runs/
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
 gta-jax --mode export --workdir runs/mine --format onnx --size 360x480 --out mine.onnx
+gta-jax --mode label_next --workdir runs/mine --count 10
 gta-jax --mode report --workdir runs/mine --serve
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
 
@@ -213,10 +216,12 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   switch('recursive', 'predict: searches folders in the folder too.')
-  text('network', 'predict, export: which network of the run; the one that predicts by default.')
+  integer('count', 'label_next: how many images; 10 by default.', 10)
+  text('network', 'predict, export, label_next: which network of the run; by default the one '
+       'that predicts.')
   switch('confidence', 'predict: writes maps of the largest probability.')
   switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
-  switch('overwrite', 'predict, export: replaces results that are there already.')
+  switch('overwrite', 'predict, export, label_next: replaces results that are there already.')
   text('source', 'convert: folder in the other layout.')
   choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
          'convert: the first three, a layout; export: the others.')

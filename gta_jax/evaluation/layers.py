@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image
 
 from gta_jax.data.sources import Reader
-from gta_jax.evaluation.pictures import colour_confidence, encode_mask
+from gta_jax.evaluation.pictures import UNCERTAIN_COLOUR, colour_confidence, encode_mask
 from gta_jax.evaluation.windows import Prediction
 
 IMAGE, TRUTH, CONFIDENCE, DROPPED = 'image', 'truth', 'confidence', 'dropped pixels'
-_DROPPED_COLOUR = (214, 39, 40, 255)
 
 
 def make_layers(
@@ -39,7 +38,7 @@ def make_layers(
   masks = {TRUTH: reader.mask(id), **{name: of.labels for name, of in predictions.items()}}
   small = cv2.resize(confidence, size, interpolation=cv2.INTER_AREA)
   dropped = np.zeros((*small.shape, 4), np.uint8)
-  dropped[small < threshold] = _DROPPED_COLOUR
+  dropped[small < threshold] = (*UNCERTAIN_COLOUR, 255)
   return {
     IMAGE: _uri('jpeg', _encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 'JPEG')),
     **{name: _uri('png', encode_mask(
