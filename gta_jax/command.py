@@ -1,6 +1,8 @@
 """The command gta-jax: trains, evaluates, predicts, reports."""
 
+import functools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
+  argv = sys.argv if argv is None else argv
   try:
-    values = command_flags.parse(sys.argv if argv is None else argv)
+    values = command_flags.parse(argv)
   except command_flags.UsageError as error:
     return _refuse(error)
   if values.help or values.version:
@@ -35,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   runtime.disable_faulty_cpu_fusion()
   runtime.keep_freed_memory()
-  return _run(values)
+  return _run(values, argv)
 
 
-def _run(values: Flags) -> int:
-  """Does what the flags say. Returns: the exit status."""
+def _run(values: Flags, argv: Sequence[str]) -> int:
+  """Does what the flags, read from `argv`, say. Returns: the exit status."""
   from gta_jax.data.files import use_one_thread  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.training.not_finite import NotFiniteError  # noqa: PLC0415
@@ -49,9 +52,10 @@ def _run(values: Flags) -> int:
     _join_processes(values)
     runtime.keep_compiled_programs()
     use_one_thread()
-    modes = {'train': _train, 'convert': _convert, 'prepare': _prepare, 'inspect': _inspect,
-             'baseline': _baseline, 'evaluate': _evaluate, 'predict': _predict,
-             'export': _export, 'report': _report, 'methods': _methods}
+    modes = {'train': functools.partial(_train, argv=argv), 'convert': _convert,
+             'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
+             'evaluate': _evaluate, 'predict': _predict, 'export': _export,
+             'label_next': _label_next, 'report': _report, 'methods': _methods}
     return modes[values.mode](values.config, values) or 0
   except (OSError, ValueError) as error:
     return _refuse(error)
@@ -96,12 +100,17 @@ def _join_processes(values: Flags) -> None:
   runtime.join_processes(values.coordinator, values.process_count, values.process_index)
 
 
-def _train(config: Config, values: Flags) -> None:
+def _train(config: Config, values: Flags, *, argv: Sequence[str]) -> None:
+  from gta_jax.reporting import report  # noqa: PLC0415
   from gta_jax.training import loop, setup  # noqa: PLC0415
+  from gta_jax.training.telling import Page  # noqa: PLC0415
 
   workdir = Path(values.workdir)
   made = setup.make_run(config, resumed=loop.has_checkpoint(workdir), workdir=workdir)
-  loop.train(made, workdir, allow_config_change=values.allow_config_change)
+  started = ['python', argv[0]] if Path(argv[0]).name == 'launch.py' else ['gta-jax']
+  page = Page(lambda: report.write_report([workdir], workdir),
+              command=shlex.join([*started, *argv[1:]]))
+  loop.train(made, workdir, allow_config_change=values.allow_config_change, page=page)
 
 
 def _convert(config: Config | None, values: Flags) -> None:
@@ -181,11 +190,23 @@ def _export(config: Config | None, values: Flags) -> None:
     which=values.checkpoint, network=values.network, overwrite=values.overwrite)
 
 
+def _label_next(config: Config | None, values: Flags) -> None:
+  from gta_jax.inference import finished  # noqa: PLC0415
+
+  print(finished.choose_images(
+    Path(values.workdir), config, count=values.count, out=Path(values.out) if values.out else None,
+    which=values.checkpoint, network=values.network, overwrite=values.overwrite))
+
+
 def _report(config: Config | None, values: Flags) -> None:
-  from gta_jax.reporting import report  # noqa: PLC0415
+  from gta_jax.reporting import report, serve  # noqa: PLC0415
 
   del config  # Each run brings its own.
-  print(report.write_report([Path(w) for w in values.workdirs], Path(values.out)))
+  workdirs = [Path(name) for name in values.workdirs or [values.workdir]]
+  if values.serve:
+    serve.serve(workdirs, values.port)
+  else:
+    print(report.write_report(workdirs, Path(values.out or workdirs[0])))
 
 
 def _methods(config: Config | None, values: Flags) -> None:

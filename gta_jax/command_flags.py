@@ -20,7 +20,8 @@ MODES = {
   'evaluate': 'scores the networks of a finished run under several protocols',
   'predict': 'writes masks and overlays for a folder of images',
   'export': 'writes a network of a run as StableHLO, ONNX or a torch state dict, and checks it',
-  'report': 'writes a page that compares finished runs',
+  'label_next': 'says which images to label next, with masks to begin from',
+  'report': 'writes a page about a run, or one that compares several',
   'methods': 'lists every method with its paper and the cost of a step',
 }
 # What a mode cannot do without.
@@ -28,16 +29,18 @@ _NEEDED = {
   'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
   'inspect': ('config',), 'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'export': ('workdir', 'format', 'out'),
-  'report': ('workdirs', 'out'), 'methods': ()}
+  'label_next': ('workdir',), 'report': (), 'methods': ()}
 _GROUPS = {
   'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
   'train': ('allow_config_change',),
   'evaluate': ('protocols', 'split'),
   'predict': ('images', 'recursive', 'confidence', 'probabilities'),
-  'evaluate, predict, export': ('checkpoint', 'network', 'overwrite'),
+  'evaluate, predict, export, label_next': ('checkpoint', 'network', 'overwrite'),
   'convert': ('source', 'classes', 'copy'),
   'export': ('size',),
-  'convert, predict, export, report': ('format', 'out', 'workdirs'),
+  'label_next': ('count',),
+  'report': ('workdirs', 'serve', 'port'),
+  'convert, predict, export, label_next, report': ('format', 'out'),
   'train, evaluate with several processes':
     ('coordinator', 'process_count', 'process_index', 'distributed'),
 }
@@ -50,6 +53,8 @@ gta-jax --mode baseline --config folder:46 --config.data.dir=DIR --workdir runs/
 gta-jax --mode evaluate --workdir runs/mine --protocols whole,sliding+flip
 gta-jax --mode predict --workdir runs/mine --images FOLDER --out MASKS
 gta-jax --mode export --workdir runs/mine --format onnx --size 360x480 --out mine.onnx
+gta-jax --mode label_next --workdir runs/mine --count 10
+gta-jax --mode report --workdir runs/mine --serve
 gta-jax --mode report --workdirs runs/a,runs/b --out PAGE"""
 
 
@@ -82,9 +87,18 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     raise UsageError(f'unexpected {stray[0]!r}; flags start with --, see --help.')
   if not (values.help or values.version):
     missing = [f'--{name}' for name in _NEEDED[values.mode] if values[name].value is None]
+    if values.mode == 'report':
+      missing = _missing_in_report(values)
     if missing:
       raise UsageError(f'--mode {values.mode} needs {" and ".join(missing)}; see --help.')
   return values
+
+
+def _missing_in_report(values: flags.FlagValues) -> list[str]:
+  """A page about one run lies in its folder; one about several needs a place of its own."""
+  if (values.workdir is None) == (values.workdirs is None):
+    return ['either --workdir or --workdirs']
+  return ['--out'] if values.workdirs and not (values.out or values.serve) else []
 
 
 def help_text() -> str:
@@ -174,8 +188,8 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   def text(name: str, help: str) -> None:
     flags.DEFINE_string(name, None, help, flag_values=values)
 
-  def integer(name: str, help: str) -> None:
-    flags.DEFINE_integer(name, None, help, flag_values=values)
+  def integer(name: str, help: str, default: int | None = None) -> None:
+    flags.DEFINE_integer(name, default, help, flag_values=values)
 
   def switch(name: str, help: str, short_name: str | None = None) -> None:
     flags.DEFINE_bool(name, False, help, flag_values=values, short_name=short_name)
@@ -202,10 +216,12 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   switch('recursive', 'predict: searches folders in the folder too.')
-  text('network', 'predict, export: which network of the run; the one that predicts by default.')
+  integer('count', 'label_next: how many images; 10 by default.', 10)
+  text('network', 'predict, export, label_next: which network of the run; by default the one '
+       'that predicts.')
   switch('confidence', 'predict: writes maps of the largest probability.')
   switch('probabilities', 'predict: writes those of all classes, float16 [H,W,K].')
-  switch('overwrite', 'predict, export: replaces results that are there already.')
+  switch('overwrite', 'predict, export, label_next: replaces results that are there already.')
   text('source', 'convert: folder in the other layout.')
   choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
          'convert: the first three, a layout; export: the others.')
@@ -213,7 +229,9 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   text('classes', 'convert: a classes.txt with names and colours, where the source has none.')
   switch('copy', 'convert: copies images, instead of symbolic links.')
   text('out', 'What is written: a data folder, masks and overlays, or a page.')
-  names('workdirs', 'report: folders of finished runs, A,B,...')
+  names('workdirs', 'report: folders of several runs, A,B,..., in the place of --workdir.')
+  switch('serve', 'report: shows the page live, on this machine alone, and writes nothing.')
+  integer('port', 'report: of --serve; any that is free by default.', 0)
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
   integer('process_count', 'How many processes.')
   integer('process_index', 'Which of them this is, from 0.')

@@ -145,7 +145,8 @@ def _training(c: ml_collections.ConfigDict) -> None:
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch = 8  # images
-  c.evaluate.pictures = 4  # validation images in the picture
+  c.evaluate.pictures = 4  # validation images in the picture, and in report.html
+  c.evaluate.worst = 8  # further ones in report.html, those that score worst
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py
 
 

@@ -42,6 +42,8 @@ def test_the_part_after_the_colon():
 @pytest.mark.parametrize('arguments, message', [
   ((), '--mode train needs --config and --workdir'),
   (('--mode', 'predict', '--workdir', 'w'), 'needs --images and --out'),
+  (('--mode', 'report'), '--mode report needs either --workdir or --workdirs; see'),
+  (('--mode', 'report', '--workdirs', 'w,x'), '--mode report needs --out; see'),
   (('--config', 'configs/none.py', '--workdir', 'w'), "'configs/none.py' is neither"),
   (('--config', 'shape', '--workdir', 'w'), 'use one of cityscapes, folder, shapes, voc, or'),
   (('--config', 'README.md', '--workdir', 'w'), 'the config cannot be used: '),

@@ -52,7 +52,8 @@ def requirements(name: str) -> set[str]:
 
 
 def test_the_wheel_holds_all_modules_and_configs_and_nothing_beside_them(wheel):
-  expected = {str(path.relative_to(ROOT)) for path in (ROOT / 'gta_jax').rglob('*.py')}
+  expected = {str(path.relative_to(ROOT)) for path in (ROOT / 'gta_jax').rglob('*.*')
+              if path.suffix in ('.py', '.css', '.js')}
   expected |= {f'gta_jax/configs/{path.name}' for path in (ROOT / 'configs').glob('*.py')}
   names = set(zipfile.ZipFile(wheel).namelist())
   information = {name for name in names if '.dist-info/' in name}

@@ -66,6 +66,14 @@ def read_classes(path: pathlib.Path) -> Classes:
   return Classes(tuple(name for name, _ in named), palette, tuple(ignored))
 
 
+def write_classes(path: pathlib.Path, classes: Classes) -> None:
+  """Writes what read_classes reads."""
+  names = [*classes.names, *['ignore'] * len(classes.ignored)]
+  colours = [*classes.palette.tolist(), *classes.ignored]
+  path.write_text(''.join(f'{name} {" ".join(map(str, colour))}\n'
+                          for name, colour in zip(names, colours, strict=True)), encoding='utf-8')
+
+
 def _split_colour(line: str) -> tuple[str, Colour | None]:
   name, *values = line.rsplit(maxsplit=3)
   if len(values) == 3 and all(value.isdecimal() for value in values):

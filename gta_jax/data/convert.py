@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from gta_jax.data import convert_coco, convert_masks
-from gta_jax.data.class_list import read_classes
+from gta_jax.data.class_list import Classes, read_classes, write_classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import DataError, FileReader
 from gta_jax.data.sources import default_palette
@@ -110,9 +110,7 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
       f'{name}: {reason}' for name, reason in list(left_out.items())[:3]) + '.')
   for item in kept:
     _place(item, out / 'images' / f'{item.id}{item.image.suffix.lower()}', copy=copy)
-  lines = [f'{name} {" ".join(map(str, colour))}'
-           for name, colour in zip(numbering.classes, palette.tolist(), strict=True)]
-  (out / 'classes.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  write_classes(out / 'classes.txt', Classes(numbering.classes, palette))
   report = Report(len(kept), masks, numbering.classes, _write_lists(found, kept, out / 'splits'),
                   left_out, numbering.notes)
   (out / 'conversion.txt').write_text(report.text(), encoding='utf-8')

@@ -14,8 +14,8 @@ from gta_jax.evaluation.scores import Place, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.ops.network import Network, Variables
 
-_IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
-_UNCERTAIN_COLOUR = (214, 39, 40)
+IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
+UNCERTAIN_COLOUR = (214, 39, 40)
 # From 0 to 1: dark to light, so that it reads in grey too, and without the red of uncertain pixels.
 _CONFIDENCE_COLOURS = ((13, 22, 66), (30, 84, 122), (42, 144, 132), (135, 199, 98), (250, 235, 120))
 _FORMATS = {'.png': 'PNG', '.jpg': 'JPEG'}
@@ -26,7 +26,7 @@ def full_palette(palette: np.ndarray) -> np.ndarray:
   """uint8 [256,3]: the classes' colours, black for ids without a class, VOC's border for 255."""
   table = np.zeros((256, 3), np.uint8)
   table[: len(palette)] = palette
-  table[255] = _IGNORE_COLOUR
+  table[255] = IGNORE_COLOUR
   return table
 
 
@@ -48,7 +48,7 @@ def colour_confidence(confidence: np.ndarray, *, threshold: float | None = None)
   channels = [np.interp(confidence, anchors, c) for c in zip(*_CONFIDENCE_COLOURS, strict=True)]
   colours = np.stack(channels, -1).astype(np.uint8)
   if threshold is not None:
-    colours[confidence < threshold] = _UNCERTAIN_COLOUR
+    colours[confidence < threshold] = UNCERTAIN_COLOUR
   return colours
 
 

@@ -16,7 +16,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
-from gta_jax.inference import evaluations, export
+from gta_jax.inference import evaluations, export, label_next
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.training import config_rules, setup
@@ -53,18 +53,11 @@ def evaluate_run(
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
-  config = config.copy_and_resolve_references()
-  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
-    config.data.pixel_range = own.data.get('pixel_range', ())
-  dataset = setup.make_dataset(config)
+  dataset = _make_dataset(workdir, config, own, described)
   if split == 'test':
     if not dataset.test:
       raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
-  if list(dataset.classes) != described['classes']:
-    raise ValueError(
-      f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
-      f'{", ".join(dataset.classes)}; evaluate on the same classes in the same order.')
   sources.check(dataset)
   sharding.check_agreement(
     checkpoint=step, protocols=[one.name for one in chosen], images=dataset.validation)
@@ -83,6 +76,64 @@ def evaluate_run(
   replace_text(workdir / 'evaluation.md', evaluation_sheet(every))
   print(evaluation_sheet(every[-1:]))
   return every[-1]
+
+
+def _make_dataset(
+  workdir: Path, config: ml_collections.ConfigDict, own: ml_collections.ConfigDict, described: dict
+) -> sources.Dataset:
+  """The data set of a config, to be seen as the run in `workdir` has seen its own."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
+    config.data.pixel_range = own.data.get('pixel_range', ())
+  dataset = setup.make_dataset(config)
+  if list(dataset.classes) != described['classes']:
+    raise ValueError(
+      f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
+      f'{", ".join(dataset.classes)}; use the same classes in the same order.')
+  return dataset
+
+
+def choose_images(
+  workdir: Path, config: ml_collections.ConfigDict | None, *, count: int, out: Path | None = None,
+  which: str = 'last', network: str | None = None, overwrite: bool = False,
+) -> Path:
+  """Ranks the unlabelled images of a run by what a label of each would teach; see label_next.
+
+  Args:
+    workdir: of the run.
+    config: None for the run's own; another one names another place of the data.
+    count: of images.
+    out: folder for the results; WORKDIR/label_next by default.
+    which: 'last' or 'best' checkpoint.
+    network: of the run; the one that predicts by default.
+    overwrite: whether earlier results are replaced.
+  Returns: the path of label_next.csv.
+  Raises:
+    ValueError: no run, no unlabelled images, or results that are there already.
+  """
+  out = out or workdir / 'label_next'
+  label_next.check_out(out, overwrite=overwrite)
+  own, described = read_run(workdir)
+  if config is not None:
+    config_rules.check(config)
+  dataset = _make_dataset(workdir, config or own, own, described)
+  # A drawn split is drawn otherwise once there are more masks: the run's own list counts.
+  kept = workdir / 'splits' / own.data.split / 'labeled.txt'
+  labelled = tuple(kept.read_text('utf-8').splitlines()) if kept.is_file() else dataset.labelled
+  candidates = [id for id in (*dataset.unlabelled, *dataset.labelled) if id not in set(labelled)]
+  sources.check(dataset)
+  model = load_model(workdir, which=which)
+  ranking = label_next.rank(
+    model, dataset, candidates, count=count, network=network,
+    drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
+  lists = label_next.write(ranking, model, dataset, out, labelled=labelled, network=network,
+                           overwrite=overwrite)
+  print(f'{len(ranking.ids)} of {len(candidates)} unlabelled images are in {out}: correct the '
+        'masks there, which hold 255 where nothing is known.')
+  if own.data.source == 'folder':
+    print(f'Then copy them into {(config or own).data.dir}/masks and train with '
+          f'--config folder:{lists.name} --config.data.split_lists={lists.parent}')
+  return out / label_next.FILE
 
 
 def load_model(

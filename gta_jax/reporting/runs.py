@@ -1,4 +1,4 @@
-"""Finished runs as reports read them, and what each brings over the others."""
+"""Runs as their files tell of them, finished or under way, and what each brings over the others."""
 
 import dataclasses
 import json
@@ -8,37 +8,56 @@ from typing import Any
 
 import ml_collections
 
-from gta_jax.training import setup, verdict
+from gta_jax.training import setup, snapshot, verdict
 from gta_jax.training.finished_run import read_run
 from gta_jax.training.workdir_files import read_json
 
+# The files that an evaluation, or --mode baseline or evaluate, changes.
+EVALUATED = (snapshot.FILE, 'results.json', 'evaluation.json', 'baseline.json')
+
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-  """A finished run.
+class Record:
+  """A run.
 
   Attributes:
     dataset: its name; '' in files from before it was kept.
     classes: names, in the order of the ids.
-    results: what results.json holds.
+    palette: RGB of each.
     metrics: the lines of metrics.jsonl.
+    notes: the lines of notes.jsonl, each once: {'step', 'note'}.
+    results: what results.json holds; empty while the run is under way.
+    snapshot: what report.json holds; empty before the first evaluation.
+    inspection: what inspection.json holds, if anything.
+    baseline: what baseline.json holds, if anything.
   """
 
   workdir: Path
   config: ml_collections.ConfigDict
   dataset: str
   classes: tuple[str, ...]
+  palette: tuple[tuple[int, int, int], ...]
+  metrics: list[dict[str, Any]]
+  notes: list[dict[str, Any]]
   results: dict[str, Any]
-  metrics: list[dict[str, float | None]]
+  snapshot: dict[str, Any]
+  inspection: dict[str, Any]
+  baseline: dict[str, Any]
 
   @property
   def method(self) -> str:
     return self.config.method.name
 
   @property
-  def scored(self) -> tuple[str, ...]:
-    """Its networks that were evaluated; the first one predicts."""
+  def networks(self) -> tuple[str, ...]:
+    """Its networks that are evaluated; the first one predicts."""
     return setup.make_method_of(self.config).scored
+
+  @property
+  def scores(self) -> dict[str, dict[str, Any]]:
+    """Scores of the newest evaluation by network, as in results.json; empty before the first."""
+    found = self.snapshot.get('scores') or self.results.get('last', {})
+    return {name: found[name] for name in self.networks if name in found}
 
   @property
   def task(self) -> tuple[str, str, str]:
@@ -50,29 +69,51 @@ class Finished:
     return f'{self.method}, split {self.config.data.split}, seed {self.config.seed}'
 
 
-def read_finished(workdir: Path) -> Finished:
-  """Reads a workdir. Raises ValueError where no finished run lies."""
+def read_record(workdir: Path) -> Record:
+  """Reads a workdir, with whatever is there.
+
+  Raises: ValueError where no run lies, or for a damaged file.
+  """
   config, described = read_run(workdir)
-  path = workdir / 'results.json'
+
+  def optional(name: str) -> dict[str, Any]:
+    return read_json(workdir / name) if (workdir / name).is_file() else {}
+
+  notes = {line['note']: line for line in _lines(workdir / 'notes.jsonl')
+           if isinstance(line.get('note'), str)}
+  return Record(
+    workdir, config, described.get('name', ''), tuple(described['classes']),
+    tuple(map(tuple, described['palette'])), _lines(workdir / 'metrics.jsonl'),
+    list(notes.values()), optional('results.json'),
+    snapshot.read_snapshot(workdir), optional('inspection.json'), optional('baseline.json'))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+  """Of a log; a last one without its end is being written."""
   if not path.is_file():
-    raise ValueError(f'{path} does not exist: the run has not finished; go on training first.')
-  log = workdir / 'metrics.jsonl'
+    return []
+  text = path.read_text(encoding='utf-8', errors='replace')
   try:
-    lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
-    whole = all(isinstance(line['step'], int) for line in lines)
+    lines = [json.loads(line) for line in text[:text.rfind('\n') + 1].splitlines()]
+    if all(isinstance(line['step'], int) for line in lines):
+      return lines
   except (KeyError, RecursionError, TypeError, ValueError):
-    lines, whole = [], False
-  if not whole:
-    raise ValueError(f'{log} is damaged: a line is no JSON object with a step; restore it, or '
-                     'remove the line.')
-  return Finished(workdir, config, described.get('name', ''), tuple(described['classes']),
-                  read_json(path), lines)
+    pass
+  raise ValueError(f'{path} is damaged: a line is no JSON object with a step; restore it, or '
+                   'remove the line.')
 
 
-def verdicts(found: Sequence[Finished]) -> list[str]:
+def labels_of(found: Sequence[Record]) -> list[str]:
+  """A short name of each run, all different."""
+  names = [str(one) for one in found]
+  return [name if names.count(name) == 1 else f'{name} ({one.workdir.name or one.workdir})'
+          for name, one in zip(names, found, strict=True)]
+
+
+def verdicts(found: Sequence[Record]) -> list[str]:
   """What each run brings over a pixel classifier and over supervised training, as sentences."""
-  def scored(one: Finished, name: str) -> verdict.Scored | None:
-    return verdict.read_run(one.workdir, name=name, network=one.scored[0])
+  def scored(one: Record, name: str) -> verdict.Scored | None:
+    return verdict.read_run(one.workdir, name=name, network=one.networks[0])
 
   sentences = []
   for one in found:
@@ -80,7 +121,7 @@ def verdicts(found: Sequence[Finished]) -> list[str]:
                        and (other.task, other.config.seed) == (one.task, one.config.seed)), None)
     baseline = next(filter(None, (verdict.read_baseline(other.workdir) for other in (one, *found)
                                   if other.task == one.task)), None)
-    method = scored(one, f'{one} ({one.scored[0]})')
+    method = scored(one, f'{one} ({one.networks[0]})')
     others = [baseline, supervised and one.method != 'sup_only' and scored(
       supervised, 'supervised training alone') or None]
     if method and any(others):

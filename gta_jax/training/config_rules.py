@@ -130,6 +130,7 @@ RULES = {
   'train.evaluate_epochs': _real(_TINY, 1e6),
   'evaluate.batch': _whole(1, 65_536),
   'evaluate.pictures': _whole(0, 1000),
+  'evaluate.worst': _whole(0, 1000, optional=True),
   'evaluate.protocols': _Rule(str, tuple_of=True, optional=True),
 }
 
@@ -141,7 +142,7 @@ DEFAULTS = {
   'train.checkpoint_steps': 0, 'train.init_from': '', 'train.non_finite': 'stop',
   'optim.name': 'sgd', 'optim.decay': 'all', 'train.deterministic': False,
   'model.backbone': 'resnet', 'model.decoder': 'deeplab', 'model.frozen_stages': 0,
-  'model.pool_norm': True,
+  'model.pool_norm': True, 'evaluate.worst': 8,
 }
 
 

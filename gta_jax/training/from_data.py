@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ def inspect(dataset: Dataset, workdir: Path | None = None) -> Inspection:
     try:
       kept = json.loads(path.read_text(encoding='utf-8'))
       if kept['digest'] == inspection.digest(dataset):
-        names = [field.name for field in dataclasses.fields(Inspection)]
-        return Inspection(**{name: kept[name] for name in names})
+        return of_json(kept)[0]
     except (KeyError, RecursionError, TypeError, ValueError):  # It is inspected anew.
       pass
   return inspection.inspect(dataset)
@@ -86,3 +86,14 @@ def decide(
 def to_json(found: Inspection, proposed: list[Proposal]) -> dict[str, Any]:
   """What inspection.json holds."""
   return {**dataclasses.asdict(found), 'proposals': [dataclasses.asdict(one) for one in proposed]}
+
+
+def of_json(kept: Mapping[str, Any]) -> tuple[Inspection, list[Proposal]]:
+  """What inspection.json holds as it was. Raises ValueError where it holds something else."""
+  names = [field.name for field in dataclasses.fields(Inspection)]
+  try:
+    return (Inspection(**{name: kept[name] for name in names}),
+            [Proposal(**one) for one in kept['proposals']])
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'inspection.json is damaged ({error!r}); run --mode inspect again.') from error

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard events, a progress line, a table."""
+"""What a run tells while it goes: log files, TensorBoard events, a progress line, a table."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from tqdm import tqdm
 
 
@@ -27,9 +28,9 @@ def note(text: str, stream: TextIO | None = None) -> None:
 
 
 class MetricWriter:
-  """Appends scalars to `metrics.jsonl` and to TensorBoard events in one directory.
+  """Appends scalars to `metrics.jsonl`, sentences to `notes.jsonl`, both to TensorBoard's events.
 
-  The two always tell one history: what was written after the restored step is dropped (in
+  They always tell one history: what was written after the restored step is dropped (in
   TensorBoard, hidden), since those steps are about to be taken again.
   """
 
@@ -45,9 +46,10 @@ class MetricWriter:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / 'metrics.jsonl'
-    _truncate(path, start_step, evaluated=evaluated)
-    self._file = path.open('a', encoding='utf-8')
+    _truncate(directory / 'metrics.jsonl', start_step, evaluated=evaluated)
+    _truncate(directory / 'notes.jsonl', start_step, evaluated=True)
+    self._file = (directory / 'metrics.jsonl').open('a', encoding='utf-8')
+    self._notes = directory / 'notes.jsonl'
     self._events = None
     if tensorboard:
       from tensorboardX import SummaryWriter  # noqa: PLC0415  Inference does not need it.
@@ -68,6 +70,22 @@ class MetricWriter:
     if self._events:
       for name, value in values.items():
         self._events.add_scalar(name, value, int(step))
+
+  def note(self, step: int, text: str) -> None:
+    """Writes a sentence that the user should read as {'step': step, 'note': text}."""
+    with self._notes.open('a', encoding='utf-8') as file:
+      file.write(json.dumps({'step': int(step), 'note': text}) + '\n')
+    self.text(step, 'notes', text)
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Adds a markdown text to the events alone."""
+    if self._events:
+      self._events.add_text(name, text, int(step))
+
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Adds a picture, uint8 [H,W,3] RGB, to the events alone."""
+    if self._events:
+      self._events.add_image(name, picture, int(step), dataformats='HWC')
 
   def close(self) -> None:
     """Flushes and closes both; call it on errors too, or the last events are lost."""

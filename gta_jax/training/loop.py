@@ -1,10 +1,11 @@
 """The host loop of a run: steps, evaluations, checkpoints, results. No mathematics."""
 
+import functools
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +22,12 @@ from gta_jax.ops.network import Variables
 from gta_jax.training import config_rules, verdict
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.init_from import first_state
-from gta_jax.training.logs import MetricWriter, Progress, Silent, final_table, note, replace_text
+from gta_jax.training.logs import final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.setup import Run, to_json
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
+from gta_jax.training.telling import Page, Telling
 from gta_jax.training.workdir_files import read_json, write_lists
 from gta_jax.training.workdir_lock import locked
 
@@ -33,17 +35,20 @@ from gta_jax.training.workdir_lock import locked
 FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
                'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
                'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
-               'evaluate.protocols')
+               'evaluate.worst', 'evaluate.protocols')
 
 
-def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
+def train(
+  run: Run, workdir: Path, *, allow_config_change: bool = False, page: Page | None = None
+) -> dict[str, Any]:
   """Trains from the newest whole checkpoint in `workdir`, or from the start, to the end.
 
   Args:
     run: everything that has been checked.
-    workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, TensorBoard
-      events, checkpoints, picture.png and results.json afterwards.
+    workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, notes.jsonl,
+      TensorBoard events, checkpoints, report.json, picture.png and results.json afterwards.
     allow_config_change: go on although the config differs from the one that started the run.
+    page: written after each evaluation, and at the end, by the process that writes.
   Returns: what results.json holds.
   Raises:
     ValueError: the config differs from the one that started the run, or ends before the newest
@@ -58,10 +63,10 @@ def train(run: Run, workdir: Path, *, allow_config_change: bool = False) -> dict
   state = None if has_checkpoint(workdir) else first_state(run)
   _check_config(run, workdir, allow_config_change=allow_config_change)
   with locked(workdir):
-    return _train(run, workdir, state)
+    return _train(run, workdir, state, page or Page())
 
 
-def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
+def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dict[str, Any]:
   _write_config(run, workdir)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
@@ -74,7 +79,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
     elif state is None:  # None of the checkpoints is whole.
       state = first_state(run)
     try:
-      state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped)
+      state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped, page)
     except NotFiniteError as error:
       last = checkpoints.last_step
       raise NotFiniteError(
@@ -91,6 +96,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
         crop=run.config.data.crop, image_scale=run.config.data.image_scale)
+      page.write()
       print(final_table(results))
       print(said)
   return results
@@ -98,26 +104,19 @@ def _train(run: Run, workdir: Path, state: TrainState | None) -> dict[str, Any]:
 
 def _train_to_the_end(
   run: Run, workdir: Path, state: TrainState, checkpoints: Checkpoints, signals: Signals,
-  skipped: Skipped,
+  skipped: Skipped, page: Page,
 ) -> TrainState:
   """Steps, saves and evaluates from where `state`, the newest checkpoint, stands."""
   first_step = checkpoints.last_step or 0
   evaluated = bool(first_step and checkpoints.scores(first_step))
-  batches = run.config.train.labelled_batch + run.config.train.unlabelled_batch
-  first = sharding.is_first_process()
+  evaluations = _evaluation_steps(run)
   with (
-    MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
-    if first else cast(MetricWriter, Silent()) as writer,
-    Progress(run.total_steps, start_step=first_step, images_per_step=batches)
-    if first else cast(Progress, Silent()) as progress,
-    Steps(run, sharding.make_mesh(), _host(run, workdir), writer, progress, skipped,
+    Telling(run, workdir, page, evaluations, first_step=first_step,
+            evaluated=evaluated) as telling,
+    Steps(run, sharding.make_mesh(), _host(run, workdir), telling, skipped,
           checkpoints.unlogged(first_step) if first_step else ()) as steps,
   ):
-    for note_at_start in run.notes:
-      progress.note(note_at_start)
-    if first_step:
-      progress.note(f'goes on from step {first_step}')
-    evaluations = _evaluation_steps(run)
+    telling.begin()
     saves = evaluations | _saving_steps(run)
     for stop in sorted(saves | set(stage_borders(run.stages))):
       if stop < first_step or (stop == first_step and evaluated):
@@ -136,7 +135,7 @@ def _train_to_the_end(
         checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:
-        _evaluate(run, workdir, state, step, writer, progress, checkpoints)
+        _evaluate(run, workdir, state, step, telling, checkpoints)
   return state
 
 
@@ -237,22 +236,20 @@ def _saving_steps(run: Run) -> set[int]:
 
 
 def _evaluate(
-  run: Run, workdir: Path, state: TrainState, step: int, writer: MetricWriter,
-  progress: Progress, checkpoints: Checkpoints,
+  run: Run, workdir: Path, state: TrainState, step: int, telling: Telling, checkpoints: Checkpoints
 ) -> None:
   """Scores the networks while the state is being saved; a signal cuts it short."""
-  progress.note_phase('evaluates')
+  telling.progress.note_phase('evaluates')
+  telling.pace.pause()
+  began, networks = time.monotonic(), _scored(run, state)
   found = evaluate(
-    run.network, _scored(run, state), run.dataset,
+    run.network, networks, run.dataset,
     batch_size=sharding.round_up_to_devices(run.config.evaluate.batch), crop=run.config.data.crop,
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
-  writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
-  progress.note('  '.join(
-    [f'step {step}: mIoU'] + [f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items()]))
+  telling.pace.evaluation = time.monotonic() - began
+  telling.show(step, found, functools.partial(_host(run, workdir).predict, networks))
   checkpoints.add_scores(step, found.plain(run.dataset.classes))
-  if step == run.total_steps and found.by_image and sharding.is_first_process():
-    verdict.write_confusions(workdir, run.dataset.validation, dict(found.by_image))
 
 
 def _results(

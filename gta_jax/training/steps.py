@@ -14,7 +14,6 @@ from gta_jax.devices import sharding
 from gta_jax.methods.contract import Host, Stage, TrainState, same_state
 from gta_jax.ops.network import Network
 from gta_jax.training.diagnostics import CollapseWatch, distances
-from gta_jax.training.logs import MetricWriter, Progress
 from gta_jax.training.not_finite import (
   NotFiniteError,
   SkipCount,
@@ -23,6 +22,7 @@ from gta_jax.training.not_finite import (
 )
 from gta_jax.training.setup import Run
 from gta_jax.training.signals import Signals
+from gta_jax.training.telling import Telling
 
 
 def stage_borders(stages: Sequence[Stage]) -> tuple[int, ...]:
@@ -34,12 +34,12 @@ class Steps:
   """Takes training steps and logs them; holds the streams, which run ahead of the device."""
 
   def __init__(
-    self, run: Run, mesh: jax.sharding.Mesh, host: Host, writer: MetricWriter,
-    progress: Progress, skipped: Skipped, unlogged: Sequence = (),
+    self, run: Run, mesh: jax.sharding.Mesh, host: Host, telling: Telling, skipped: Skipped,
+    unlogged: Sequence = (),
   ):
     """Begins; `unlogged` is what Steps.unlogged gave at the step that the run goes on from."""
     self._run, self._mesh, self._host = run, mesh, host
-    self._writer, self._progress, self._skipped = writer, progress, skipped
+    self._telling, self._skipped = telling, skipped
     self._stage: Stage | None = None
     self._compiled: Callable = _no_step
     self._streams: dict[str, Generator] = {}
@@ -84,6 +84,7 @@ class Steps:
         skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
         deterministic=self._run.config.train.deterministic)
     self._stage = stage
+    self._telling.pace.enter(stage.name)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:
@@ -106,7 +107,7 @@ class Steps:
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
       self._waiting.append((step + 1, metrics))
-      self._progress.advance()
+      self._telling.progress.advance()
       if (step + 1) % log_steps == 0:
         self._end_line(state)
     return state
@@ -146,6 +147,7 @@ class Steps:
     checked, waiting, moved = self._line
     self._line = None
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
+    self._telling.done(steps[-1])
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
     means: dict[str, Any] = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
@@ -155,10 +157,10 @@ class Steps:
     means |= jax.device_get(moved)
     if 'kept_share_by_class' in means:
       for warning in self._watch.observe(means['kept_share_by_class']):
-        self._progress.note(warning)
-    self._writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
+        self._telling.note(steps[-1], warning)
+    self._telling.writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
     shown = [k for k in means if k.endswith(('_loss', '_rate'))]
-    self._progress.show({k: means[k] for k in shown})
+    self._telling.progress.show({k: means[k] for k in shown})
 
   def _close_streams(self) -> None:
     for stream in self._streams.values():
@@ -171,8 +173,8 @@ class Steps:
     for step, metrics in found:
       bad = losses_not_finite(metrics)
       if self._skips.observe(step, metrics):
-        self._progress.note(
-          f'step {step} was not finite ({", ".join(bad) or "its gradient"}) and skipped, '
+        self._telling.note(
+          step, f'step {step} was not finite ({", ".join(bad) or "its gradient"}) and skipped, '
           f'{self._skips.total} so far')
       elif bad:
         raise NotFiniteError(

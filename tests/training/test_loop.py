@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gta_jax.data import sources
-from gta_jax.training import loop, setup, steps
+from gta_jax.training import logs, loop, setup, steps
 from tests.runs import final_state, lines, tiny_config
 
 
@@ -76,11 +76,11 @@ def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   tmp_path, monkeypatch
 ):
   taken, written = [], {}
-  advance, write = loop.Progress.advance, loop.MetricWriter.write
+  advance, write = logs.Progress.advance, logs.MetricWriter.write
   monkeypatch.setattr(
-    loop.Progress, 'advance', lambda self: taken.append(1) or advance(self))
+    logs.Progress, 'advance', lambda self: taken.append(1) or advance(self))
   monkeypatch.setattr(
-    loop.MetricWriter, 'write',
+    logs.MetricWriter, 'write',
     lambda self, step, scalars: written.setdefault(step, len(taken)) and write(self, step, scalars))
   loop.train(setup.make_run(tiny_config('4', **{'train.evaluate_epochs': 3})), tmp_path)
   # All but the last line, which the evaluation waits for.

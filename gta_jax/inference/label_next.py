@@ -1,0 +1,218 @@
+"""Which images to label next: those in which regions are uncertain, and which differ.
+
+An image's uncertainty is the mean over its most uncertain regions, so that a small unclear part
+counts in front of a large clear background (region-wise, as in active learning for segmentation:
+Mackowiak et al., CEREALS, 2018). Of the most uncertain images those are taken one after the other
+that are farthest from all taken before in the backbone's features: greedy k-centre (Sener and
+Savarese, 2018), so that not ten alike come first.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gta_jax.data.class_list import Classes, write_classes
+from gta_jax.data.files import IGNORE
+from gta_jax.data.sources import Dataset
+from gta_jax.data.writing import replace_bytes
+from gta_jax.devices import sharding
+from gta_jax.evaluation.batches import make_batches
+from gta_jax.evaluation.pictures import IGNORE_COLOUR, UNCERTAIN_COLOUR, write_image, write_mask
+from gta_jax.evaluation.protocols import WHOLE
+from gta_jax.evaluation.windows import Images, predict_batch
+from gta_jax.inference.model import Model
+from gta_jax.ops.network import Array, Network, Variables
+from gta_jax.training.logs import Progress
+from gta_jax.training.workdir_files import write_lists
+
+FILE = 'label_next.csv'
+_REGIONS = 8  # along a side
+_CANDIDATES = 5  # for each image that is asked for
+_BINS = 1000  # of confidence
+_THUMBNAIL = 320  # pixels
+
+
+class Ranking(NamedTuple):
+  """What to label, the first one first.
+
+  ids: of the images.
+  uncertainty: of each, in [0,1].
+  distance: of each to the nearest one before it, 1 - cosine of their features; 0 for the first.
+  threshold: of confidence, below which `drop_share` of the pixels of all unlabelled images are.
+  """
+
+  ids: tuple[str, ...]
+  uncertainty: tuple[float, ...]
+  distance: tuple[float, ...]
+  threshold: float
+
+
+def rank(
+  model: Model, dataset: Dataset, ids: Sequence[str], *, count: int, drop_share: float,
+  network: str | None = None, threads: int = 4,
+) -> Ranking:
+  """Ranks images; they are read once, and neither their pixels nor their masks are kept.
+
+  Args:
+    model: that predicts.
+    dataset: whose reader knows the images; their masks are not looked at.
+    ids: of unlabelled images.
+    count: how many are wanted; fewer come where there are fewer.
+    drop_share: in [0,1]; see Ranking.threshold.
+    network: one of the model's; the first by default.
+    threads: images decoded at a time.
+  Raises: ValueError without images, for a count below 1 or an unknown network.
+  """
+  if not ids or count < 1:
+    raise ValueError(f'{len(ids)} unlabelled images and --count {count}; both must be at least 1.')
+  variables = model.variables[model.check_network(network)]
+  scores: dict[str, float] = {}
+  features: dict[str, np.ndarray] = {}
+  counts = np.zeros(_BINS, np.int64)
+  batches = make_batches(
+    model.network.mean, dataset.reader, ids, (WHOLE,), image_scale=model.image_scale,
+    batch_size=sharding.round_up_to_devices(model.batch_size), crop=model.crop,
+    multiple=model.multiple, threads=threads, masks=False)
+  with Progress(len(ids), unit='image') as progress:
+    for batch in batches:
+      seen = sharding.place_locally(batch.arrays).images
+      found = predict_batch(
+        model.network, variables, seen, WHOLE, output_size=batch.output_sizes[0])
+      pooled = np.asarray(_pooled_features(model.network, variables, seen[WHOLE.views[0]]))
+      confidences = np.asarray(found.confidence)
+      for row, (id, (height, width)) in enumerate(batch.items):
+        confidence = confidences[row, :height, :width]
+        scores[id], features[id] = uncertainty(confidence), pooled[row]
+        counts += np.histogram(confidence, _BINS, (0, 1))[0]
+        progress.advance()
+      progress.show({})
+  below = np.cumsum(counts) / counts.sum()
+  threshold = float(np.searchsorted(below, drop_share) + 1) / _BINS
+  chosen, distances = choose(
+    np.array([scores[id] for id in ids]), np.stack([features[id] for id in ids]), count)
+  return Ranking(tuple(ids[i] for i in chosen), tuple(scores[ids[i]] for i in chosen), distances,
+                 threshold)
+
+
+def uncertainty(confidence: np.ndarray) -> float:
+  """Mean of 1 - confidence over the most uncertain quarter of an image's regions.
+
+  Args:
+    confidence: float [H,W] in [0,1], the largest probability of each pixel.
+  """
+  height, width = confidence.shape
+  grid = min(width, _REGIONS), min(height, _REGIONS)
+  regions = np.sort(1 - cv2.resize(confidence, grid, interpolation=cv2.INTER_AREA), axis=None)
+  return float(regions[-max(1, regions.size // 4):].mean())
+
+
+def choose(
+  scores: np.ndarray, features: np.ndarray, count: int
+) -> tuple[list[int], tuple[float, ...]]:
+  """Greedy k-centre among the images with the highest scores; the highest of all comes first.
+
+  Args:
+    scores: [N].
+    features: [N,C].
+    count: at most so many are chosen, from five times as many.
+  Returns: positions in the order in which they were chosen, and the distance of each to the
+    nearest one before it, 1 - cosine; 0 for the first.
+  """
+  candidates = np.argsort(-scores, kind='stable')[:_CANDIDATES * count]
+  some = features[candidates]
+  some = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
+  chosen, distances = [0], [0.0]
+  nearest = 1 - some @ some[0]
+  while len(chosen) < min(count, len(candidates)):
+    nearest[chosen] = -np.inf
+    chosen.append(int(nearest.argmax()))
+    distances.append(max(0.0, float(nearest[chosen[-1]])))
+    nearest = np.minimum(nearest, 1 - some @ some[chosen[-1]])
+  return candidates[chosen].tolist(), tuple(distances)
+
+
+@functools.partial(jax.jit, static_argnames='network')
+def _pooled_features(network: Network, variables: Variables, images: Images) -> Array:
+  """[B,C] float32, the mean of the coarsest stage over what is no padding."""
+  stages, _ = network.encode(variables, network.normalize(images.image), train=False)
+  x = stages[-1].astype(jnp.float32)
+  rows, columns = (
+    jnp.arange(cells) * (side / cells) < size[:, None]
+    for cells, side, size in zip(x.shape[1:3], images.image.shape[1:3], images.size.T, strict=True))
+  weights = (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+  return jnp.einsum('bhwc,bhw->bc', x, weights) / weights.sum((1, 2))[:, None]
+
+
+def write(
+  ranking: Ranking, model: Model, dataset: Dataset, out: Path, *, labelled: Sequence[str],
+  network: str | None = None, overwrite: bool = False,
+) -> Path:
+  """Writes what a labelling tool needs, and lists for the run after it.
+
+  OUT/images/ID.png and OUT/masks/ID.png (palette PNG, the network's labels, 255 where it is
+  uncertain), OUT/classes.txt, OUT/thumbnails (the uncertain pixels red), and OUT/splits/N with the
+  labelled images and these, N of them, as data.split_lists reads them. OUT/label_next.csv comes
+  last: where it is, the rest is.
+
+  Args:
+    ranking: of `rank`.
+    model: that predicts.
+    dataset: of the images.
+    out: folder, made if missing.
+    labelled: ids that have been labelled before.
+    network: see `rank`.
+    overwrite: whether files of these names are replaced.
+  Returns: the folder of the lists.
+  """
+  check_out(out, overwrite=overwrite)
+  rows = [['rank', 'image', 'uncertainty', 'distance', 'thumbnail']]
+  for number, id in enumerate(ranking.ids):
+    image = dataset.reader.image(id)
+    (_, found), = model.label([image], network=network)
+    uncertain = found.confidence < ranking.threshold
+    thumbnail = f'thumbnails/{number + 1:03}_{id.replace("/", "_")}.jpg'
+    for path in (out / 'images' / f'{id}.png', out / 'masks' / f'{id}.png', out / thumbnail):
+      path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(out / 'images' / f'{id}.png', image)
+    write_image(out / thumbnail, _marked(image, uncertain))
+    write_mask(out / 'masks' / f'{id}.png', np.where(uncertain, IGNORE, found.labels).astype(
+      np.uint8), model.palette)
+    rows.append([str(number + 1), id, f'{ranking.uncertainty[number]:.4f}',
+                 f'{ranking.distance[number]:.4f}', thumbnail])
+  write_classes(out / 'classes.txt', Classes(model.classes, model.palette, (IGNORE_COLOUR,)))
+  together = (*labelled, *ranking.ids)
+  rest = tuple(id for id in dataset.unlabelled if id not in set(together))
+  write_lists(dataclasses.replace(dataset, labelled=together, unlabelled=rest), out / 'splits',
+              split=str(len(together)))
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  replace_bytes(out / FILE, text.getvalue().encode())
+  return out / 'splits' / str(len(together))
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+  """Raises ValueError for a folder that may hold masks that somebody has corrected."""
+  if out.exists() and not out.is_dir():
+    raise ValueError(f'{out} is no folder; give another --out.')
+  if not overwrite and out.is_dir() and any(out.iterdir()):
+    raise ValueError(f'{out} holds files already, perhaps corrected masks; give another --out, or '
+                     '--overwrite to replace them.')
+
+
+def _marked(image: np.ndarray, uncertain: np.ndarray) -> np.ndarray:
+  """A small picture with the uncertain pixels half red, at most _THUMBNAIL pixels a side."""
+  factor = min(1.0, _THUMBNAIL / max(image.shape[:2]))
+  size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
+  small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+  share = cv2.resize(uncertain.astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
+  return np.round(small * (1 - share / 2) + np.array(UNCERTAIN_COLOUR) * share / 2).astype(
+    np.uint8)

@@ -1,0 +1,84 @@
+"""mIoU over seeds, beside the paper's figures."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from gta_jax.inference import evaluations
+from gta_jax.reporting import paper
+from gta_jax.reporting.runs import Record
+
+_ABOUT = (
+  'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored in '
+  'training, and the protocols of evaluation.json where all seeds have it.')
+_ABOUT_PAPER = (
+  "The last column is the paper's own figure, with ResNet-101 and its own protocol (VOC: centre "
+  'crops of 513 pixels); it was not measured here.')
+
+
+def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
+  """Finished runs, one row for each task, method, recipe and protocol.
+
+  Returns: rows, the first one being the head; none where no run has finished. And what should be
+    known about them, as sentences.
+  """
+  notes = [f'{one} ({one.workdir}) is under way.' for one in found
+           if len(found) > 1 and not one.results]
+  finished = [one for one in found if one.results]
+  if not finished:
+    return [], notes
+  groups: dict[tuple, list[Record]] = {}
+  for one in finished:
+    groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
+  networks = tuple(dict.fromkeys(name for one in finished for name in one.networks))
+  rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *networks, "the paper's"]]
+  notes += [f'Left out: {reason}' for one in finished
+            for evaluation in evaluations.read(one.workdir)
+            if (reason := _foreign(one, evaluation))]
+  for ((source, _, split), method, recipe), group in groups.items():
+    seeds = ', '.join(str(one.config.seed) for one in group)
+    drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
+    figure = None if drawn else paper.find(source, split, method)
+    if len({one.results.get('labelled_sha256') for one in group} - {None}) > 1:
+      notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in their '
+                   'labelled images, not in the seed alone; so their deviation holds both.')
+    sheets = [_scores(one) for one in group]
+    for protocol in (name for name in sheets[0] if all(name in sheet for sheet in sheets)):
+      scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
+                       if network in sheet[protocol]]) for network in networks]
+      rows.append([source, split, method, recipe, seeds, protocol, *scores, str(figure or '-')])
+  if all(row[-1] == '-' for row in rows[1:]):
+    return [row[:-1] for row in rows], [_ABOUT, *notes]
+  return rows, [f'{_ABOUT} {_ABOUT_PAPER}', *notes]
+
+
+def _scores(one: Record) -> dict[str, dict[str, Any]]:
+  """Protocol -> network -> scores of the last step."""
+  sheet = {'whole': one.results['last']}
+  for evaluation in evaluations.read(one.workdir):
+    if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
+      suffix = ' (test)' if evaluation.get('split') == 'test' else ''
+      sheet |= {f'{name}{suffix}': of for name, of in evaluation.get('protocols', {}).items()}
+  return sheet
+
+
+def _foreign(one: Record, evaluation: dict[str, Any]) -> str:
+  """Why an evaluation is not of the run's own validation images, as a sentence; else ''.
+
+  Test images are others by design: of them the data set's name is compared.
+  """
+  own = one.dataset, one.results.get('validation_sha256')
+  of_evaluation = evaluation.get('dataset', ''), evaluation.get('validation_sha256')
+  if own == of_evaluation or (evaluation.get('split'), of_evaluation[0]) == ('test', own[0]):
+    return ''
+  return (f'{one.workdir / "evaluation.json"} has one of {evaluation.get("images")} images of '
+          f'{evaluation.get("dataset", "an unnamed data set")}, not known to be those that the run '
+          'was validated on; evaluate it with its own config.')
+
+
+def _mean(mious: list[float | None]) -> str:
+  scores = [100 * miou for miou in mious if miou is not None]
+  if not scores:
+    return '-'
+  spread = f' ± {statistics.stdev(scores):.2f}' if len(scores) > 1 else ''
+  return f'{statistics.mean(scores):.2f}{spread}'

@@ -1,0 +1,108 @@
+"""report.json: the newest evaluation of a run, with what its page shows and no other file holds."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gta_jax.evaluation.layers import make_layers
+from gta_jax.evaluation.metrics import iou
+from gta_jax.evaluation.pictures import prediction_grid
+from gta_jax.evaluation.scores import Evaluation
+from gta_jax.evaluation.windows import Prediction
+from gta_jax.training.logs import replace_text
+from gta_jax.training.setup import Run
+from gta_jax.training.summary import device_line, parameter_counts
+from gta_jax.training.workdir_files import read_json
+
+FILE = 'report.json'
+_FIELDS = {'step', 'steps', 'command', 'device', 'networks', 'parameters', 'learning', 'stages',
+           'images', 'timing', 'scores', 'confusion', 'drop_share', 'threshold', 'shown'}
+Predict = Callable[[Sequence[str]], Iterator[tuple[str, dict[str, Prediction]]]]
+
+
+def write_snapshot(
+  run: Run, workdir: Path, step: int, found: Evaluation, predict: Predict, *, command: str,
+  timing: dict[str, Any],
+) -> np.ndarray | None:
+  """Writes WORKDIR/report.json about an evaluation.
+
+  Args:
+    run: under way.
+    workdir: of the file.
+    step: that was evaluated.
+    found: its scores.
+    predict: ids -> (id, prediction by network), of the networks that were scored.
+    command: that repeats the run; '' if not known.
+    timing: what Pace.summary gives.
+  Returns: the grid of evaluate.pictures validation images, uint8 [H,W,3]; None for none.
+  """
+  data, names = run.dataset, run.method.scored
+  pictures = spread_ids(data.validation, run.config.evaluate.pictures)
+  miou = _miou_by_image(found, data.validation)
+  worst = worst_ids(miou, names[0], run.config.evaluate.get('worst', 0))
+  ids = list(dict.fromkeys([*worst, *pictures]))
+  predictions = dict(predict(ids)) if ids else {}
+  share = run.config.method.get('drop_fraction', 0.2)
+  shown, threshold = [], 0.0
+  if ids:
+    certain = [of[names[0]].confidence.ravel() for of in predictions.values()]
+    threshold = float(np.quantile(np.concatenate(certain), share))
+  for id in ids:
+    layers = make_layers(data.reader, id, predictions[id], data.palette, confidence_of=names[0],
+                         threshold=threshold)
+    shown.append({'id': id, 'miou': miou.get(id, {}), 'layers': layers})
+  parameters, learning = parameter_counts(run)
+  snapshot = {
+    'step': step, 'steps': run.total_steps, 'command': command, 'device': device_line(),
+    'networks': list(names), 'parameters': parameters, 'learning': learning,
+    'stages': [{'name': stage.name, 'steps': stage.steps} for stage in run.stages],
+    'images': {'labelled': len(data.labelled), 'unlabelled': len(data.unlabelled),
+               'validation': len(data.validation), 'test': len(data.test)},
+    'timing': timing, 'scores': found.plain(data.classes),
+    'confusion': {name: scores.confusion.tolist() for name, scores in found.scores.items()},
+    'drop_share': share, 'threshold': threshold, 'shown': shown}
+  replace_text(workdir / FILE, json.dumps(snapshot) + '\n')
+  if not pictures:
+    return None
+  return prediction_grid(data, {id: predictions[id] for id in pictures}, drop_share=share)
+
+
+def read_snapshot(workdir: Path) -> dict[str, Any]:
+  """What write_snapshot wrote; empty before the first evaluation. ValueError for another file."""
+  path = workdir / FILE
+  if not path.is_file():
+    return {}
+  found = read_json(path)
+  if missing := _FIELDS - found.keys():
+    raise ValueError(f'{path} is damaged: it lacks {", ".join(sorted(missing))}; remove it, the '
+                     'next evaluation writes it anew.')
+  return found
+
+
+def spread_ids(ids: Sequence[str], count: int) -> list[str]:
+  """At most `count` of them, spread over their list."""
+  count = min(count, len(ids))
+  return [ids[i * len(ids) // count] for i in range(count)]
+
+
+def worst_ids(miou: dict[str, dict[str, float | None]], network: str, count: int) -> list[str]:
+  """The images with the lowest mIoU over the classes that they hold, the worst first."""
+  known = {id: of[network] for id, of in miou.items() if of[network] is not None}
+  return sorted(known, key=lambda id: (known[id], id))[:count]
+
+
+def _miou_by_image(
+  found: Evaluation, ids: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+  """Image -> network -> mIoU over the classes in its truth or prediction; None without any."""
+  by_image: dict[str, dict[str, float | None]] = {
+    id: {} for id in ids} if found.by_image else {}
+  for name, confusions in found.by_image.items():
+    for id, confusion in zip(ids, confusions, strict=True):
+      value = iou(confusion)[1]
+      by_image[id][name] = None if math.isnan(value) else value
+  return by_image

@@ -1,0 +1,101 @@
+"""What a run tells while it trains: console, logs, TensorBoard, report.json and a page."""
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, cast
+
+from gta_jax.devices import sharding
+from gta_jax.evaluation.scores import Evaluation
+from gta_jax.training import verdict
+from gta_jax.training.logs import MetricWriter, Progress, Silent, note
+from gta_jax.training.pace import Pace
+from gta_jax.training.setup import Run, to_json
+from gta_jax.training.snapshot import Predict, write_snapshot
+from gta_jax.training.summary import summary
+
+
+class Page:
+  """A page about the files of a run, which whoever starts a run may ask for.
+
+  Training knows no pages (imports run downwards), so it is given how to write one.
+  """
+
+  def __init__(self, write: Callable[[], Any] = lambda: None, *, command: str = ''):
+    """Args: write: makes the page from the workdir's files. command: that repeats the run."""
+    self._write, self.command = write, command
+
+  def write(self) -> None:
+    """Writes it; what cannot be done is said, as a run does not end for want of its page."""
+    try:
+      self._write()
+    except (OSError, ValueError) as error:
+      note(f'the page about the run could not be written: {error}')
+
+
+class Telling(contextlib.ExitStack):
+  """The writers of a run; in all processes but the first one they are silent."""
+
+  def __init__(
+    self, run: Run, workdir: Path, page: Page, evaluations: Collection[int], *, first_step: int,
+    evaluated: bool,
+  ):
+    """Opens the logs at the step that the run goes on from.
+
+    Args:
+      evaluations: the steps of all of them.
+      first_step: and `evaluated`: see MetricWriter.
+    """
+    super().__init__()
+    self._run, self._workdir, self._page = run, workdir, page
+    self._evaluations, self._first_step = evaluations, first_step
+    self._speaks, self.pace = sharding.is_first_process(), Pace(run.stages)
+    silent, train = Silent(), run.config.train
+    self.writer = self.enter_context(
+      MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
+      if self._speaks else cast(MetricWriter, silent))
+    self.progress = self.enter_context(
+      Progress(run.total_steps, start_step=first_step,
+               images_per_step=train.labelled_batch + train.unlabelled_batch)
+      if self._speaks else cast(Progress, silent))
+
+  def note(self, step: int, text: str) -> None:
+    """A sentence for the console and for what is kept."""
+    self.progress.note(text)
+    self.writer.note(step, text)
+
+  def begin(self) -> None:
+    """Says what is about to be done."""
+    self.progress.note(summary(self._run, self._workdir, first_step=self._first_step,
+                               evaluations=self._evaluations_after(self._first_step)))
+    self.writer.text(
+      self._first_step, 'config', textwrap.indent(to_json(self._run.config), '    '))
+    for text in self._run.notes:
+      self.note(self._first_step, text)
+
+  def done(self, step: int) -> None:
+    """The steps up to this one are done; says how long the rest takes once that is known."""
+    self.pace.observe(step)
+    if text := self.pace.estimate(step, self._evaluations_after(step)):
+      self.progress.note(text)
+
+  def _evaluations_after(self, step: int) -> int:
+    return sum(one > step for one in self._evaluations)
+
+  def show(self, step: int, found: Evaluation, predict: Predict) -> None:
+    """Writes scores, and what a page shows of an evaluation. predict: see write_snapshot."""
+    self.writer.write(step, {f'val/{key}': value for key, value in found.scalars().items()})
+    self.progress.note('  '.join(
+      [f'step {step}: mIoU', *(f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items())]))
+    if not self._speaks:
+      return
+    if found.by_image:
+      verdict.write_confusions(
+        self._workdir, self._run.dataset.validation, dict(found.by_image))
+    picture = write_snapshot(
+      self._run, self._workdir, step, found, predict, command=self._page.command,
+      timing=self.pace.summary())
+    if picture is not None:
+      self.writer.picture(step, 'validation', picture)
+    self._page.write()

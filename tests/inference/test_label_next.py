@@ -1,0 +1,119 @@
+"""Which images are asked for first, and what is written about them."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launch
+from gta_jax.data.class_list import read_classes
+from gta_jax.data.files import decode_mask
+from gta_jax.data.sources import Dataset
+from gta_jax.evaluation.windows import Images
+from gta_jax.inference import label_next
+from gta_jax.inference.model import Model
+from tests import tiny
+
+NETWORK = tiny.linear_network()
+VARIABLES = NETWORK.init(jax.random.key(0), (8, 8))
+PALETTE = np.eye(3, dtype=np.uint8) * 200
+
+
+class Reader:
+  """Images in memory; nobody may look at a mask."""
+
+  def __init__(self, images):
+    self.images = images
+
+  def image(self, id):
+    return self.images[id]
+
+  def size(self, id):
+    return self.images[id].shape[:2]
+
+
+def model(**options):
+  return Model(NETWORK, {'one': VARIABLES}, classes=('a', 'b', 'c'), palette=PALETTE, crop=8,
+               multiple=8, batch_size=2, **options)
+
+
+def dataset(images):
+  return Dataset('drawn', ('a', 'b', 'c'), PALETTE, (), tuple(images), (), Reader(images))
+
+
+def test_a_small_unclear_part_counts_more_than_little_doubt_everywhere():
+  part, everywhere = np.ones((64, 48)), np.full((64, 48), 0.9)
+  part[:16, :16] = 0.2
+  assert label_next.uncertainty(part) > label_next.uncertainty(everywhere) == pytest.approx(0.1)
+  assert label_next.uncertainty(np.full((1, 3), 0.25)) == pytest.approx(0.75)
+
+
+def test_not_ten_alike_come_first():
+  alike = np.tile([1.0, 0.0], (10, 1)) + np.linspace(0, 1e-3, 10)[:, None]
+  features = np.concatenate([alike, [[0.0, 1.0], [-1.0, 0.0]]])
+  scores = np.array([*np.linspace(0.9, 0.8, 10), 0.5, 0.4])
+  chosen, distances = label_next.choose(scores, features, 3)
+  assert chosen == [0, 11, 10] and distances == pytest.approx((0, 2, 1), abs=1e-2)
+  # Of the most uncertain ones alone: five for each that is wanted.
+  assert label_next.choose(scores, features, 2)[0][0] == 0
+  assert set(label_next.choose(scores, features, 2)[0]) <= set(range(10))
+  assert sorted(label_next.choose(scores, features, 99)[0]) == list(range(12))
+
+
+def test_features_are_those_without_padding():
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (1, 8, 16, 3), np.uint8)
+  size, ratio = np.array([[5, 9]], np.int32), np.ones((1, 2), np.float32)
+  found = label_next._pooled_features(NETWORK, VARIABLES, Images(image, size, ratio))
+  cut = image[:, :5, :9]
+  expected = label_next._pooled_features(NETWORK, VARIABLES, Images(cut, size, ratio))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
+  rng = np.random.default_rng(0)
+  images = {f'{i}': rng.integers(0, 256, (9, 14 + i % 2, 3), np.uint8) for i in range(5)}
+  data = dataset(images)
+  ranking = label_next.rank(model(), data, data.unlabelled, count=3, drop_share=0.3)
+  confidence = np.concatenate([p.confidence.ravel() for _, p in model().label([*images.values()])])
+  assert np.mean(confidence < ranking.threshold) == pytest.approx(0.3, abs=0.02)
+  assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
+  with pytest.raises(ValueError, match='count 0; both must be at least 1'):
+    label_next.rank(model(), data, data.unlabelled, count=0, drop_share=0.3)
+
+
+def test_a_run_is_told_what_to_label_and_nothing_is_overwritten(finished, tmp_path, capsys):
+  workdir, _ = finished
+  out = tmp_path / 'deep' / 'out'
+  arguments = ['gta-jax', '--mode', 'label_next', '--workdir', str(workdir), '--count', '3',
+               '--out', str(out)]
+  assert launch.main(arguments) == 0
+  assert '3 of 8 unlabelled images are in' in capsys.readouterr().out
+  with (out / label_next.FILE).open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['rank'] for row in rows] == ['1', '2', '3']
+  labelled = (workdir / 'splits' / '4' / 'labeled.txt').read_text().splitlines()
+  ids = [row['image'] for row in rows]
+  assert len(set(ids)) == 3 and not set(ids) & set(labelled)
+  assert (out / 'splits' / '7' / 'labeled.txt').read_text().splitlines() == [*labelled, *ids]
+  assert not set(ids) & set((out / 'splits' / '7' / 'unlabeled.txt').read_text().splitlines())
+  assert len(read_classes(out / 'classes.txt').names) == 7
+  void = 0
+  for row in rows:
+    path = out / 'masks' / f'{row["image"]}.png'
+    mask = decode_mask(path.read_bytes(), str(path))
+    assert mask.shape == (40, 40) and set(np.unique(mask)) <= {*range(7), 255}
+    void += (mask == 255).mean() / 3
+    for other in (out / 'images' / f'{row["image"]}.png', out / row['thumbnail']):
+      with Image.open(other) as picture:
+        assert picture.size == (40, 40)
+  assert 0.05 < void < 0.9  # a fifth of all unlabelled images, more of the uncertain ones
+  corrected = out / 'masks' / f'{ids[0]}.png'
+  corrected.write_bytes(b'corrected')
+  assert launch.main(arguments) == 2
+  assert 'perhaps corrected masks' in capsys.readouterr().err
+  assert corrected.read_bytes() == b'corrected'
+  assert launch.main([*arguments, '--overwrite']) == 0
+  assert corrected.read_bytes() != b'corrected'

@@ -1,0 +1,113 @@
+"""What a run says: before its first step, how long it takes, report.json and TensorBoard."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from gta_jax.methods.contract import Stage
+from gta_jax.training import pace, setup, snapshot
+from gta_jax.training.summary import parameter_counts, summary
+from gta_jax.training.telling import Page
+from tests.runs import tiny_config
+from tests.training.test_logs import events
+
+
+def stage(name, steps):
+  return Stage(name, steps, lambda state, batches: (state, {}))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """The time, as a list of one number that tests set."""
+  now = [100.0]
+  monkeypatch.setattr(pace.time, 'monotonic', lambda: now[0])
+  return now
+
+
+def test_compilation_and_evaluations_count_for_no_step(clock):
+  found = pace.Pace([stage('warmup', 20), stage('main', 100)])
+  found.enter('warmup')
+  clock[0] = 200.0  # compiled, and the first line
+  found.observe(10)
+  assert found.estimate(10, 2) == ''
+  clock[0] = 205.0
+  found.observe(20)
+  assert found.estimate(20, 2) == (
+    '0.5 s a step of warmup, measured on 10 of them: about 0 s left; not known yet and not '
+    'counted: main (100 steps), 2 evaluations')
+  found.enter('main')
+  clock[0] = 300.0
+  found.observe(30)
+  found.pause()  # an evaluation
+  found.evaluation, clock[0] = 6.0, 400.0
+  found.observe(40)
+  clock[0] = 420.0
+  found.observe(50)
+  assert found.estimate(50, 1) == (
+    '2 s a step of main, measured on 10 of them: about 2 minutes left, with 1 evaluation of 6.0 s '
+    'as the last one took')
+  assert found.estimate(60, 1) == ''  # said already
+  assert found.summary()['step_seconds'] == {'warmup': 0.5, 'main': 2.0}
+  assert found.summary()['peak_bytes']['host'] > 1e7
+
+
+def test_the_start_says_what_is_about_to_be_done(tmp_path):
+  config = tiny_config()
+  run = setup.make_run(config)
+  text = summary(run, tmp_path, first_step=4, evaluations=2)
+  assert [line.split()[0] for line in text.splitlines()] == [
+    'device', 'images', 'networks', 'steps', 'results']
+  assert '4 labelled, 8 unlabelled, 3 validation of shapes; 7 classes' in text
+  assert 'teacher, student, assistant' in text and 'teacher predicts' in text
+  assert '12 (' in text and 'evaluations to come: 2, goes on from step 4' in text
+  assert str(tmp_path) in text
+  everything, learning = parameter_counts(run)
+  assert everything == learning > 1000
+  backbone = run.abstract_state().networks['teacher']['params']['backbone']
+  network = dataclasses.replace(run.network, frozen=tuple(backbone)[:1])
+  frozen = dataclasses.replace(run, tools=run.tools._replace(network=network))
+  assert 0 < parameter_counts(frozen)[1] < everything
+
+
+def test_a_run_keeps_its_newest_evaluation(finished):
+  workdir, results = finished
+  found = json.loads((workdir / snapshot.FILE).read_text())
+  assert (found['step'], found['steps'], found['networks']) == (
+    12, 12, ['teacher', 'student', 'assistant'])
+  assert found['scores'] == {k: v for k, v in results['last'].items() if k != 'step'}
+  assert np.array(found['confusion']['student']).shape == (7, 7)
+  assert sum(stage['steps'] for stage in found['stages']) == 12
+  assert found['timing']['evaluation_seconds'] > 0
+  layers = {'image', 'truth', 'teacher', 'student', 'assistant', 'confidence', 'dropped pixels'}
+  assert len(found['shown']) == 3 and all(set(of['layers']) == layers for of in found['shown'])
+  scores = [of['miou']['teacher'] for of in found['shown']]
+  assert scores == sorted(scores)  # the worst first
+  assert all(uri.startswith(('data:image/png;base64,', 'data:image/jpeg;base64,'))
+             for of in found['shown'] for uri in of['layers'].values())
+
+
+def test_tensorboard_has_pictures_and_the_config(finished):
+  workdir, _ = finished
+  values = [value for event in events(workdir) for value in event.summary.value]
+  pictures = [value for value in values if value.tag == 'validation']
+  assert len(pictures) == 3 and pictures[0].image.width > 500
+  config, = (value for value in values if value.tag.startswith('config'))
+  assert b'"labelled_batch"' in config.tensor.string_val[0]
+
+
+def test_the_worst_come_first_and_others_are_spread():
+  miou = {'a': {'teacher': 0.9}, 'b': {'teacher': None}, 'c': {'teacher': 0.1},
+          'd': {'teacher': 0.5}}
+  assert snapshot.worst_ids(miou, 'teacher', 2) == ['c', 'd']
+  assert snapshot.spread_ids('abcdefgh', 2) == ['a', 'e']
+  assert snapshot.spread_ids('ab', 4) == ['a', 'b']
+
+
+def test_a_page_that_cannot_be_written_ends_no_run(capsys):
+  def fail():
+    raise OSError('no room')
+
+  Page(fail).write()
+  assert 'the page about the run could not be written: no room' in capsys.readouterr().err
