@@ -17,6 +17,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.evaluation.windows import check_protocols
 from gta_jax.inference import evaluations, export
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
@@ -90,6 +91,7 @@ def evaluate_run(
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
+  check_protocols(network, chosen)
   config = config.copy_and_resolve_references()
   with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
     config.data.pixel_range = own.data.get('pixel_range', ())
