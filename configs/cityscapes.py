@@ -4,7 +4,8 @@
 
 Needs leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from cityscapes-dataset.com, put into
 ~/gta_jax_data/downloads (the first start says so), or --config.data.dir=DIR for the folder that
-holds leftImg8bit and gtFine. After the colon: the split, then method=NAME and recipe=NAME.
+holds leftImg8bit and gtFine. After the colon: the split, then method=NAME, recipe=NAME and
+model=NAME (resnet101, dinov2_s, dinov2_b, dinov2_l).
 
 The paper evaluates with sliding windows and states GTA-Seg's mIoU on splits 100, 186, 372 and 744
 in its Table 3, 1.80, 1.64, 1.57 and 2.19 above the best earlier method of each.
@@ -22,7 +23,8 @@ GB for 16 + 16 images in float32, VOC's scaled by the pixels; bfloat16 should ta
 not fit: model.remat, see README.
 
 method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md);
-unimatch_v2, published with DINOv2, those of UniMatch. Where nothing is published, as for pc2seg, a
+unimatch_v2, published with DINOv2, those of UniMatch, and with model=dinov2_* its own, as all other
+methods do: crop 798, 8 + 8 images, 180 epochs, OHEM. Where nothing is published, as for pc2seg, a
 reconstruction of which no official code exists, this file's stay.
 """
 
@@ -33,7 +35,7 @@ from gta_jax import config_base
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """ResNet-101 with the deep stem at output stride 8, OHEM, an auxiliary head, 200 epochs."""
-  choice = config_base.parse(arg, split='186', method='gta', recipe='paper')
+  choice = config_base.parse(arg, split='186', method='gta', recipe='paper', model='resnet101')
   c = config_base.base(choice['method'], choice['recipe'])
   if choice['recipe'] == 'released':
     for name in ('threshold_images', 'labelled_images', 'mixing_images'):
@@ -63,5 +65,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.unlabelled_batch = 16
   c.evaluate.batch = 2  # of 1024x2048 pixels
   c.evaluate.protocols = ('sliding', 'whole')
-  config_base.publish(c, 'cityscapes')
+  if choice['model'] != 'resnet101':
+    config_base.use_dinov2(c, choice['model'], 'cityscapes')
+  else:
+    config_base.publish(c, 'cityscapes')
   return c

@@ -88,10 +88,11 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
 def _model(c: ml_collections.ConfigDict) -> None:
   c.model = ml_collections.ConfigDict()
   c.model.backbone = 'resnet'  # names: gta_jax/models/backbones.py
-  c.model.decoder = 'deeplab'  # deeplab | unet, which reaches the image's own resolution
+  # deeplab | unet, which reaches the image's own resolution | dpt, for DINOv2 backbones
+  c.model.decoder = 'deeplab'
   c.model.depth = 50  # of a ResNet: 10 | 18 | 34 | 50 | 101 | 152
   c.model.stem = 'deep'  # of a ResNet: deep | torchvision
-  c.model.output_stride = 16  # 8 | 16 | 32
+  c.model.output_stride = 16  # 8 | 16 | 32; DINOv2 does not read it
   c.model.multi_grid = ()  # dilation factors in the last stage, () for none
   c.model.width = 1.0  # factor on the numbers of channels, of a ResNet and of the decoder
   c.model.frozen_stages = 0  # of the backbone's four; these and the stem do not learn
@@ -176,3 +177,27 @@ def publish(c: ml_collections.ConfigDict, data_set: str) -> None:
   """Sets what the config's method was published with on a data set, in the place of the file's."""
   kind = METHODS[c.method.name].kind
   c.update_from_flattened_dict(dict(kind.published.get(data_set, {})))
+
+
+def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> None:
+  """Sets a DINOv2 backbone with its DPT head, pretrained, and UniMatch V2's rates for it.
+
+  Args:
+    name: dinov2_s, dinov2_b or dinov2_l.
+    data_set: voc or cityscapes, for crop, batches and epochs of UniMatch V2 there, whatever the
+      method: nothing else is published for most; '' leaves them as they are.
+  Raises: ValueError for another name.
+  """
+  if name not in _DINOV2:
+    raise ValueError(f'model={name} is unknown; use one of: resnet101, {", ".join(_DINOV2)}.')
+  c.model.backbone = name
+  c.model.decoder = 'dpt'
+  c.model.weights = f'timm/vit_{_DINOV2[name]}_patch14_dinov2.lvd142m'
+  c.model.multi_grid = ()
+  c.model.dropout = 0.0
+  published = METHODS['unimatch_v2'].kind.published
+  c.update_from_flattened_dict(dict(
+    published[f'{data_set}_dinov2'] if data_set else published['dinov2']))
+
+
+_DINOV2 = {'dinov2_s': 'small', 'dinov2_b': 'base', 'dinov2_l': 'large'}

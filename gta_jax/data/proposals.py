@@ -15,6 +15,8 @@ from gta_jax.data.inspection import Inspection
 _FINE = 8.0
 _LEAST_SIDE = 192  # an image is not scaled below this
 _CPU_CROP, _GPU_CROP = 96, 320
+_STEPS = {'dinov2': 14}  # sides of crops are multiples of a transformer's patches
+_STEP = 32  # and else of this
 _VIEWS = 60  # how often training shows each labelled pixel
 _CPU_STEPS, _GPU_STEPS = (1000, 2400), (4000, 20_000)  # the fewest and the most
 _IMBALANCE = 10.0  # the most frequent class to the rarest, from where classes are weighted
@@ -76,8 +78,10 @@ def image_scale(found: Inspection, machine: Machine, values: Values) -> tuple[fl
 
 
 def decoder(found: Inspection, machine: Machine, values: Values) -> tuple[str, str]:
-  """Up to the image's own resolution where a class is fine."""
+  """Up to the image's own resolution where a class is fine; a transformer has its own."""
   del machine
+  if _family(values) in _STEPS:
+    return 'dpt', f'the one that {_family(values)} is published with'
   width, name = thinnest(found)
   width *= values['data.image_scale']
   if width < _FINE:
@@ -94,12 +98,14 @@ def output_stride(found: Inspection, machine: Machine, values: Values) -> tuple[
 
 
 def crop(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]:
-  """What the machine affords, or the largest multiple of 32 that fits into the images."""
+  """What the machine affords, or the largest multiple of 32 or of a patch within the images."""
   side = min(found.size) * values['data.image_scale']
-  most = _GPU_CROP if machine.gpu else _CPU_CROP
-  fitting = max(32, 32 * math.floor(side / 32))
+  step = _STEPS.get(_family(values), _STEP)
+  most = (_GPU_CROP if machine.gpu else _CPU_CROP) // step * step
+  fitting = max(step, step * math.floor(side / step))
   if fitting < most:
-    return fitting, f'the largest multiple of 32 in the images, {side:.0f} pixels where they end'
+    return fitting, (f'the largest multiple of {step} in the images, {side:.0f} pixels where they '
+                     'end')
   return most, f'what a step on a {"GPU" if machine.gpu else "CPU"} affords'
 
 
@@ -181,8 +187,13 @@ def thinnest(found: Inspection) -> tuple[float, str]:
              if width is not None)
 
 
+def _family(values: Values) -> str:
+  """The backbone's name up to its size."""
+  return values.get('model.backbone', 'resnet').partition('_')[0]
+
+
 def _batch(machine: Machine, values: Values) -> int:
-  pretrained = values.get('model.backbone', 'resnet') != 'resnet'
+  pretrained = _family(values) != 'resnet'
   size = 4 if pretrained and not machine.gpu else 8
   return -(-size // machine.devices) * machine.devices
 

@@ -37,7 +37,8 @@ padding (in brackets mIoU in percent, 40 images). Hence not more than 32:
     161 x 225 | (23.9)     | 13.9 % (25.9) | 16.4 % (26.1) | 18.8 % (25.7)
     176 x 240 | (26.4)     | 0 % (26.4)   | 5.2 % (26.4) | 14.2 % (25.0)
 
-Crops and sliding windows have one size and are never padded further.
+Crops and sliding windows have one size and are never padded further. A transformer sees whole
+patches: its crops are multiples of their side, and so are the steps of padding, 28 for 14.
 """
 
 import functools

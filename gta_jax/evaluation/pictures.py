@@ -189,7 +189,7 @@ def write_picture(
   count: int = 4,
   batch_size: int = 1,
   image_scale: float = 1.0,
-  multiple: int = 32,
+  multiple: int | None = None,
   drop_share: float = 0.2,
   place: Place = lambda arrays: arrays,
 ) -> None:

@@ -59,6 +59,12 @@ class Protocol:
     """One for each scale."""
     return tuple(View(self.crop, scale) for scale in self.scales)
 
+  @property
+  def sides(self) -> tuple[int, ...]:
+    """In pixels, of what the network is shown where that does not follow from an image's size."""
+    cropped = [max(1, round(self.crop * scale)) for scale in self.scales] if self.crop else []
+    return (*cropped, *([self.window] if self.window else []))
+
 
 WHOLE = Protocol()
 

@@ -69,7 +69,7 @@ def evaluate_protocols(
   batch_size: int,
   crop: int,
   image_scale: float = 1.0,
-  multiple: int = 32,
+  multiple: int | None = None,
   threads: int = 4,
   place: Place = lambda arrays: arrays,
   part: tuple[int, int] = (0, 1),
@@ -89,7 +89,7 @@ def evaluate_protocols(
     image_scale: images are resized by this factor before the network, logits back after it.
     multiple: padded sides differ from `crop` by multiples of this many pixels; the larger, the
       fewer programs are compiled, and the further predictions are from those without padding
-      (multiple=1).
+      (multiple=1). By default the network's, about 32.
     threads: images decoded at a time.
     place: puts a batch's arrays (batch first) onto devices, say split over several.
     part: (i, n): of n processes that all call this, the i-th; each scores every n-th image, all
@@ -110,8 +110,8 @@ def evaluate_protocols(
   waiting = None
   batches = make_batches(
     network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
-    batch_size=batch_size, image_scale=image_scale, crop=crop, multiple=multiple, threads=threads,
-    masks=True)
+    batch_size=batch_size, image_scale=image_scale, crop=crop,
+    multiple=multiple or network.multiple, threads=threads, masks=True)
   for batch in batches:
     placed = batch._replace(arrays=place(batch.arrays))
     counts = _count_batch(network, variables_by_name, placed, protocols, classes)
@@ -195,7 +195,7 @@ def label_images(
   protocol: Protocol = WHOLE,
   done: Collection[str] = (),
   image_scale: float = 1.0,
-  multiple: int = 32,
+  multiple: int | None = None,
   threads: int = 4,
   place: Place = lambda arrays: arrays,
 ) -> Iterator[tuple[str, dict[str, Prediction]]]:
@@ -210,7 +210,7 @@ def label_images(
   """
   batches = make_batches(
     network.mean, reader, ids, (protocol,), batch_size=batch_size, image_scale=image_scale,
-    crop=crop, multiple=multiple, threads=threads, masks=False, done=done)
+    crop=crop, multiple=multiple or network.multiple, threads=threads, masks=False, done=done)
   for batch in batches:
     images = place(batch.arrays).images
     found = {

@@ -7,7 +7,7 @@ from a resized image, and the mirror.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gta_jax.evaluation.protocols import Protocol, View
-from gta_jax.ops.network import Array, Network, Variables
+from gta_jax.ops.network import Array, Network, Variables, check_sides
 from gta_jax.ops.resizing import interpolation_matrix
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -40,6 +40,12 @@ class Images(NamedTuple):
   image: Any
   size: Any
   ratio: Any
+
+
+def check_protocols(network: Network, protocols: Sequence[Protocol]) -> None:
+  """Raises: ValueError where a protocol shows images that the network's patches do not fill."""
+  for protocol in protocols:
+    check_sides(f'side of images in protocol {protocol.name}', protocol.sides, network.patch)
 
 
 def predict_batch(

@@ -16,6 +16,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
+from gta_jax.evaluation.windows import check_protocols
 from gta_jax.inference import evaluations, export, label_next
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
@@ -53,6 +54,7 @@ def evaluate_run(
   network, variables, step = load_networks(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
+  check_protocols(network, chosen)
   dataset = _make_dataset(workdir, config, own, described)
   if split == 'test':
     if not dataset.test:

@@ -54,7 +54,7 @@ class Model:
     image_scale: float = 1.0,
     pixel_range: Sequence[int] = (),
     batch_size: int = 8,
-    multiple: int = 32,
+    multiple: int | None = None,
     step: int = 0,
   ):
     """Holds networks.
@@ -67,7 +67,7 @@ class Model:
     self.network, self.variables, self.step = network, dict(variables), step
     self.names, self.classes, self.palette = tuple(variables), tuple(classes), palette
     self.crop, self.image_scale = crop, image_scale
-    self.batch_size, self.multiple = batch_size, multiple
+    self.batch_size, self.multiple = batch_size, multiple or network.multiple
     self.pixel_range = tuple(pixel_range)
 
   @overload

@@ -63,6 +63,7 @@ class UniMatchV2(StrongView, Supervised):
   paper: ClassVar[str] = ('Yang, Zhao, Zhao, UniMatch V2: Pushing the limit of semi-supervised '
                           'semantic segmentation, TPAMI 2025')
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    'dinov2': _DINOV2,
     'voc': VOC,
     'cityscapes': {field: value for field, value in CITYSCAPES.items()
                    if not field.startswith('method.')},

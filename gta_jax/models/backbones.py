@@ -2,8 +2,8 @@
 
 A backbone is a flax module called as backbone(images, train=...) -> five features [B,h,w,C], from
 fine to coarse: the stem's of stride 2, then those of four stages of stride 4, 8, 16 and 32 up to
-the output stride. One without such a pyramid gives its four stages alone. Its `frozen_modules` are
-the names of its submodules that do not learn.
+the output stride. One without such a pyramid, a transformer, gives its four stages alone, all of
+the stride of its patches. Its `frozen_modules` are the names in its params that do not learn.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gta_jax.models import efficientnet_lite
+from gta_jax.models import dinov2, efficientnet_lite
 from gta_jax.models.resnet import DEPTHS, OUTPUT_STRIDES, STEMS, ResNet
 from gta_jax.ops.network import Network
 
@@ -35,13 +35,16 @@ class Options:
 class Backbone(NamedTuple):
   """make: the module for checked options. mean, std: RGB in [0,1] of its images.
 
-  pyramid: whether its stages have the strides above, the stem's included.
+  patch: sides of images are multiples of so many pixels. head: of the DPT head that it is published
+  with, the features and the widths of four taps; () for a pyramid, whose stages have the strides
+  above, the stem's included.
   """
 
   make: Callable[[Options], Any]
   mean: Colour = Network.mean
   std: Colour = Network.std
-  pyramid: bool = True
+  patch: int = 1
+  head: tuple[int, tuple[int, ...]] | tuple[()] = ()
 
 
 def check_known(name: str, value: Any, known: tuple) -> None:
@@ -66,17 +69,34 @@ def _resnet(options: Options) -> ResNet:
 
 def _efficientnet_lite(variant: str, options: Options) -> efficientnet_lite.EfficientNetLite:
   check_known('output_stride', options.output_stride, efficientnet_lite.OUTPUT_STRIDES)
+  _check_no_grid(variant, options)
+  return efficientnet_lite.EfficientNetLite(
+    efficientnet_lite.groups_of(variant), options.output_stride, options.remat,
+    options.frozen_stages)
+
+
+def _dinov2(variant: str, options: Options) -> dinov2.DinoV2:
+  """Of Options it reads remat and frozen_stages."""
+  _check_no_grid(variant, options)
+  _, size, *registers = variant.split('_')
+  kind = dinov2.SIZES[size]
+  return dinov2.DinoV2(
+    kind.width, kind.depth, kind.heads, kind.taps, dinov2.REGISTERS if registers else 0,
+    dinov2.WITH_REGISTERS if registers else dinov2.PLAIN, options.remat, options.frozen_stages)
+
+
+def _check_no_grid(variant: str, options: Options) -> None:
   if options.multi_grid:
     raise ValueError(
       f'multi_grid={options.multi_grid} is for ResNets, and the backbone is {variant}; set '
       'multi_grid=().')
-  return efficientnet_lite.EfficientNetLite(
-    efficientnet_lite.groups_of(variant), options.output_stride, options.remat,
-    options.frozen_stages)
 
 
 BACKBONES = {
   'resnet': Backbone(_resnet),
   **{variant: Backbone(functools.partial(_efficientnet_lite, variant), efficientnet_lite.MEAN,
                        efficientnet_lite.STD) for variant in efficientnet_lite.VARIANTS},
+  **{f'dinov2_{size}{end}': Backbone(functools.partial(_dinov2, f'dinov2_{size}{end}'),
+                                     patch=dinov2.PATCH, head=kind.head)
+     for size, kind in dinov2.SIZES.items() for end in ('', '_reg')},
 }

@@ -61,6 +61,7 @@ class DeepLabDecoder(nn.Module):
   remat: bool
   pool_norm: bool = True
   head_depth: ClassVar[int] = 2
+  head_norm: ClassVar[bool] = True
 
   def stages(self, images: Array, pyramid: list[Array], *, train: bool) -> Stages:
     """What it reads of the backbone's outputs: all but the stem's."""

@@ -25,28 +25,32 @@ class MakeHead(Protocol):
 class Head(nn.Module):
   """`depth` times 3x3 convolution, BatchNorm, ReLU, dropout, then 1x1 to float32 channels.
 
-  Layers have their numbers in torch's sequence, which counts ReLU and dropout too.
+  Layers have their numbers in torch's sequence, which counts ReLU, and dropout beside BatchNorm.
 
   Attributes:
     channels: of the output, such as the number of classes.
     features: channels of the inner convolutions.
     depth: number of inner convolutions.
     dropout: probability that a channel of an inner convolution is dropped.
+    norm: whether there is BatchNorm.
   """
 
   channels: int
   features: int
   depth: int
   dropout: float
+  norm: bool = True
   reads: ClassVar[str] = 'decoder'
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    for number in range(0, 4 * self.depth, 4):
+    step = 4 if self.norm else 2
+    for number in range(0, step * self.depth, step):
       x = Conv(self.features, bias=True, name=f'{number}')(x)
-      x = nn.relu(BatchNorm(name=f'{number + 1}')(x, train=train))
-      x = dropout(x, self.dropout, active=self.has_rng('dropout'))
-    output = Conv(self.channels, 1, bias=True, name=f'{4 * self.depth}')
+      if self.norm:
+        x = BatchNorm(name=f'{number + 1}')(x, train=train)
+      x = dropout(nn.relu(x), self.dropout, active=self.has_rng('dropout'))
+    output = Conv(self.channels, 1, bias=True, name=f'{step * self.depth}')
     return output(x.astype(jnp.float32))
 
 

@@ -1,4 +1,5 @@
-"""Weights from torch state dicts: the published code's (and U2PL's), torchvision's and timm's.
+"""Weights from torch state dicts: the published code's (and U2PL's), torchvision's and timm's;
+DINOv2's as published, of timm or transformers, and with DPT as UniMatch V2 names them.
 
     state = load_state_dict('resnet101s.safetensors')
     variables, report = convert(state, network.init(key, (513, 513)), scope='backbone')
@@ -15,7 +16,8 @@ import numpy as np
 import safetensors.numpy
 
 from gta_jax.models import torch_files
-from gta_jax.ops.network import Variables
+from gta_jax.models.dinov2_names import published_names
+from gta_jax.ops.network import Params, Variables
 
 SCOPES = ('all', 'backbone')
 
@@ -25,11 +27,19 @@ _PREFIXES = {
   'classifier': 'decoder.classifier.',
   'auxiliary': 'auxor.aux.',
 }
+# UniMatch V2's names; only of the parts that are its own.
+_DINOV2_PREFIX = 'backbone.'
+_DPT_PREFIXES = {'decoder': 'head.', 'classifier': 'head.scratch.output_conv.'}
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
-# A counter, the representation head of U2PL and the classifiers of ImageNet.
+# Orders of the axes of kernels: of convolutions, also transposed ones, and of products.
+_FROM_TORCH, _TO_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}, {4: (3, 2, 0, 1), 2: (1, 0)}
+# A counter, the representation head of U2PL, the classifiers of ImageNet, and what DINOv2 and DPT
+# never use: the token of masked patches, and a unit of the coarsest fusion.
 _IGNORED = re.compile(r'(.*\.)?num_batches_tracked$|decoder\.representation\.|fc\.|classifier\.|'
-                      r'_conv_head\.|_bn1\.|_fc\.')
-_CLASS_LAYER = re.compile(r'(decoder\.classifier\.8|auxor\.aux\.4)\.')
+                      r'_conv_head\.|_bn1\.|_fc\.|(backbone\.)?mask_token$|'
+                      r'head\.scratch\.refinenet4\.resConfUnit1\.')
+_CLASS_LAYER = re.compile(
+  r'(decoder\.classifier\.8|auxor\.aux\.4|head\.scratch\.output_conv\.2)\.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +127,8 @@ def convert(
   """Puts a torch state dict into a network's variables.
 
   Args:
-    state_dict: named as in the published code or, with scope 'backbone', as in torchvision and
-      timm; 'module.' in front is dropped.
+    state_dict: named as in the published code or, with scope 'backbone', as in torchvision, timm
+      and transformers; 'module.' in front is dropped.
     variables: of the network. Leaves that are not loaded are returned as they are.
     scope: 'all', or 'backbone' to leave decoder and heads alone.
     allow_other_classes: leave a class layer alone where the state dict's has another shape.
@@ -129,9 +139,12 @@ def convert(
     raise ValueError(f'model.weights_scope={scope!r} is unknown; use one of {", ".join(SCOPES)}.')
   state = {name.removeprefix('module.'): value for name, value in state_dict.items()}
   parts = {'backbone'} if scope == 'backbone' else set(variables['params'])
-  prefixes = dict(_PREFIXES)
-  if scope == 'backbone' and not any(name.startswith('encoder.') for name in state):
-    prefixes['backbone'] = ''
+  prefixes = _prefixes_of(variables['params'])
+  if scope == 'backbone':
+    if prefixes['backbone'] == _DINOV2_PREFIX:
+      state = published_names(state)
+    if not any(name.startswith(prefixes['backbone']) for name in state):
+      prefixes['backbone'] = ''
   leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
   new = [leaf for _, leaf in leaves]
   found: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)}
@@ -158,14 +171,24 @@ def to_state_dict(variables: Variables) -> tuple[dict[str, np.ndarray], tuple[st
 
   Returns: name -> float32 array with torch's axes, and the top-level keys that have no such name.
   """
-  state, unknown = {}, [part for part in variables['params'] if part not in _PREFIXES]
+  prefixes = _prefixes_of(variables['params'])
+  state, unknown = {}, [part for part in variables['params'] if part not in prefixes]
   for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
     _, part, *inner = (entry.key for entry in path)
     if part not in unknown:
-      value = np.asarray(leaf, np.float32)
-      value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-      state[_torch_name(_PREFIXES[part], inner)] = np.array(value, order='C')
+      value = _with_axes(np.asarray(leaf, np.float32), _TO_TORCH)
+      state[_torch_name(prefixes[part], inner)] = np.array(value, order='C')
   return state, tuple(unknown)
+
+
+def _prefixes_of(params: Params) -> dict[str, str]:
+  """What stands before the names of each part."""
+  prefixes = dict(_PREFIXES)
+  if 'patch_embed' in params.get('backbone', {}):
+    prefixes['backbone'] = _DINOV2_PREFIX
+  if 'scratch' in params.get('decoder', {}):
+    prefixes |= _DPT_PREFIXES
+  return prefixes
 
 
 def _torch_name(prefix: str, path: list[str]) -> str:
@@ -178,11 +201,14 @@ def _load_leaf(value: np.ndarray | None, leaf: jax.Array) -> tuple[str, jax.Arra
   """What became of a leaf, as a field of Report, and the array to put there."""
   if value is None:
     return 'missing', leaf
-  if value.ndim == 4:
-    value = value.transpose(2, 3, 1, 0)
+  value = _with_axes(value, _FROM_TORCH)
   if value.shape != leaf.shape:
     return 'misshapen', leaf
   return 'loaded', jnp.array(value, leaf.dtype)
+
+
+def _with_axes(value: np.ndarray, axes: dict[int, tuple[int, ...]]) -> np.ndarray:
+  return value.transpose(axes[value.ndim]) if value.ndim in axes else value
 
 
 def _raise_unless_whole(report: Report, scope: str) -> None:
@@ -190,6 +216,6 @@ def _raise_unless_whole(report: Report, scope: str) -> None:
               if (names := getattr(report, fate))]
   if problems:
     raise ValueError(
-      f'The weights do not fit the network with model.weights_scope={scope}. Set model.depth, '
-      'model.stem and model.width as the weights were trained with; ImageNet weights need '
-      'model.weights_scope=backbone.\n' + '\n'.join(problems))
+      f'The weights do not fit the network with model.weights_scope={scope}. Set model.backbone, '
+      'model.depth, model.stem and model.width as the weights were trained with; those of ImageNet '
+      'and DINOv2 need model.weights_scope=backbone.\n' + '\n'.join(problems))

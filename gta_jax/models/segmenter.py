@@ -12,10 +12,11 @@ from flax.core import unfreeze
 
 from gta_jax.models.backbones import BACKBONES, STAGES, Colour, Options, check_known
 from gta_jax.models.deeplab import DeepLabDecoder
+from gta_jax.models.dpt import DptDecoder
 from gta_jax.models.heads import Head, MakeHead
 from gta_jax.models.layers import scaled
 from gta_jax.models.unet import UnetDecoder
-from gta_jax.ops.network import Decoded, Logits, Network, Params, Stages, Variables
+from gta_jax.ops.network import Decoded, Logits, Network, Params, Stages, Variables, check_sides
 
 Array = jax.Array
 
@@ -31,15 +32,18 @@ class DecoderOptions(NamedTuple):
   pool_norm: bool
   dropout: float
   remat: bool
+  head: tuple[int, tuple[int, ...]] | tuple[()]  # of DPT, see Backbone
 
 
 # A decoder is a flax module with `stages` (images and the backbone's outputs -> what it reads),
-# a call (stages -> [B,h,w,D]), `features`, the channels inside heads on it, and `head_depth`, the
-# 3x3 convolutions of its classifier.
+# a call (stages -> [B,h,w,D]), `features`, the channels inside heads on it, and of its classifier
+# `head_depth`, the number of 3x3 convolutions, and `head_norm`, whether BatchNorm follows each.
 DECODERS: dict[str, Callable[[DecoderOptions], Any]] = {
   'deeplab': lambda o: DeepLabDecoder(
     scaled(_CHANNELS, o.width), o.aspp_rates, o.dropout, o.remat, o.pool_norm),
   'unet': lambda o: UnetDecoder(o.width, o.remat),
+  'dpt': lambda o: DptDecoder(scaled(o.head[0], o.width), tuple(
+    scaled(width, o.width) for width in o.head[1]), o.remat),
 }
 
 
@@ -67,7 +71,8 @@ class Segmenter(nn.Module):
     self.backbone = self.make_backbone()
     self.decoder = self.make_decoder()
     features = self.decoder.features
-    head = {'channels': self.num_classes, 'features': features, 'dropout': self.dropout}
+    head = {'channels': self.num_classes, 'features': features, 'dropout': self.dropout,
+            'norm': self.decoder.head_norm}
     self.classifier = Head(**head, depth=self.decoder.head_depth)
     if self.has_auxiliary:
       self.auxiliary = Head(**head, depth=1)
@@ -125,7 +130,7 @@ def make_segmenter(
     decoder: a key of DECODERS.
     depth: of a ResNet: 10 (one basic block a stage), 18, 34, 50, 101 or 152.
     stem: of a ResNet: 'deep' (the published code, timm's resnet101s) or 'torchvision'.
-    output_stride: 8, 16 or 32, of the last stage.
+    output_stride: 8, 16 or 32, of the last stage; a transformer has that of its patches.
     multi_grid: of a ResNet: dilation factor of each block of the last stage, e.g. (2, 2, 4); None
       for ones.
     width: multiplies the channel counts of a ResNet and of the decoder, rounded to multiples of 8.
@@ -137,14 +142,14 @@ def make_segmenter(
     dropout: probability that a channel is dropped in DeepLab's decoder and in heads.
     auxiliary: whether a second head reads the last stage but one.
     dtype: of the computation; parameters, statistics and logits are float32.
-    remat: whether gradients compute the inside of backbone blocks and of ASPP or U-Net's pairs of
-      convolutions again instead of keeping it: less memory for a third of the time, the same
-      results.
+    remat: whether gradients compute the inside of backbone blocks and of ASPP, U-Net's pairs of
+      convolutions or DPT's fusions again instead of keeping it: less memory for a third of the
+      time, the same results.
     heads: further heads of a method, by their top-level key; see models.heads.
     mean: RGB in [0,1] that the weights expect; () for the backbone's.
     std: the same of the deviation.
-  Returns: the network. The main logits have the size of the decoder's finest stage: a quarter of
-    the image with 'deeplab', the image's own with 'unet'.
+  Returns: the network. The main logits have the size of the decoder's finest stage, a quarter of
+    the image with 'deeplab' and its own with 'unet', or, with 'dpt', 8/14 of the image.
   Raises: ValueError for an unknown choice, or for two that do not fit each other.
   """
   check_known('backbone', backbone, tuple(BACKBONES))
@@ -156,26 +161,31 @@ def make_segmenter(
     raise ValueError(f'num_classes={num_classes} and width={width} must both be positive.')
   check_known('frozen_stages', frozen_stages, tuple(range(STAGES + 1)))
   kind = BACKBONES[backbone]
-  if decoder == 'unet' and not kind.pyramid:
-    raise ValueError(
-      f'decoder=unet joins stages of stride 2, 4, 8 and 16, which {backbone} does not have; use '
-      f'another of: {", ".join(DECODERS)}.')
+  if decoder == 'unet' and kind.head:
+    raise ValueError(f'decoder=unet joins stages of stride 2, 4, 8 and 16, but those of {backbone} '
+                     'have one stride; use dpt or deeplab.')
+  if decoder == 'dpt' and not kind.head:
+    raise ValueError(f'decoder=dpt reads stages of one stride, but those of {backbone} have '
+                     'several; use deeplab or unet, or a DINOv2 backbone.')
   options = Options(depth, stem, output_stride, multi_grid, width, frozen_stages, remat)
   frozen = kind.make(options).frozen_modules  # here, so that wrong options are refused
   make_decoder = functools.partial(
-    DECODERS[decoder], DecoderOptions(width, tuple(aspp_rates), pool_norm, dropout, remat))
+    DECODERS[decoder],
+    DecoderOptions(width, tuple(aspp_rates), pool_norm, dropout, remat, kind.head))
   module = Segmenter(num_classes, functools.partial(kind.make, options), make_decoder, dropout,
                      auxiliary, dtype, heads)
-  return make_network(module, mean=mean or kind.mean, std=std or kind.std, frozen=frozen)
+  return make_network(
+    module, mean=mean or kind.mean, std=std or kind.std, frozen=frozen, patch=kind.patch)
 
 
 def make_network(
-  module: nn.Module, *, mean: Colour, std: Colour, frozen: tuple[str, ...] = ()
+  module: nn.Module, *, mean: Colour, std: Colour, frozen: tuple[str, ...] = (), patch: int = 1
 ) -> Network:
   """A flax module with methods encode, decode and head as pure functions."""
+  check = functools.partial(_check_images, patch)
   return Network(
-    _make_init(module), _make_function(module, 'encode', _check_images),
-    _make_function(module, 'decode'), _make_function(module, 'head'), (*mean,), (*std,), frozen)
+    _make_init(module), _make_function(module, 'encode', check), _make_function(module, 'decode'),
+    _make_function(module, 'head'), (*mean,), (*std,), frozen, patch)
 
 
 def _make_init(module: nn.Module):
@@ -183,7 +193,9 @@ def _make_init(module: nn.Module):
   def init(key: Array, image_shape: tuple[int, int]) -> Variables:
     # XLA drops the forward pass, which only tells flax the shapes.
     variables = unfreeze(module.init(key, jnp.zeros((1, *image_shape, 3))))
-    return {**variables, 'params': _draw_kernels(key, variables['params'])}
+    params = _draw_kernels(key, variables['params'])
+    without = {name: {} for name in params}  # statistics, where there is no BatchNorm
+    return {'params': params, 'batch_stats': without | variables.get('batch_stats', {})}
 
   return init
 
@@ -193,24 +205,36 @@ def _draw_kernels(key: Array, params: Params) -> Params:
 
   fan_out is of one group, hence k^2 of a depthwise kernel.
 
-  Elsewhere the variance is 1 / (3 fan_in), that of torch's default. All come from one draw, as a
-  generator for each kernel would compile for many seconds.
+  Elsewhere the variance is 1 / (3 fan_in), that of torch's default. A backbone's kernels of two
+  axes, a transformer's, have its usual 0.02^2. All come from one draw, as a generator for each
+  kernel would compile for many seconds.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-  normal = jax.random.normal(key, (sum(leaf.size for _, leaf in leaves if leaf.ndim == 4),))
-  drawn, start = [], 0
-  for path, leaf in leaves:
-    if leaf.ndim != 4:
-      drawn.append(leaf)
+
+  is_drawn = [leaf.ndim == 4 or (leaf.ndim == 2 and path[0].key == 'backbone')
+              for path, leaf in leaves]
+  count = sum(leaf.size for (_, leaf), drawn in zip(leaves, is_drawn, strict=True) if drawn)
+  normal = jax.random.normal(key, (count,))
+  new, start = [], 0
+  for (path, leaf), drawn in zip(leaves, is_drawn, strict=True):
+    if not drawn:
+      new.append(leaf)
       continue
-    height, width, fan_in, fan_out = leaf.shape
-    if fan_in == 1:  # depthwise: one output sees an input
-      fan_out = 1
-    variance = 2 / fan_out if path[0].key == 'backbone' else 1 / (3 * fan_in)
-    values = jax.lax.dynamic_slice_in_dim(normal, start, leaf.size)
-    drawn.append(values.reshape(leaf.shape) * (variance / (height * width)) ** 0.5)
+    values = jax.lax.dynamic_slice_in_dim(normal, start, leaf.size).reshape(leaf.shape)
+    new.append(values * _deviation(leaf.shape, path[0].key))
     start += leaf.size
-  return tree.unflatten(drawn)
+  return tree.unflatten(new)
+
+
+def _deviation(shape: tuple[int, ...], part: str) -> float:
+  """Of a fresh kernel, see _draw_kernels."""
+  if len(shape) == 2:
+    return 0.02
+  height, width, fan_in, fan_out = shape
+  if fan_in == 1:  # depthwise: one output sees an input
+    fan_out = 1
+  variance = 2 / fan_out if part == 'backbone' else 1 / (3 * fan_in)
+  return (variance / (height * width)) ** 0.5
 
 
 def _make_function(
@@ -231,7 +255,8 @@ def _make_function(
   return function
 
 
-def _check_images(images: Array) -> None:
+def _check_images(patch: int, images: Array) -> None:
   if not jnp.issubdtype(images.dtype, jnp.floating):
     raise TypeError(f'images are {images.dtype}, but a network reads normalised floats; '
                     'pass network.normalize(images).')
+  check_sides('side of images', images.shape[1:3], patch)

@@ -31,6 +31,7 @@ class UnetDecoder(nn.Module):
   width: float
   remat: bool
   head_depth: ClassVar[int] = 1
+  head_norm: ClassVar[bool] = True
 
   def setup(self):
     widths = [scaled(channels, self.width) for channels in _WIDTHS]

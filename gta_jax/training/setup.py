@@ -16,13 +16,14 @@ from gta_jax.data import folder, pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
+from gta_jax.evaluation.windows import check_protocols
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import Method, Stage, Tools, TrainState
 from gta_jax.methods.registry import make_method, option_names
 from gta_jax.models import pretrained, weights
 from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.losses import SupervisedLoss
-from gta_jax.ops.network import Array, Network, Variables
+from gta_jax.ops.network import Array, Network, Variables, check_sides
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules, from_data
 from gta_jax.training.workdir_files import read_json, tuples
@@ -62,8 +63,7 @@ class Run:
     return self.tools.total_steps
 
   def initial_state(self) -> TrainState:
-    """The state before the first step, on every device; fetches pretrained weights if need be.
-    Those of train.init_from take their place in init_from.first_state."""
+    """The state before the first step, on every device; fetches pretrained weights if need be."""
     name, replaced = self.config.model.weights, self.config.train.init_from
     file = weights.fetch(name) if name and not replaced else None
     state = self._init(functools.partial(self._draw, file=file))
@@ -109,12 +109,15 @@ def make_run(
     config, proposed = from_data.decide(config, checked[0], found)
     config_rules.check(config)
   method = make_method_of(config)
-  make_protocols(config.evaluate.get('protocols', ('whole',)), crop=config.data.crop)
   train, model = config.train, config.model
   sharding.check_batch('train.labelled_batch', train.labelled_batch)
   sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
   # Before the data, which may have to be downloaded; how many classes there are is known only then.
-  method.check(make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1))
+  tools = make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1)
+  check_sides('data.crop', [tools.crop], tools.network.patch)
+  check_protocols(tools.network, make_protocols(
+    config.evaluate.get('protocols', ('whole',)), crop=tools.crop))
+  method.check(tools)
   if not resumed and not train.init_from:
     weights.check(model.weights, model)
   dataset, odd = checked or _checked_dataset(config)
@@ -215,15 +218,12 @@ def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Ac
   return accumulation
 
 
-def _load_weights(
-  file: Path, config: ml_collections.ConfigDict, variables: Variables
-) -> Variables:
+def _load_weights(file: Path, config: ml_collections.ConfigDict, variables: Variables) -> Variables:
   """The variables with what the file holds; the class layer stays for other classes."""
   model = config.model
   state_dict = pretrained.load_state_dict(file, item=model.weights_item or None)
-  variables, _ = pretrained.convert(
-    state_dict, variables, scope=model.weights_scope, allow_other_classes=True)
-  return variables
+  return pretrained.convert(
+    state_dict, variables, scope=model.weights_scope, allow_other_classes=True)[0]
 
 
 def make_method_of(config: ml_collections.ConfigDict) -> Method:

@@ -122,6 +122,17 @@ def test_wide_structures_of_large_images_are_scaled_down(tmp_path):
   assert values(found, **small)['train.labelled_batch'] == 4
 
 
+def test_a_transformer_gets_its_decoder_and_whole_patches(tmp_path):
+  given = {'model.backbone': 'dinov2_b_reg'}
+  _, small = look_at(make(tmp_path / 'small'))
+  assert values(small, **given)['data.crop'] == 56  # what fits
+  _, found = look_at(make(tmp_path / 'large', size=(800, 900), thickness=60))
+  proposed = values(found, **given)
+  assert proposed['model.decoder'] == 'dpt' and proposed['train.labelled_batch'] == 4
+  assert proposed['data.crop'] == 84
+  assert values(found, GPUS, **given, **{'data.image_scale': 0.5})['data.crop'] == 308
+
+
 def test_proposals_follow_what_is_set(tmp_path):
   _, found = look_at(make(tmp_path, size=(400, 500), thickness=60))
   proposed = values(found, **{'data.image_scale': 0.1})

@@ -9,13 +9,14 @@ import optax
 import pytest
 
 from configs import cityscapes, voc
-from gta_jax import config_base
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
+from gta_jax.models import weights
 from gta_jax.ops.channel_dropout import complementary_masks
 from gta_jax.ops.mixing import unimatch_boxes
 from gta_jax.ops.optim import make_adam, poly_schedule
 from gta_jax.ops.photometric import strong_view
+from gta_jax.training import setup
 from tests import tiny
 from tests.oracles import unimatch_v2 as oracle
 
@@ -233,14 +234,30 @@ def test_cost_is_the_sheets():
   assert make_method('fixmatch_ema').cost == 7
 
 
-def test_resnets_take_unimatchs_rates_and_dinov2s_are_kept():
+def test_resnets_take_unimatchs_rates_and_dinov2_its_own():
   c = voc.get_config('183,method=unimatch_v2')
   assert (c.optim.name, c.optim.rate, c.data.crop, c.train.unlabelled_batch) == (
     'sgd', 0.001, 321, 8)
-  config_base.publish(c, 'voc_dinov2')
-  assert (c.optim.name, c.optim.rate, c.data.crop, c.train.unlabelled_batch) == (
-    'adamw', 5e-6, 518, 16)
   c = cityscapes.get_config('186,method=fixmatch_ema')
   assert (c.optim.rate, c.data.crop, c.method.threshold) == (0.005, 801, 0.95)
-  config_base.publish(c, 'cityscapes_dinov2')
-  assert (c.optim.decoder_multiplier, c.data.crop, c.model.auxiliary) == (40, 798, False)
+  for method in ('unimatch_v2', 'fixmatch_ema', 'sup_only', 'gta'):
+    c = voc.get_config(f'183,method={method},model=dinov2_s')
+    assert (c.optim.name, c.optim.rate, c.optim.decoder_multiplier, c.optim.weight_decay) == (
+      'adamw', 5e-6, 40, 0.01)
+    assert (c.data.crop, c.train.unlabelled_batch, c.train.epochs) == (518, 16, 60)
+    c = cityscapes.get_config(f'186,method={method},model=dinov2_l')
+    assert (c.optim.decoder_multiplier, c.data.crop, c.model.auxiliary) == (40, 798, False)
+    assert (c.train.labelled_batch, c.train.epochs, c.loss.ohem_min_kept) == (8, 180, 800_000)
+
+
+@pytest.mark.parametrize('config', [voc, cityscapes])
+def test_dinov2_configs_are_whole(config):
+  """Network, weights, rates and crops fit each other; the data are not read."""
+  for size in 'sbl':
+    c = config.get_config(f'183,method=unimatch_v2,model=dinov2_{size}')
+    weights.check(c.model.weights, c.model)
+    tools = setup.make_tools(c, num_classes=21, epoch_steps=10)
+    assert tools.network.patch == 14 and tools.crop % 14 == 0
+    assert not setup.make_method_of(c).check(tools)
+  with pytest.raises(ValueError, match='model=resnet18 is unknown; use one of: .*dinov2_b'):
+    config.get_config('183,model=resnet18')

@@ -39,6 +39,9 @@ def test_the_config_comes_back_as_it_was(workdir):
   assert setup.from_json(workdir / 'config.json').to_dict() == shapes.get_config().to_dict()
 
 
+DINOV2 = {'model.backbone': 'dinov2_s', 'model.decoder': 'dpt'}
+
+
 @pytest.mark.parametrize('content', [b'', b'{"seed": ', b'\xff\xfe\x00', b'[]', b'5', b'{}',
                                      b'[' * 100_000, b'{"a.b": 1}'])
 def test_a_config_that_is_no_config_is_refused(workdir, content):
@@ -105,6 +108,12 @@ def test_unknown_fields_of_model_and_loss_are_refused(workdir):
   ({'method.transmitted': ('backbone', 'auxiliary')}, 'auxiliary, a head .* take it out'),
   ({'model.weights': 'none.pth'}, 'model.weights=none.pth does not exist'),
   ({'model.weights': 'timm/resnet50.tv_in1k'}, 'are of depth=50'),
+  (DINOV2, 'data.crop=64 is not a multiple of 14, .* use 56 or 70'),
+  (DINOV2 | {'data.crop': 10}, 'data.crop=10 is not a multiple of 14, .* use 14'),
+  (DINOV2 | {'data.crop': 98, 'evaluate.protocols': ('whole', 'sliding96')},
+   'images in protocol sliding96=96 is not a multiple of 14, .* use 84 or 98'),
+  (DINOV2 | {'data.crop': 98, 'evaluate.protocols': ('crop+multiscale',)},
+   r'images in protocol crop\+multiscale=49 is not a multiple of 14, .* use 42 or 56'),
 ])
 def test_what_is_wrong_with_the_network_is_said_before_the_data_are_read(
     change, message, monkeypatch):
@@ -211,9 +220,9 @@ def test_few_values_of_image_pooling_are_noted(module, argument, noted):
 
 
 def test_models_of_a_folder_are_those_that_it_lists():
-  with pytest.raises(ValueError, match='model=huge is unknown; use one of: small, base, tiny'):
+  with pytest.raises(ValueError, match='huge is unknown; use one of: small, base, large, tiny'):
     folder.get_config('46,model=huge')
-  for model in ('small', 'base', 'tiny'):
+  for model in ('small', 'base', 'large', 'tiny'):
     config = from_data.with_values(folder.get_config(f'46,model={model}'), OF_DATA)
     weights.check(config.model.weights, config.model)
     setup.make_tools(config, num_classes=3, epoch_steps=100)
