@@ -54,7 +54,7 @@ def read_config(
   Args:
     overrides: FIELD=JSON each, as in data.crop=513 or model.dtype="bfloat16".
   """
-  config = _get_config(config_file, *STEPS[name])
+  config = _get_config(config_file, 'method={},recipe={}'.format(*STEPS[name]))
   pairs = (item.partition('=') for item in overrides)
   config.update_from_flattened_dict({field: json.loads(value) for field, _, value in pairs})
   return config
@@ -68,8 +68,20 @@ def read_method_config(
   Args:
     flags: --config.FIELD=VALUE each, as for launch.py.
   """
-  config = _get_config(config_file, method, recipe)
+  config = _get_config(config_file, f'method={method},recipe={recipe}')
   pairs = (flag.removeprefix('--config.').partition('=') for flag in flags)
+  config.update_from_flattened_dict({field: _literal(value) for field, _, value in pairs})
+  return config
+
+
+def read_whole_config(config_file: str, fields: Sequence[str]) -> ml_collections.ConfigDict:
+  """The config of `FILE.py:ARGUMENT`, where the argument says all.
+
+  Args:
+    fields: FIELD=VALUE each.
+  """
+  config = _get_config(config_file)
+  pairs = (field.partition('=') for field in fields)
   config.update_from_flattened_dict({field: _literal(value) for field, _, value in pairs})
   return config
 
@@ -82,12 +94,12 @@ def _literal(text: str) -> object:
     return text
 
 
-def _get_config(config_file: str, method: str, recipe: str) -> ml_collections.ConfigDict:
+def _get_config(config_file: str, more: str = '') -> ml_collections.ConfigDict:
   path, _, argument = config_file.partition(':')
   spec = importlib.util.spec_from_file_location('config', ROOT / path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(f'{argument},method={method},recipe={recipe}'.strip(','))
+  return module.get_config(f'{argument},{more}'.strip(','))
 
 
 def num_classes(config: ml_collections.ConfigDict) -> int:

@@ -28,7 +28,7 @@ os.environ['XLA_FLAGS'] = (
 
 import jax
 from cases import STEPS, make_case, num_classes, read_config
-from step_profile import BYTES, Instruction, parse
+from hlo import BYTES, Instruction, parse
 
 KINDS = {1: 'vectors', 4: 'kernels'}  # by rank
 

@@ -5,8 +5,7 @@
 
 Traces some steps and adds up the time of the compiled program's instructions by the function of
 ours that they come from, backward passes with their forward ones. A fusion counts where its last
-operation belongs. Operations are those of convolutions and matrix products, padding included (of
-the program before it is optimised where the compiled one hides them in library calls, as on GPUs);
+operation belongs. Operations are those of convolutions and matrix products, padding included;
 bytes are what the compiled instructions read and write. The floor of a part is the larger of
 operations / peak and bytes / bandwidth, both measured in the same run: a large matrix product in
 the config's dtype, and a large copy.
@@ -17,112 +16,16 @@ import collections
 import glob
 import json
 import math
-import re
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import STEPS, Case, make_case, read_config
+from hlo import CONTAINERS, Instruction, operations, parse, traffic
 from step_time import matmul_peak
-
-# A part of the table: what appears in an instruction's stack of functions, or in its path through
-# the network. The first that fits counts.
-PARTS = {
-  'losses': r'cross_entropy|SupervisedLoss|pseudo_loss',
-  'resizing': r'resize_bilinear',
-  'threshold': r'threshold_below_rank|confidence_threshold|_drop',
-  're-weighting': r'confidence_weights|_weigh',
-  'labels, confidence': r'pseudo_labels\b|softmax',
-  'mixing': r'mixing\.py|photometric\.py',
-  'EMA': r'transmission\.py',
-  'optimiser': r'optim\.py|/optax/',
-  'BatchNorm': r'BatchNorm\.',
-  'normalising images': r'Network\.normalize',
-  'backbone': r'/backbone/',
-  'decoder': r'/decoder/',
-  'classifier': r'/classifier/|/auxiliary/',
-}
-BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2}
-_CONTAINERS = ('while', 'conditional', 'call', 'tuple', 'get-tuple-element', 'parameter',
-               'constant', 'bitcast')
-
-
-class Instruction(NamedTuple):
-  """A line of HLO text."""
-
-  name: str
-  opcode: str
-  shapes: list[tuple[str, tuple[int, ...]]]  # of the results
-  operands: list[str]
-  part: str
-  text: str
-
-
-def parse(hlo: str) -> dict[str, Instruction]:
-  """The instructions of a module by name, of all its computations."""
-  tables = {name: dict(re.findall(r'^(\d+) (.*)$', body, re.M)) for name, body in re.findall(
-    r'^(FileNames|FunctionNames|FileLocations|StackFrames)\n((?:\d+ .*\n)+)', hlo, re.M)}
-
-  def field(line: str, name: str) -> str:
-    return re.search(rf'{name}=(\d+)', line)[1]
-
-  def stack(frame: str) -> str:
-    found = []
-    while frame != '0' and frame in tables.get('StackFrames', {}):
-      line = tables['StackFrames'][frame]
-      location = tables['FileLocations'][field(line, 'file_location_id')]
-      found.append(tables['FileNames'][field(location, 'file_name_id')] + ':' +
-                   tables['FunctionNames'][field(location, 'function_name_id')])
-      frame = str(int(field(line, 'parent_frame_id')) - 1)
-    return ' '.join(found)
-
-  part_of_frame: dict[tuple, str] = {}
-  instructions = {}
-  for line in hlo.splitlines():
-    match = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)', line)
-    if not match:
-      continue
-    name, result, opcode, rest = match.groups()
-    frame = re.search(r'stack_frame_id=(\d+)', rest)
-    path = re.search(r'op_name="([^"]*)"', rest)
-    key = (frame and frame[1], path and path[1])
-    if key == (None, None):  # XLA forgets where what it rewrote came from.
-      part_of_frame[key, opcode] = (
-        'convolutions without origin' if opcode == 'convolution' else 'copies, transposes')
-      key = (key, opcode)
-    elif key not in part_of_frame:
-      where = f'{stack(key[0] or "0")} {key[1] or ""}'
-      part_of_frame[key] = next((p for p, r in PARTS.items() if re.search(r, where)), 'other')
-    operands = re.findall(r'%?([\w.-]+)(?:,|$)', re.sub(r'\).*', '', rest).replace(' ', ''))
-    shapes = [(kind, tuple(map(int, filter(None, sides.split(',')))))
-              for kind, sides in re.findall(r'(\w+)\[([\d,]*)\]', result)]
-    instructions[name] = Instruction(name, opcode, shapes, operands, part_of_frame[key], rest)
-  return instructions
-
-
-def operations(instruction: Instruction, of_name: dict[str, Instruction]) -> float:
-  """Floating-point operations of a convolution or a matrix product, else 0."""
-  if instruction.opcode not in ('convolution', 'dot'):
-    return 0.0
-  size = math.prod(instruction.shapes[0][1])
-  if instruction.opcode == 'convolution':
-    kernel = of_name[instruction.operands[1]].shapes[0][1]
-    labels = re.search(r'dim_labels=\w+_(\w+)->', instruction.text)[1]
-    return 2.0 * size * math.prod(kernel) / kernel[labels.index('o')]
-  left = of_name[instruction.operands[0]].shapes[0][1]
-  axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.text)[1]
-  return 2.0 * size * math.prod(left[int(axis)] for axis in filter(None, axes.split(',')))
-
-
-def traffic(instruction: Instruction, of_name: dict[str, Instruction]) -> float:
-  """Bytes that an instruction reads and writes if nothing stays in a cache."""
-  arrays = [*instruction.shapes, *(s for o in instruction.operands if o in of_name
-                                   for s in of_name[o].shapes)]
-  return sum(BYTES.get(kind, 1) * math.prod(shape) for kind, shape in arrays)
 
 
 def traced_seconds(case: Case, steps: int, known: dict[str, Instruction]) -> dict[str, float]:
@@ -166,13 +69,9 @@ def main() -> None:
   flags = parser.parse_args()
   config = read_config(flags.config, flags.step, flags.set)
   case = make_case(config)
-  lowered = case.step.lower(case.state, case.batches)
-  compiled = lowered.compile()
-  case.step = compiled
-  counted = parse(compiled.as_text())
-  if not any(i.opcode == 'convolution' for i in counted.values()):
-    counted = parse(lowered.as_text(dialect='hlo', debug_info=True))
-  done = {name: i for name, i in parse(compiled.as_text()).items() if i.opcode not in _CONTAINERS}
+  case.step = case.step.lower(case.state, case.batches).compile()
+  counted = parse(case.step.as_text())
+  done = {name: i for name, i in counted.items() if i.opcode not in CONTAINERS}
   seconds = traced_seconds(case, flags.repeats, done)
   started = time.perf_counter()
   for _ in range(flags.repeats):

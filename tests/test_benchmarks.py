@@ -14,7 +14,7 @@ from gta_jax.ops.resizing import resize_bilinear
 
 # The benchmarks are scripts that import one another by their bare names.
 sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
-profile = importlib.import_module('step_profile')
+hlo = importlib.import_module('hlo')
 dilated = importlib.import_module('dilated_convolutions')
 
 
@@ -25,22 +25,22 @@ def test_operations_and_parts_of_a_program_are_known():
     return resize_bilinear(x, (10, 5))
 
   lowered = jax.jit(step).lower(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4)))
-  found = profile.parse(lowered.as_text(dialect='hlo', debug_info=True))
+  found = hlo.parse(lowered.as_text(dialect='hlo', debug_info=True))
   operations = {}
   for instruction in found.values():
-    if count := profile.operations(instruction, found):
+    if count := hlo.operations(instruction, found):
       operations[instruction.part] = operations.get(instruction.part, 0) + count
   assert operations == {
     'backbone': 2 * (2 * 5 * 5 * 4) * 9 * 3, 'resizing': 2 * (2 * 10 * 5 * 4) * 5}
-  compiled = profile.parse(lowered.compile().as_text())
+  compiled = hlo.parse(lowered.compile().as_text())
   assert any(i.part == 'resizing' for i in compiled.values())
 
 
 def test_traffic_counts_operands_and_results():
   lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((2, 3)), jnp.ones((3, 5)))
-  found = profile.parse(lowered.as_text(dialect='hlo', debug_info=True))
+  found = hlo.parse(lowered.as_text(dialect='hlo', debug_info=True))
   dot = next(i for i in found.values() if i.opcode == 'dot')
-  assert profile.traffic(dot, found) == 4 * (2 * 3 + 3 * 5 + 2 * 5)
+  assert hlo.traffic(dot, found) == 4 * (2 * 3 + 3 * 5 + 2 * 5)
 
 
 @pytest.mark.parametrize('dilation', [1, 3])
