@@ -50,3 +50,12 @@ def test_nine_products_are_a_convolution(dilation):
   np.testing.assert_allclose(
     dilated.products(x, kernel, dilation=dilation), conv(x, kernel, dilation=dilation),
     rtol=1e-5, atol=1e-5)
+
+
+def test_both_ways_to_label_start_alike_and_are_compared_by_seed():
+  labelling = importlib.import_module('label_next')
+  text = labelling.table(
+    {'label_next': [[10.0, 30.0], [20.0, 40.0]], 'random': [[10.0, 20.0], [20.0, 34.0]]}, 10, 5)
+  assert '| labelled images | 10 | 15 |' in text
+  assert '| label_next, 2 seeds | 15.0 ± 7.1 | 35.0 ± 7.1 |' in text
+  assert '| difference of a seed | +0.0 ± 0.0 | +8.0 ± 2.8 |' in text

@@ -1,5 +1,6 @@
 """A network of a run as StableHLO, ONNX or a torch state dict, checked as soon as it is written."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jax import export as jax_export
 from gta_jax.data.writing import replace_bytes
 from gta_jax.inference.model import Model
 from gta_jax.models import pretrained
+from gta_jax.ops.platforms import portable
 from gta_jax.ops.resizing import resize_bilinear
 
 TOLERANCE = 1e-4  # of probabilities, between JAX and what was exported
@@ -105,8 +107,13 @@ def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
   except ImportError as error:
     raise ValueError(f'ONNX needs the package {error.name or error}; docs/export.md has the '
                      'commands that install it.') from error
-  proto = jax2onnx.to_onnx(
-    function, [jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)], model_name='gta_jax')
+  shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+  try:
+    with portable():  # As another function: jax remembers the one that has run.
+      proto = jax2onnx.to_onnx(functools.partial(function), [shape], model_name='gta_jax')
+  except NotImplementedError as error:
+    raise ValueError(f'jax2onnx cannot write this network as ONNX ({error}); export it with '
+                     '--format stablehlo.') from error
   data = proto.SerializeToString()
   session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
   input_name = session.get_inputs()[0].name

@@ -12,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gta_jax.ops.platforms import by_platform
+
 Array = jax.Array
 _Padding = list[tuple[int, int]]
 _BLOCK = 16  # pixels: fewer are slower to run, more are slower to compile
@@ -45,7 +47,7 @@ def depthwise(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
   """
   shifted = functools.partial(_shifted, stride=stride, dilation=dilation)
   grouped = functools.partial(_grouped, stride=stride, dilation=dilation)
-  return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
+  return by_platform(x, kernel, cpu=shifted, default=grouped)
 
 
 def _forward(x: Array, kernel: Array, stride: int, dilation: int) -> tuple:
@@ -61,7 +63,7 @@ def _backward(stride: int, dilation: int, saved: tuple[Array, Array], gradient: 
     convolution = functools.partial(_grouped, stride=stride, dilation=dilation)
     return jax.vjp(convolution, x, kernel)[1](gradient)
 
-  return jax.lax.platform_dependent(*saved, gradient, cpu=shifted, default=grouped)
+  return by_platform(*saved, gradient, cpu=shifted, default=grouped)
 
 
 depthwise.defvjp(_forward, _backward)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gta_jax.ops.platforms import by_platform
+
 Array = jax.Array
 
 
@@ -16,8 +18,7 @@ def channel_sums(x: Array) -> Array:
     flat = x.reshape(-1, x.shape[-1])
     return (jnp.ones((1, len(flat)), x.dtype) @ flat)[0]
 
-  return jax.lax.platform_dependent(
-    x, cpu=product, default=lambda x: x.sum(tuple(range(x.ndim - 1))))
+  return by_platform(x, cpu=product, default=lambda x: x.sum(tuple(range(x.ndim - 1))))
 
 
 def normalize(

@@ -1,0 +1,137 @@
+"""Whether images that --mode label_next asks for teach more than as many drawn at random.
+
+    python benchmarks/label_next.py --out runs/label_next -- --config.train.epochs=8
+    python benchmarks/label_next.py --data DIR --out runs/camvid -- --config.data.crop=96
+
+Each seed draws the first labelled images, trains, and then labels more in rounds, once as the
+trained network asks and once at random; the true masks stand in for whoever labels. Every run
+starts anew, from the config `folder` with the flags after --, which are the same for all. Scores
+are of the last step, of the network that predicts, on validation images that choose nothing.
+
+DIR is a data folder (README) in which all training images have masks; without --data shapes are
+drawn. A run that has finished is not repeated: the same command goes on.
+"""
+
+import argparse
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from cases import ROOT
+
+from gta_jax.data import shapes
+from gta_jax.data.class_list import Classes, write_classes
+from gta_jax.data.files import IMAGE_SUFFIXES
+from gta_jax.evaluation.pictures import write_image, write_mask
+from gta_jax.reporting.runs import read_record
+from gta_jax.training.logs import markdown_table
+
+ASKED, DRAWN = 'label_next', 'random'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--out', type=Path, required=True)
+  parser.add_argument('--data', type=Path)
+  parser.add_argument('--first', type=int, default=10, help='labelled images before any round')
+  parser.add_argument('--count', type=int, default=10, help='images a round')
+  parser.add_argument('--rounds', type=int, default=2)
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('flags', nargs='*', help='of launch.py')
+  options = parser.parse_args()
+  data = options.data or write_shapes(options.out / 'data')
+  scores: dict[str, list[list[float]]] = {ASKED: [], DRAWN: []}
+  for seed in range(options.seeds):
+    for arm, by_seed in scores.items():
+      by_seed.append(one_arm(data, options, seed, arm))
+      (options.out / 'label_next.md').write_text(table(scores, options.first, options.count))
+  print(table(scores, options.first, options.count))
+
+
+def write_shapes(folder: Path, *, training: int = 200, validation: int = 100) -> Path:
+  """Drawn shapes of 96 pixels a side as a data folder, all with masks."""
+  if (folder / 'classes.txt').is_file():
+    return folder
+  made = shapes.make_shapes(labelled=training, unlabelled=0, validation=validation, size=96)
+  for id in (*made.labelled, *made.validation):
+    for part in ('images', 'masks'):
+      (folder / part / id).parent.mkdir(parents=True, exist_ok=True)
+    write_image(folder / 'images' / f'{id}.png', made.reader.image(id))
+    write_mask(folder / 'masks' / f'{id}.png', made.reader.mask(id), made.palette)
+  write_list(folder / 'splits' / 'val.txt', made.validation)
+  write_classes(folder / 'classes.txt', Classes(made.classes, made.palette))
+  return folder
+
+
+def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> list[float]:
+  """mIoU in percent before the first round and after each."""
+  held_back = {id for name in ('val', 'test') if (data / 'splits' / f'{name}.txt').is_file()
+               for id in read_list(data / 'splits' / f'{name}.txt')}
+  pool = sorted(path.relative_to(data / 'images').with_suffix('').as_posix()
+                for path in (data / 'images').rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+  order = [id for id in pool if id not in held_back]
+  random.Random(seed).shuffle(order)
+  labelled, scores = order[:options.first], []
+  for number in range(options.rounds + 1):
+    # Before the first round both arms are one run.
+    folder = options.out / f'{seed}-{arm if number else "start"}-{len(labelled)}'
+    lists = folder / 'lists'
+    write_list(lists / str(len(labelled)) / 'labeled.txt', labelled)
+    for name in ('val', 'test'):
+      if (data / 'splits' / f'{name}.txt').is_file():
+        shutil.copy(data / 'splits' / f'{name}.txt', lists / f'{name}.txt')
+    if not (folder / 'run' / 'results.json').is_file():
+      launch('--config', f'folder:{len(labelled)}', '--workdir', folder / 'run',
+             '--config.data.dir', data, '--config.data.split_lists', lists,
+             '--config.seed', seed, *options.flags)
+    record = read_record(folder / 'run')
+    scores.append(100 * record.results['last'][record.networks[0]]['miou'])
+    if number < options.rounds and arm == ASKED:
+      asked = folder / 'asked'
+      if not (asked / 'label_next.csv').is_file():
+        launch('--mode', 'label_next', '--workdir', folder / 'run', '--count', options.count,
+               '--out', asked, '--overwrite')
+      labelled = read_list(asked / 'splits' / str(len(labelled) + options.count) / 'labeled.txt')
+    elif number < options.rounds:
+      labelled = labelled + [id for id in order if id not in set(labelled)][:options.count]
+  return scores
+
+
+def table(scores: dict[str, list[list[float]]], first: int, count: int) -> str:
+  """Mean ± sample deviation over seeds by number of labelled images, and paired differences."""
+  rounds = range(len(scores[ASKED][0]))
+  rows = [['labelled images', *(str(first + count * number) for number in rounds)]]
+  for arm, by_seed in scores.items():
+    if by_seed:
+      rows.append([f'{arm}, {len(by_seed)} seeds', *(
+        spread([seed[number] for seed in by_seed]) for number in rounds)])
+  pairs = list(zip(scores[ASKED], scores[DRAWN], strict=False))
+  if pairs:
+    rows.append(['difference of a seed', *(
+      spread([asked[number] - drawn[number] for asked, drawn in pairs], '+') for number in rounds)])
+  return f'mIoU in percent, mean ± sample deviation.\n\n{markdown_table(rows)}'
+
+
+def spread(values: list[float], sign: str = '') -> str:
+  deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+  return f'{statistics.mean(values):{sign}.1f}{deviation}'
+
+
+def read_list(path: Path) -> list[str]:
+  return path.read_text(encoding='utf-8').split('\n')[:-1]
+
+
+def write_list(path: Path, ids: tuple[str, ...] | list[str]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(f'{id}\n' for id in ids), encoding='utf-8')
+
+
+def launch(*flags: object) -> None:
+  subprocess.run([sys.executable, str(ROOT / 'launch.py'), *map(str, flags)], check=True)
+
+
+if __name__ == '__main__':
+  main()
