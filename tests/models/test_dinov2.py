@@ -211,6 +211,9 @@ def test_parts_that_do_not_fit_are_refused(options, message):
 
 def test_sides_that_patches_do_not_fill_are_refused():
   network = make_dinov2()
-  with pytest.raises(ValueError, match='side of images=96 is not a multiple of 14, .* 84 or 98'):
-    network.init(jax.random.key(0), (28, 28)) and network.encode(
-      {'params': {}, 'batch_stats': {}}, jnp.zeros((1, 28, 96, 3)))
+  message = 'side of images=96 is not a multiple of 14, .* 84 or 98'
+  with pytest.raises(ValueError, match=message):
+    network.init(jax.random.key(0), (28, 96))
+  with pytest.raises(ValueError, match=message):
+    network.encode({'params': {}, 'batch_stats': {}}, jnp.zeros((1, 28, 96, 3)))
+  assert network.multiple == 28
