@@ -185,7 +185,8 @@ def make_network(
   check = functools.partial(_check_images, patch)
   return Network(
     _make_init(module, patch), _make_function(module, 'encode', check),
-    _make_function(module, 'decode'), _make_function(module, 'head'), (*mean,), (*std,), frozen, patch)
+    _make_function(module, 'decode'), _make_function(module, 'head'), (*mean,), (*std,), frozen,
+    patch)
 
 
 def _make_init(module: nn.Module, patch: int):
