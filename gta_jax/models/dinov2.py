@@ -220,7 +220,9 @@ def attend(query: Array, key: Array, value: Array) -> Array:
   parts = -(-tokens // _QUERIES)
   query = jnp.pad(query, ((0, 0), (0, parts * _QUERIES - tokens), (0, 0), (0, 0)))
   query = jnp.moveaxis(query.reshape(len(query), parts, _QUERIES, *query.shape[2:]), 1, 0)
-  found = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, key, value), query)
+  # Compared again in the backward pass, which would keep them all.
+  compare = jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, key, value))
+  found = jax.lax.map(compare, query)
   return jnp.moveaxis(found, 0, 1).reshape(len(key), -1, *key.shape[2:])[:, :tokens]
 
 

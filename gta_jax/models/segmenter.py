@@ -184,13 +184,15 @@ def make_network(
   """A flax module with methods encode, decode and head as pure functions."""
   check = functools.partial(_check_images, patch)
   return Network(
-    _make_init(module), _make_function(module, 'encode', check), _make_function(module, 'decode'),
-    _make_function(module, 'head'), (*mean,), (*std,), frozen, patch)
+    _make_init(module, patch), _make_function(module, 'encode', check),
+    _make_function(module, 'decode'), _make_function(module, 'head'), (*mean,), (*std,), frozen,
+    patch)
 
 
-def _make_init(module: nn.Module):
+def _make_init(module: nn.Module, patch: int):
   @functools.partial(jax.jit, static_argnums=1)
   def init(key: Array, image_shape: tuple[int, int]) -> Variables:
+    check_sides('side of images', image_shape, patch)
     # XLA drops the forward pass, which only tells flax the shapes.
     variables = unfreeze(module.init(key, jnp.zeros((1, *image_shape, 3))))
     params = _draw_kernels(key, variables['params'])

@@ -18,6 +18,7 @@ from gta_jax.ops.optim import make_adam, poly_schedule
 from gta_jax.ops.photometric import strong_view
 from gta_jax.training import setup
 from tests import tiny
+from tests.models.tiny_dinov2 import make_dinov2
 from tests.oracles import unimatch_v2 as oracle
 
 STEPS, RATE = 3, 0.01
@@ -227,6 +228,26 @@ def test_what_does_not_fit_is_refused():
   make_method('unimatch_v2').check(tools)
   with pytest.raises(ValueError, match='into 2 and 4 parts'):
     make_method('fixmatch_ema').check(tools)
+
+
+@pytest.mark.slow
+def test_a_step_on_dinov2_with_its_head():
+  """AdamW on both groups; the teacher is the student after the first step (invariant d)."""
+  network = make_dinov2()
+  tools = make_tools(network, size=(28, 42))
+  method = make_method('unimatch_v2', threshold=0.0, **QUIET)
+  assert not method.check(tools)
+  stage, = method.stages(tools)
+  state = tiny.first_state(method, tools, network.init(jax.random.key(0), (28, 42)))
+  assert not jax.tree.leaves(state.networks['teacher']['batch_stats'])
+  labelled, unlabelled = tiny.make_batches(0, size=(28, 42))
+  moved, metrics = jax.jit(stage.step)(state, {'labelled': labelled, 'unlabelled': unlabelled})
+  assert all(np.isfinite(value).all() for value in metrics.values())
+  assert jax.tree.structure(moved) == jax.tree.structure(state)
+  before, after = state.networks['student']['params'], moved.networks['student']['params']
+  for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    assert not np.array_equal(one, other)
+  assert_close(after, moved.networks['teacher']['params'], atol=1e-7)
 
 
 def test_cost_is_the_sheets():
