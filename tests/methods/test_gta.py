@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gta_jax.methods.gta import Gta
-from gta_jax.methods.pseudo_labelling import teach
+from gta_jax.methods.pseudo_labelling import _by_group, teach
 from gta_jax.methods.registry import METHODS, make_method, option_names
 from gta_jax.methods.supervised import Supervised
 from gta_jax.ops import trees
@@ -357,3 +357,11 @@ def test_a_step_is_traced_once():
   for i in range(4):
     s.state, _ = s.step(s.state, *tiny.make_batches(i, batch=6))
   assert len(traces) == 3  # one pass of each network
+
+
+def test_a_whole_batch_is_no_group_of_an_axis_more():
+  """With such an axis XLA gathers for CutMix what is kept of the whole batch on every GPU."""
+  pixels = jnp.zeros((4, 2, 3))
+  assert _by_group(Gta(threshold_images=0), jnp.shape, pixels) == (4, 2, 3)
+  groups = _by_group(Gta(threshold_images=2), lambda x: x + x.mean(), pixels)
+  assert groups.shape == (2, 2, 2, 3)
