@@ -165,6 +165,9 @@ def _label(logits: Logits, size: tuple[int, int]) -> tuple[Array, Array]:
 def _by_group(options: PseudoLabelling, function: Callable, *arrays: Array) -> Any:
   """Maps `function` over groups of images that share a threshold: the whole batch, or fewer."""
   group = largest_divisor(len(arrays[0]), options.threshold_images)
+  if group == len(arrays[0]):
+    # Not as one group of an axis more: XLA would then gather what is kept on all devices.
+    return function(*arrays)
   return jax.vmap(function)(*(x.reshape(-1, group, *x.shape[1:]) for x in arrays))
 
 

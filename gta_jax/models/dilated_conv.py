@@ -11,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gta_jax.ops.platforms import by_platform
+
 Array = jax.Array
 
 
@@ -44,7 +46,7 @@ def _tangent(dilation: int, primals: tuple, tangents: tuple) -> tuple[Array, Arr
   if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
     parts.append(dilated_conv(dx, kernel, dilation))
   if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
-    parts.append(jax.lax.platform_dependent(
+    parts.append(by_platform(
       x, dkernel, cpu=functools.partial(_convolve, dilation=dilation),
       default=functools.partial(convolve_phases, dilation=dilation)))
   y = dilated_conv(x, kernel, dilation)

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from gta_jax.devices import sharding
 from gta_jax.methods.accumulation import WHOLE, Accumulation, over_micro_batches
+from gta_jax.methods.contract import TrainState
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.pseudo_labels import confidence_threshold
 from gta_jax.training import loop
@@ -37,20 +39,29 @@ ROOT = Path(__file__).parents[2]
 
 def run_steps(name: str, recipe: str, devices: int, accumulation=WHOLE) -> list[np.ndarray]:
   """All leaves of the state after five steps on so many devices."""
+  step, state, batches = prepare(name, recipe, devices, accumulation)
+  for seed in range(STEPS):
+    state, _ = step(state, batches(seed))
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=None))]
+
+
+def prepare(
+  name: str, recipe: str, devices: int, accumulation=WHOLE
+) -> tuple[Callable, TrainState, Callable]:
+  """A jitted step, its first state, and seed -> batches."""
   method = make_method(name, recipe=recipe)
   mesh = sharding.make_mesh(jax.devices()[:devices])
   tools = tiny.make_tools(
     tiny.conv_network(), total_steps=10, epoch_steps=0, batch=8, accumulation=accumulation)
   stage = method.stages(tools)[-1]
+
+  def batches(seed: int) -> dict:
+    found = dict(zip(('labelled', 'unlabelled'), tiny.make_batches(seed, batch=8), strict=True))
+    return {name: sharding.global_batch(found[name], mesh) for name in stage.streams}
+
   state = sharding.replicate(tiny.first_state(method, tools, seed=3), mesh)
-  step = sharding.compile_step(stage.step, mesh)
-  for seed in range(STEPS):
-    labelled, unlabelled = (
-      sharding.global_batch(batch, mesh) for batch in tiny.make_batches(seed, batch=8))
-    batches = {'labelled': labelled, 'unlabelled': unlabelled}
-    state, _ = step(state, {name: batches[name] for name in stage.streams})
-  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(key=None))]
+  return sharding.compile_step(stage.step, mesh), state, batches
 
 
 def compare(methods: list[tuple[str, str]]) -> None:
@@ -66,6 +77,7 @@ def compare(methods: list[tuple[str, str]]) -> None:
     np.testing.assert_allclose(many, one, **TOLERANCE)
   check_micro_batches()
   check_threshold()
+  check_partner()
 
 
 def check_micro_batches() -> None:
@@ -89,6 +101,15 @@ def check_threshold() -> None:
   assert dropped == int(0.2 * confidence.size), dropped
   text = threshold.lower(confidence, valid).compile().as_text()
   assert 'all-reduce' in text and 'all-gather' not in text
+
+
+def check_partner() -> None:
+  """CutMix sends each device the next one's first image, what is known of it, and nothing else."""
+  step, state, batches = prepare('gta', 'paper', 4)
+  text = step.lower(state, batches(0)).compile().as_text()
+  assert not re.findall(r' (?:all-gather|all-to-all)(?:-start)?\(', text)
+  sent = re.findall(r' = (\S+) collective-permute\(', text)
+  assert sent and all(re.match(r'\w+\[1,', shape) for shape in sent), sent
 
 
 def start(*arguments: str, devices: int) -> subprocess.Popen:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.methods.pseudo_labelling import teach
+from gta_jax.methods.gta import Gta
+from gta_jax.methods.pseudo_labelling import _by_group, teach
 from gta_jax.methods.registry import make_method
 from tests import tiny
 from tests.methods.gta_setup import (
@@ -141,3 +142,11 @@ def test_a_step_is_traced_once():
   for i in range(4):
     s.state, _ = s.step(s.state, *tiny.make_batches(i, batch=6))
   assert len(traces) == 3  # one pass of each network
+
+
+def test_a_whole_batch_is_no_group_of_an_axis_more():
+  """With such an axis XLA gathers for CutMix what is kept of the whole batch on every GPU."""
+  pixels = jnp.zeros((4, 2, 3))
+  assert _by_group(Gta(threshold_images=0), jnp.shape, pixels) == (4, 2, 3)
+  groups = _by_group(Gta(threshold_images=2), lambda x: x + x.mean(), pixels)
+  assert groups.shape == (2, 2, 2, 3)
