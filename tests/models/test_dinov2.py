@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gta_jax.models import dinov2
+from gta_jax.models.backbones import BACKBONES, Options
 from gta_jax.models.dinov2 import PLAIN, WITH_REGISTERS, Positions, at_grid, attend
 from gta_jax.models.pretrained import convert, to_state_dict
 from gta_jax.models.segmenter import make_segmenter
@@ -134,6 +135,18 @@ def test_what_is_missing_is_named(reference):
   state = {name: value for name, value in state.items() if 'layer.2.attention.k' not in name}
   with pytest.raises(ValueError, match=r'missing: .*blocks\.2\.attn\.qkv'):
     loaded(state, registers)
+
+
+@pytest.mark.parametrize('name, shape, taps', [
+  ('s', (384, 12, 6), (2, 5, 8, 11)), ('b', (768, 12, 12), (2, 5, 8, 11)),
+  ('l', (1024, 24, 16), (4, 11, 17, 23))])
+@pytest.mark.parametrize('end, registers, rule', [('', 0, (0.1, False)), ('_reg', 4, (0.0, True))])
+def test_sizes_are_the_published_ones(name, shape, taps, end, registers, rule):
+  options = Options(101, 'deep', 16, None, 1.0, 1, remat=True)
+  module = BACKBONES[f'dinov2_{name}{end}'].make(options)
+  assert (module.width, module.depth, module.heads) == shape and module.taps == taps
+  assert (module.registers, tuple(module.positions)) == (registers, rule)
+  assert module.remat and module.frozen_stages == 1
 
 
 @pytest.mark.parametrize('size, encoder, head', [
