@@ -80,8 +80,8 @@ def _scratched(rng: np.random.Generator, slice_: np.ndarray) -> np.ndarray:
   for _ in range(rng.integers(4, 9)):
     start, angle = rng.uniform(0, size, 2), rng.uniform(0, np.pi)
     reach = rng.uniform(0.15, 0.5) * size * np.array([np.cos(angle), np.sin(angle)])
-    ends = np.round([start - reach, start + reach]).astype(int).tolist()
-    cv2.line(cover, *ends, 255, int(rng.integers(2, 5)), cv2.LINE_AA)
+    ends = np.round([start - reach, start + reach]).astype(np.int32)
+    cv2.polylines(cover, [ends], False, 255, int(rng.integers(2, 5)), cv2.LINE_AA)
   return slice_ + (rng.uniform(70, 95) - slice_) * (cover / 255)
 
 

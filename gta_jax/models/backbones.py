@@ -36,7 +36,7 @@ class Backbone(NamedTuple):
   """make: the module for checked options. mean, std: RGB in [0,1] of its images.
 
   patch: sides of images are multiples of so many pixels. head: of the DPT head that it is published
-  with, the features and the widths of four taps; () for a pyramid, whose stages have the strides
+  with, the features and the widths of four taps; None for a pyramid, whose stages have the strides
   above, the stem's included.
   """
 
@@ -44,7 +44,7 @@ class Backbone(NamedTuple):
   mean: Colour = Network.mean
   std: Colour = Network.std
   patch: int = 1
-  head: tuple[int, tuple[int, ...]] | tuple[()] = ()
+  head: tuple[int, tuple[int, ...]] | None = None
 
 
 def check_known(name: str, value: Any, known: tuple) -> None:

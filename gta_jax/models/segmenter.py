@@ -32,7 +32,14 @@ class DecoderOptions(NamedTuple):
   pool_norm: bool
   dropout: float
   remat: bool
-  head: tuple[int, tuple[int, ...]] | tuple[()]  # of DPT, see Backbone
+  head: tuple[int, tuple[int, ...]] | None  # of DPT, see Backbone
+
+
+def _make_dpt(options: DecoderOptions) -> DptDecoder:
+  assert options.head  # make_segmenter has refused backbones without one
+  features, taps = options.head
+  return DptDecoder(scaled(features, options.width),
+                    tuple(scaled(tap, options.width) for tap in taps), options.remat)
 
 
 # A decoder is a flax module with `stages` (images and the backbone's outputs -> what it reads),
@@ -42,8 +49,7 @@ DECODERS: dict[str, Callable[[DecoderOptions], Any]] = {
   'deeplab': lambda o: DeepLabDecoder(
     scaled(_CHANNELS, o.width), o.aspp_rates, o.dropout, o.remat, o.pool_norm),
   'unet': lambda o: UnetDecoder(o.width, o.remat),
-  'dpt': lambda o: DptDecoder(scaled(o.head[0], o.width), tuple(
-    scaled(width, o.width) for width in o.head[1]), o.remat),
+  'dpt': _make_dpt,
 }
 
 

@@ -37,7 +37,7 @@ class PageServer(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  server: PageServer
+  server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
   def do_HEAD(self) -> None:
     self._answer(body=False)
