@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _train_to_the_end(
         checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:
-        _evaluate(run, workdir, state, step, telling, checkpoints)
+        _evaluate(run, state, step, telling, checkpoints)
   return state
 
 
@@ -204,7 +204,14 @@ def _scored(run: Run, state: TrainState) -> dict[str, Variables]:
 
 
 def _host(run: Run, workdir: Path) -> Host:
-  """What stages may use on the host; predictions are those of the evaluation."""
+  """What stages may use on the host."""
+  said = note if sharding.is_first_process() else lambda text: None
+  return Host(workdir, run.dataset, _predictor(run), said,
+              (jax.process_index(), jax.process_count()))
+
+
+def _predictor(run: Run) -> Callable[..., Iterator[tuple[str, dict[str, Prediction]]]]:
+  """Predictions as in the evaluation; see Host.predict."""
   def predict(
     networks: Mapping[str, Variables], ids: Sequence[str], protocol: Protocol = WHOLE, *,
     done: Collection[str] = (),
@@ -216,9 +223,7 @@ def _host(run: Run, workdir: Path) -> Host:
       image_scale=run.config.data.image_scale, threads=run.config.data.threads,
       place=sharding.place_locally)
 
-  said = note if sharding.is_first_process() else lambda text: None
-  return Host(
-    workdir, run.dataset, predict, said, (jax.process_index(), jax.process_count()))
+  return predict
 
 
 def _evaluation_steps(run: Run) -> set[int]:
@@ -236,7 +241,7 @@ def _saving_steps(run: Run) -> set[int]:
 
 
 def _evaluate(
-  run: Run, workdir: Path, state: TrainState, step: int, telling: Telling, checkpoints: Checkpoints
+  run: Run, state: TrainState, step: int, telling: Telling, checkpoints: Checkpoints
 ) -> None:
   """Scores the networks while the state is being saved; a signal cuts it short."""
   telling.progress.note_phase('evaluates')
@@ -248,7 +253,7 @@ def _evaluate(
     image_scale=run.config.data.image_scale, threads=run.config.data.threads,
     place=sharding.place_locally, part=(jax.process_index(), jax.process_count()))
   telling.pace.evaluation = time.monotonic() - began
-  telling.show(step, found, functools.partial(_host(run, workdir).predict, networks))
+  telling.show(step, found, functools.partial(_predictor(run), networks))
   checkpoints.add_scores(step, found.plain(run.dataset.classes))
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import launch
 from gta_jax.inference import evaluations
-from gta_jax.training import loop, setup, steps
+from gta_jax.training import logs, loop, setup
 from gta_jax.training.signals import Interrupted
 from tests.runs import final_state, lines, tiny_config
 from tests.torch_names import torch_state
@@ -42,7 +42,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_pat
     with loop.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
       return checkpoints.last_step
 
-  advance, score = (steps.Progress, 'advance'), (loop, 'evaluate')
+  advance, score = (logs.Progress, 'advance'), (loop, 'evaluate')
   assert interrupted(*advance, 3, signal.SIGTERM) == 3
   assert interrupted(*advance, 1, signal.SIGINT) == 4
   assert interrupted(*score, 2, signal.SIGTERM) == 8

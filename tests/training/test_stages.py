@@ -11,7 +11,7 @@ import pytest
 
 from configs import shapes as shapes_config
 from gta_jax.data.files import DataError
-from gta_jax.training import loop, setup, steps
+from gta_jax.training import logs, loop, setup, steps
 from gta_jax.training.signals import Interrupted
 from tests import tiny
 
@@ -55,7 +55,7 @@ class Interrupting:
 
   def __init__(self, monkeypatch):
     self.images, self.steps, self._at = 0, 0, None
-    make_host, advance = loop._host, steps.Progress.advance
+    make_host, advance = loop._host, logs.Progress.advance
 
     def counting_host(*args):
       host = make_host(*args)
@@ -74,7 +74,7 @@ class Interrupting:
       self._send('steps')
 
     monkeypatch.setattr(loop, '_host', counting_host)
-    monkeypatch.setattr(steps.Progress, 'advance', stepping)
+    monkeypatch.setattr(logs.Progress, 'advance', stepping)
 
   def _send(self, what):
     if self._at == (what, getattr(self, what)):
