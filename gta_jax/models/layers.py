@@ -36,7 +36,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Arra
     taps = min(kernel.shape[axis] // 2, (x.shape[axis + 1] - 1) // dilation)
     centre = kernel.shape[axis] // 2
     kernel = jax.lax.slice_in_dim(kernel, centre - taps, centre + taps + 1, axis=axis)
-  if dilation > 1 and stride == 1 and max(kernel.shape[:2]) > 1:
+  dilation = dilation if max(kernel.shape[:2]) > 1 else 1
+  if dilation > 1 and stride == 1:
     return dilated_conv(x, kernel, dilation)
   padding = [(size // 2 * dilation, size // 2 * dilation) for size in kernel.shape[:2]]
   return jax.lax.conv_general_dilated(
