@@ -1,6 +1,7 @@
 """Whether images that --mode label_next asks for teach more than as many drawn at random.
 
-    python benchmarks/label_next.py --out runs/label_next -- --config.train.epochs=8
+    python benchmarks/label_next.py --choices model=tiny,method=sup_only --out runs/label_next -- \
+      --config.data.crop=64 --config.data.image_scale=1.0 --config.train.epochs=20
     python benchmarks/label_next.py --data DIR --out runs/camvid -- --config.data.crop=96
 
 Each seed draws the first labelled images, trains, and then labels more in rounds, once as the
@@ -36,6 +37,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--data', type=Path)
+  parser.add_argument('--choices', default='', help='of the config, such as model=tiny')
   parser.add_argument('--first', type=int, default=10, help='labelled images before any round')
   parser.add_argument('--count', type=int, default=10, help='images a round')
   parser.add_argument('--rounds', type=int, default=2)
@@ -84,7 +86,8 @@ def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> lis
       if (data / 'splits' / f'{name}.txt').is_file():
         shutil.copy(data / 'splits' / f'{name}.txt', lists / f'{name}.txt')
     if not (folder / 'run' / 'results.json').is_file():
-      launch('--config', f'folder:{len(labelled)}', '--workdir', folder / 'run',
+      choices = ','.join(filter(None, (str(len(labelled)), options.choices)))
+      launch('--config', f'folder:{choices}', '--workdir', folder / 'run',
              '--config.data.dir', data, '--config.data.split_lists', lists,
              '--config.seed', seed, *options.flags)
     record = read_record(folder / 'run')

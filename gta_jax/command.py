@@ -161,6 +161,7 @@ def _baseline(config: Config, values: Flags) -> None:
   if (workdir / 'config.json').is_file():
     own, _ = finished_run.read_run(workdir)
     print(verdict.over_baseline(workdir, setup.make_method_of(own).scored[0]))
+    _refresh_page(workdir)
 
 
 def _evaluate(config: Config | None, values: Flags) -> None:
@@ -169,6 +170,17 @@ def _evaluate(config: Config | None, values: Flags) -> None:
   finished.evaluate_run(
     Path(values.workdir), config, which=values.checkpoint, protocols=values.protocols,
     split=values.split)
+  _refresh_page(Path(values.workdir))
+
+
+def _refresh_page(workdir: Path) -> None:
+  """Writes the page about a run anew, where there is one, with what has come since."""
+  from gta_jax.devices import sharding  # noqa: PLC0415
+  from gta_jax.reporting import report  # noqa: PLC0415
+  from gta_jax.training.telling import Page  # noqa: PLC0415
+
+  if (workdir / report.FILE).is_file() and sharding.is_first_process():
+    Page(lambda: report.write_report([workdir], workdir)).write()
 
 
 def _predict(config: Config | None, values: Flags) -> int:

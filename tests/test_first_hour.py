@@ -102,6 +102,7 @@ def test_from_a_folder_to_a_model_in_use(tmp_path, capsys):
   export(workdir, tmp_path, photos / 'colour.jpg')
   label_next(workdir, data)
 
+  assert 'whole (test)' in (workdir / 'report.html').read_text()
   assert run('--mode', 'report', '--workdir', workdir) == 0
   page = (workdir / 'report.html').read_text()
   assert 'whole (test)' in page and f'--workdir {workdir}' in page

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from gta_jax.reporting.report import make_page
 from gta_jax.reporting.runs import EVALUATED
@@ -37,8 +38,6 @@ class PageServer(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
-
   def do_HEAD(self) -> None:
     self._answer(body=False)
 
@@ -46,17 +45,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self._answer(body=True)
 
   def _answer(self, *, body: bool) -> None:
-    port = self.server.server_address[1]
+    server = cast(PageServer, self.server)
+    port = server.server_address[1]
     if self.headers.get('Host') not in (f'{HOST}:{port}', f'localhost:{port}'):
       self.send_error(403)
       return
     if self.path != '/':
       self.send_error(404)
       return
-    tag, page = self.server.tag(), b''
+    tag, page = server.tag(), b''
     if body:
       try:
-        page = make_page(self.server.workdirs).encode()
+        page = make_page(server.workdirs).encode()
       except (OSError, ValueError) as error:
         self.send_error(500, explain=str(error))
         return

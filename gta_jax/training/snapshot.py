@@ -42,9 +42,7 @@ def write_snapshot(
   """
   data, names = run.dataset, run.method.scored
   pictures = spread_ids(data.validation, run.config.evaluate.pictures)
-  miou = _miou_by_image(found, data.validation)
-  worst = worst_ids(miou, names[0], run.config.evaluate.get('worst', 0))
-  ids = list(dict.fromkeys([*worst, *pictures]))
+  ids, miou = shown_ids(run, found), _miou_by_image(found, data.validation)
   predictions = dict(predict(ids)) if ids else {}
   share = run.config.method.get('drop_fraction', 0.2)
   shown, threshold = [], 0.0
@@ -69,6 +67,14 @@ def write_snapshot(
   if not pictures:
     return None
   return prediction_grid(data, {id: predictions[id] for id in pictures}, drop_share=share)
+
+
+def shown_ids(run: Run, found: Evaluation) -> list[str]:
+  """The validation images that are shown: the worst ones, then others."""
+  data, options = run.dataset, run.config.evaluate
+  worst = worst_ids(_miou_by_image(found, data.validation), run.method.scored[0],
+                    options.get('worst', 0))
+  return list(dict.fromkeys([*worst, *spread_ids(data.validation, options.pictures)]))
 
 
 def read_snapshot(workdir: Path) -> dict[str, Any]:

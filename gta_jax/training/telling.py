@@ -1,5 +1,6 @@
 """What a run tells while it trains: console, logs, TensorBoard, report.json and a page."""
 
+import collections
 import contextlib
 import textwrap
 from collections.abc import Callable, Collection
@@ -12,7 +13,7 @@ from gta_jax.training import verdict
 from gta_jax.training.logs import MetricWriter, Progress, Silent, note
 from gta_jax.training.pace import Pace
 from gta_jax.training.setup import Run, to_json
-from gta_jax.training.snapshot import Predict, write_snapshot
+from gta_jax.training.snapshot import Predict, shown_ids, write_snapshot
 from gta_jax.training.summary import summary
 
 
@@ -89,6 +90,8 @@ class Telling(contextlib.ExitStack):
     self.progress.note('  '.join(
       [f'step {step}: mIoU', *(f'{name} {100 * s.miou:.2f}' for name, s in found.scores.items())]))
     if not self._speaks:
+      # The first process would be waited for in the next step, and gloo gives up after 30 s.
+      collections.deque(predict(shown_ids(self._run, found)), maxlen=0)
       return
     if found.by_image:
       verdict.write_confusions(

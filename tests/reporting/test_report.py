@@ -18,6 +18,7 @@ from configs import shapes as shapes_config
 from gta_jax.data import shapes
 from gta_jax.evaluation.layers import make_layers
 from gta_jax.evaluation.windows import Prediction
+from gta_jax.inference import finished
 from gta_jax.reporting import charts, paper, report, runs
 from gta_jax.reporting.serve import PageServer
 from gta_jax.training import from_data, setup, verdict
@@ -172,6 +173,15 @@ def test_a_page_about_several_runs_sets_them_side_by_side(workdirs, tmp_path):
     f'{method}, split 4, seed {seed}: teacher' for method, seed in
     (('sup_only', 0), ('mean_teacher', 0), ('gta', 1), ('gta', 0))]
   assert page.count('<details><summary>gta, split 4, seed') == 2
+
+
+def test_a_page_that_is_there_follows_what_comes_after_the_run(workdirs, tmp_path, monkeypatch):
+  one = shutil.copytree(workdirs['gta0'], tmp_path / 'one')
+  monkeypatch.setattr(finished, 'evaluate_run', lambda *_, **__: None)
+  evaluate = ['gta-jax', '--mode', 'evaluate', '--workdir', str(one)]
+  assert launch.main(evaluate) == 0 and not (one / 'report.html').exists()
+  (one / 'report.html').write_text('old')
+  assert launch.main(evaluate) == 0 and len((one / 'report.html').read_text()) > 1e5
 
 
 def test_whatever_is_there_is_shown(workdirs, tmp_path):

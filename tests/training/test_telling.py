@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from gta_jax.evaluation.metrics import Scores
+from gta_jax.evaluation.scores import Evaluation
 from gta_jax.methods.contract import Stage
-from gta_jax.training import pace, setup, snapshot
+from gta_jax.training import pace, setup, snapshot, telling
 from gta_jax.training.summary import parameter_counts, summary
 from gta_jax.training.telling import Page
 from tests.runs import tiny_config
@@ -103,6 +105,18 @@ def test_the_worst_come_first_and_others_are_spread():
   assert snapshot.worst_ids(miou, 'teacher', 2) == ['c', 'd']
   assert snapshot.spread_ids('abcdefgh', 2) == ['a', 'e']
   assert snapshot.spread_ids('ab', 4) == ['a', 'b']
+
+
+def test_processes_that_do_not_speak_predict_as_long_as_the_one_that_does(tmp_path, monkeypatch):
+  monkeypatch.setattr(telling.sharding, 'is_first_process', lambda: False)
+  run, asked = setup.make_run(tiny_config(**{'evaluate.worst': 1, 'evaluate.pictures': 2})), []
+  counts = np.zeros((3, 7, 7), np.int64)
+  counts[:, 0, 0], counts[1, 0, 1] = 4, 4
+  scores = {name: Scores.from_confusion(counts.sum(0)) for name in run.method.scored}
+  found = Evaluation(scores, {}, dict.fromkeys(run.method.scored, counts))
+  with telling.Telling(run, tmp_path, Page(), [4], first_step=0, evaluated=False) as silent:
+    silent.show(4, found, lambda ids: asked.extend(ids) or iter(()))
+  assert asked == ['val/000001', 'val/000000'] and not list(tmp_path.iterdir())
 
 
 def test_a_page_that_cannot_be_written_ends_no_run(capsys):
