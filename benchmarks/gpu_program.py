@@ -3,6 +3,7 @@
     python benchmarks/gpu_program.py --config configs/voc.py:183 --gpu h100
     python benchmarks/gpu_program.py --config configs/voc.py:183,method=u2pl --gpu rtx4090 \
       --set model.remat=True train.labelled_batch=4 --devices 4 --out FILE.json --hlo FILE.txt
+    python benchmarks/gpu_program.py --table FILE.json ...    # of programs examined before
 
 Needs requirements.txt, no driver, no data and no weights; one to seven minutes for a ResNet-101.
 Memory, kernels, windows, buffers and collectives are facts about the compiled program. The
@@ -26,16 +27,16 @@ os.environ |= {'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1', 'CUDA_VISIBLE_DEVICES': '
 import gpu_target
 import jax
 from cases import read_whole_config
-from program_report import report
+from program_report import SUMMARY, report, summary, total_memory
 
 
 def print_report(found: dict[str, Any], gpu: gpu_target.Gpu, *, most: int = 12) -> None:
   """The tables of a program."""
   memory = found['memory']
-  total = sum(memory[kind] for kind in ('arguments', 'temporaries', 'code and constants'))
-  print(f'\n{found["stage"]} on {found["devices"]} x {gpu.name}: {total / 1e9:.2f} GB of '
-        f'{gpu.memory / 1e9:.1f} GB each, {found["tflop"]:.2f} TFLOP and at least '
-        f'{found["estimated_ms"]:.1f} ms (an estimate); compiled in {found["compile_s"]:.0f} s')
+  print(f'\n{found["stage"]} on {found["devices"]} x {gpu.name}: '
+        f'{total_memory(memory) / 1e9:.2f} GB of {gpu.memory / 1e9:.1f} GB each, '
+        f'{found["tflop"]:.2f} TFLOP and at least {found["estimated_ms"]:.1f} ms (an estimate); '
+        f'compiled in {found["compile_s"]:.0f} s')
   _table('memory', ('GB',), [(kind, f'{size / 1e9:.3f}') for kind, size in memory.items()])
   _table('buffers when most is in use', ('number', 'MB', 'where'), [
     (row['shape'], row['count'], f'{row["megabytes"]:.0f}', row['where'])
@@ -79,7 +80,13 @@ def main() -> None:
                       help='config fields, as in model.remat=True')
   parser.add_argument('--out', type=Path, help='JSON file')
   parser.add_argument('--hlo', type=Path, help="file for the compiled program's text")
+  parser.add_argument('--table', type=Path, nargs='+', metavar='FILE.json',
+                      help='print a line of each of these and compile nothing')
   flags = parser.parse_args()
+  if flags.table:
+    cards = {card.name: card.memory for card in map(gpu_target.read_gpu, gpu_target.names())}
+    _table('step', SUMMARY, [summary(json.loads(file.read_text()), cards) for file in flags.table])
+    return
   config, gpu = read_whole_config(flags.config, flags.set), gpu_target.read_gpu(flags.gpu)
   started = time.perf_counter()
   try:

@@ -197,3 +197,32 @@ def report(
     'parts': rows(by_part), 'classes': rows(by_class), 'wide_windows': wide_windows(of_name),
     'peak': at_the_peak(live_ranges, of_name), 'large_float32': large_float32(of_name),
     'transposes': transposes(of_name), 'collectives': collectives(of_name)}
+
+
+def total_memory(memory: dict[str, int]) -> int:
+  """Bytes that a step needs, of those by kind; what is updated in place counts once."""
+  return sum(memory[kind] for kind in ('arguments', 'temporaries', 'code and constants'))
+
+
+SUMMARY = ('for', 'GPUs', 'GB each', 'of them state and batches', 'fits', 'TFLOP each',
+           'estimated ms, at least', 'wide windows', 'kernels')
+
+
+def summary(found: dict[str, Any], cards: dict[str, int]) -> tuple[Any, ...]:
+  """A line of a table about programs: the config, and SUMMARY.
+
+  A program fits the smallest card of whose memory it takes three quarters at most, as much as jax
+  takes by default.
+
+  Args:
+    found: what gpu_program.py writes.
+    cards: name -> bytes.
+  """
+  size = total_memory(found['memory'])
+  fits = [name for name, memory in sorted(cards.items(), key=lambda card: card[1])
+          if size <= 0.75 * memory]
+  return (
+    ' '.join([found['config'], *found['set']]), found['gpu'], found['devices'],
+    f'{size / 1e9:.1f}', f'{found["memory"]["arguments"] / 1e9:.1f}', fits[0] if fits else 'none',
+    f'{found["tflop"]:.1f}', f'{found["estimated_ms"]:.0f}', len(found['wide_windows']),
+    sum(row['kernels'] for row in found['parts'].values()))

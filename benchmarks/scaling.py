@@ -81,7 +81,7 @@ def on_paper(flags: argparse.Namespace) -> dict[str, float]:
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
   # Assistant and student each send their gradients. Each pass in train mode sends mean and
-  # variance, one after the other, and two sums of their size on its way back.
+  # variance together, and two sums of their size on its way back.
   return {
     'gradients': 2 * size(shapes['params']) / 1e6,
     'BatchNorm': 2 * 2 * size(shapes['batch_stats']) / 1e6,
@@ -102,8 +102,8 @@ def print_paper(flags: argparse.Namespace) -> None:
   for devices in flags.gpus:
     ring = 2 * (devices - 1) / devices
     gradients, norms = (ring * sent[k] / flags.gigabytes for k in ('gradients', 'BatchNorm'))
-    # Per layer: two all-reduces forward, one back, for two passes; thresholds one after another.
-    waits = (2 * 3 * layers + 31 + 10) * flags.latency / 1000 if devices > 1 else 0
+    # Per layer: an all-reduce forward, one back, for two passes; thresholds one after another.
+    waits = (2 * 2 * layers + 31 + 10) * flags.latency / 1000 if devices > 1 else 0
     share = (gradients + norms + waits) / (compute + gradients + norms + waits)
     print(f'| {devices} | {devices * flags.images} | {compute:.1f} | {gradients:.1f} | {norms:.2f} '
           f'| {waits:.1f} | {share:.0%} |')

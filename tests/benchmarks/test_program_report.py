@@ -86,6 +86,17 @@ def test_buffers_at_the_peak_are_named(program):
     ('u8[1024]', 'models/layers.py:41 backbone/layer1_0/conv2')]
 
 
+@pytest.mark.parametrize('gigabytes, card', [(10, 'small'), (14, 'large'), (40, 'none')])
+def test_a_step_fits_three_quarters_of_a_card(gigabytes, card):
+  memory = {'arguments': 10**9, 'of which updated in place': 10**9, 'code and constants': 0,
+            'temporaries': (gigabytes - 1) * 10**9}
+  found = {'config': 'c.py', 'set': ['a=1'], 'gpu': 'h100', 'devices': 1, 'memory': memory,
+           **report.report(TEXT, '', tflops=TFLOPS, bandwidth=1e12)}
+  row = report.summary(found, {'large': 24 * 10**9, 'small': 16 * 10**9})
+  assert row[:6] == ('c.py a=1', 'h100', 1, f'{gigabytes}.0', '1.0', card)
+  assert row[8] == 1 and len(row) == 1 + len(report.SUMMARY)
+
+
 @pytest.mark.parametrize('name', target.names())
 def test_gpus_are_described(name):
   gpu = target.read_gpu(name)
