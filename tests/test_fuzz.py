@@ -1,5 +1,7 @@
 """A hundred cases of the fuzz test: every one succeeds or is refused in a sentence of ours."""
 
+import time
+
 from benchmarks import fuzz
 
 
@@ -19,6 +21,11 @@ def test_an_error_of_a_library_fails_a_case(monkeypatch):
   def foreign(*_):
     int('x', 10**6)
 
-  monkeypatch.setattr(fuzz, 'ORDER', [careless, foreign])
-  _, failed = fuzz.fuzz(range(2), seed=0)
+  def slow(*_):
+    time.sleep(10)
+
+  monkeypatch.setattr(fuzz, 'ORDER', [careless, foreign, slow])
+  monkeypatch.setattr(fuzz, 'SECONDS', 1)
+  _, failed = fuzz.fuzz(range(3), seed=0)
   assert 'no documented class' in str(failed[0]) and 'test_fuzz.py' in str(failed[1])
+  assert 'more than 1 s' in str(failed[2])
