@@ -124,7 +124,7 @@ def start(*arguments: str, devices: int) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
   """Its stderr, once it has ended well."""
-  _, errors = process.communicate(timeout=300)
+  _, errors = process.communicate(timeout=900)
   assert process.returncode == 0, errors[-2000:]
   return errors
 
