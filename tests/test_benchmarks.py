@@ -48,7 +48,7 @@ def test_nine_products_are_a_convolution(dilation):
   rng = np.random.default_rng(0)
   x, kernel = jnp.array(rng.normal(size=(2, 9, 8, 3))), jnp.array(rng.normal(size=(3, 3, 3, 4)))
   np.testing.assert_allclose(
-    dilated.products(x, kernel, dilation=dilation), conv(x, kernel, dilation=dilation),
+    dilated.products(x, kernel, dilation), conv(x, kernel, dilation=dilation),
     rtol=1e-5, atol=1e-5)
 
 

@@ -29,10 +29,11 @@ def dilated_conv(x: Array, kernel: Array, dilation: int) -> Array:
     dilation: of both axes.
   Returns: [B,H,W,D]. Derivatives of any order can be taken in both modes.
   """
-  return _convolve(x, kernel, dilation)
+  return convolve(x, kernel, dilation)
 
 
-def _convolve(x: Array, kernel: Array, dilation: int) -> Array:
+def convolve(x: Array, kernel: Array, dilation: int) -> Array:
+  """dilated_conv with XLA's own gradients."""
   padding = [(size // 2 * dilation, size // 2 * dilation) for size in kernel.shape[:2]]
   return jax.lax.conv_general_dilated(
     x, kernel, (1, 1), padding, rhs_dilation=(dilation, dilation),
@@ -47,7 +48,7 @@ def _tangent(dilation: int, primals: tuple, tangents: tuple) -> tuple[Array, Arr
     parts.append(dilated_conv(dx, kernel, dilation))
   if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
     parts.append(by_platform(
-      x, dkernel, cpu=functools.partial(_convolve, dilation=dilation),
+      x, dkernel, cpu=functools.partial(convolve, dilation=dilation),
       default=functools.partial(convolve_phases, dilation=dilation)))
   y = dilated_conv(x, kernel, dilation)
   return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
@@ -62,7 +63,7 @@ def convolve_phases(x: Array, kernel: Array, dilation: int) -> Array:
   Pixels that are `dilation` apart never meet the others, so that they make up an image of their
   own. Each of the dilation^2 images is convolved by itself.
   """
-  phases = _convolve(_to_phases(x, dilation), kernel, 1)
+  phases = convolve(_to_phases(x, dilation), kernel, 1)
   return _from_phases(phases, (x.shape[1], x.shape[2]), dilation)
 
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.models import dilated_conv as module
-from gta_jax.models.dilated_conv import convolve_phases, dilated_conv
+from gta_jax.models.dilated_conv import convolve, convolve_phases, dilated_conv
 
 
 def case(size, kernel=(3, 3), seed=0):
@@ -31,7 +30,7 @@ def phases(monkeypatch):
 @pytest.mark.parametrize('size, kernel', [((9, 8), (3, 3)), ((13, 4), (5, 1)), ((1, 2), (1, 3))])
 def test_values_and_gradients_are_those_of_the_convolution(phases, size, kernel, dilation):
   x, weights = case(size, kernel)
-  own = functools.partial(module._convolve, dilation=dilation)
+  own = functools.partial(convolve, dilation=dilation)
   expected, expected_gradients = jax.vjp(own, x, weights)
   given = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
   np.testing.assert_allclose(convolve_phases(x, weights, dilation), expected, atol=1e-5)
@@ -44,10 +43,10 @@ def test_values_and_gradients_are_those_of_the_convolution(phases, size, kernel,
 def test_forward_mode_and_second_derivatives_are_those_of_the_convolution(phases):
   x, weights = case((5, 4))
 
-  def of(convolve):
+  def of(function):
     def loss(x, weights):
       # A prediction's change along a direction, as virtual adversarial training takes it.
-      y, pushed = jax.jvp(lambda x: convolve(x, weights), (x,), (jnp.cos(x),))
+      y, pushed = jax.jvp(lambda x: function(x, weights), (x,), (jnp.cos(x),))
       return jnp.sum(jnp.sin(y) * pushed)
 
     def slope(x, weights):
@@ -56,7 +55,7 @@ def test_forward_mode_and_second_derivatives_are_those_of_the_convolution(phases
     return jax.jvp(loss, (x, weights), (x, weights)), jax.grad(slope, (0, 1))(x, weights)
 
   found = of(lambda x, k: dilated_conv(x, k, 2))
-  expected = of(functools.partial(module._convolve, dilation=2))
+  expected = of(functools.partial(convolve, dilation=2))
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
