@@ -44,7 +44,7 @@ class Backbone(NamedTuple):
   mean: Colour = Network.mean
   std: Colour = Network.std
   patch: int = 1
-  head: tuple[int, tuple[int, ...]] | tuple[()] = ()
+  head: tuple[Any, ...] = ()
 
 
 def check_known(name: str, value: Any, known: tuple) -> None:

@@ -32,7 +32,7 @@ class DecoderOptions(NamedTuple):
   pool_norm: bool
   dropout: float
   remat: bool
-  head: tuple[int, tuple[int, ...]] | tuple[()]  # of DPT, see Backbone
+  head: tuple[Any, ...]  # of DPT, see Backbone
 
 
 # A decoder is a flax module with `stages` (images and the backbone's outputs -> what it reads),
