@@ -188,8 +188,8 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   def text(name: str, help: str) -> None:
     flags.DEFINE_string(name, None, help, flag_values=values)
 
-  def integer(name: str, help: str, default: int | None = None) -> None:
-    flags.DEFINE_integer(name, default, help, flag_values=values)
+  def integer(name: str, help: str, default: int | None = None, **bounds: int) -> None:
+    flags.DEFINE_integer(name, default, help, flag_values=values, **bounds)
 
   def switch(name: str, help: str, short_name: str | None = None) -> None:
     flags.DEFINE_bool(name, False, help, flag_values=values, short_name=short_name)
@@ -202,7 +202,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
 
   config_flags.DEFINE_config_file(
     'config', None, 'Config by name or path, with its choice after a colon: shapes, '
-    'folder:46,method=gta, configs/voc.py:183. Optional in evaluate and predict.',
+    'folder:46,method=gta, configs/voc.py:183. Optional in evaluate, predict and label_next.',
     flag_values=values, sys_argv=list(argv))
   values['config'].parser = _ConfigParser(values['config'].parser, argv)
   text('workdir', 'Folder of the run. A run started again in its folder goes on.')
@@ -216,7 +216,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   switch('recursive', 'predict: searches folders in the folder too.')
-  integer('count', 'label_next: how many images; 10 by default.', 10)
+  integer('count', 'label_next: how many images; 10 by default.', 10, lower_bound=1)
   text('network', 'predict, export, label_next: which network of the run; by default the one '
        'that predicts.')
   switch('confidence', 'predict: writes maps of the largest probability.')
@@ -231,7 +231,8 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   text('out', 'What is written: a data folder, masks and overlays, or a page.')
   names('workdirs', 'report: folders of several runs, A,B,..., in the place of --workdir.')
   switch('serve', 'report: shows the page live, on this machine alone, and writes nothing.')
-  integer('port', 'report: of --serve; any that is free by default.', 0)
+  integer('port', 'report: of --serve; any that is free by default.', 0, lower_bound=0,
+          upper_bound=65_535)
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
   integer('process_count', 'How many processes.')
   integer('process_index', 'Which of them this is, from 0.')
