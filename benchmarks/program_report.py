@@ -222,6 +222,7 @@ def summary(found: dict[str, Any]) -> tuple[Any, ...]:
   fits = [f'{card} GB' for card in CARDS if size <= 0.75e9 * card]
   return (
     ' '.join([found['config'], *found['set']]), found['gpu'], found['devices'],
-    f'{size / 1e9:.1f}', f'{found["memory"]["arguments"] / 1e9:.1f}', fits[0] if fits else 'none of them',
-    f'{found["tflop"]:.1f}', f'{found["estimated_ms"]:.0f}', len(found['wide_windows']),
+    f'{size / 1e9:.1f}', f'{found["memory"]["arguments"] / 1e9:.1f}',
+    fits[0] if fits else 'none of them', f'{found["tflop"]:.1f}',
+    f'{found["estimated_ms"]:.0f}', len(found['wide_windows']),
     sum(row['kernels'] for row in found['parts'].values()))
