@@ -84,8 +84,7 @@ def main() -> None:
                       help='print a line of each of these and compile nothing')
   flags = parser.parse_args()
   if flags.table:
-    cards = {card.name: card.memory for card in map(gpu_target.read_gpu, gpu_target.names())}
-    _table('step', SUMMARY, [summary(json.loads(file.read_text()), cards) for file in flags.table])
+    _table('step', SUMMARY, [summary(json.loads(file.read_text())) for file in flags.table])
     return
   config, gpu = read_whole_config(flags.config, flags.set), gpu_target.read_gpu(flags.gpu)
   started = time.perf_counter()

@@ -167,8 +167,8 @@ def at_the_peak(live_ranges: str, of_name: dict[str, Instruction]) -> list[dict]
   groups: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
   for name, index, size in lines:
     instruction = of_name.get(name)
-    if instruction is None or int(size) == 0:
-      continue
+    if instruction is None or int(size) == 0 or (not index and len(instruction.shapes) > 1):
+      continue  # The last is a table of pointers to a call's results.
     number = int(index.split(',')[0]) if index else 0
     kind, sides = instruction.shapes[min(number, len(instruction.shapes) - 1)]
     shape = f'{kind}[{",".join(map(str, sides))}]'
@@ -204,11 +204,12 @@ def total_memory(memory: dict[str, int]) -> int:
   return sum(memory[kind] for kind in ('arguments', 'temporaries', 'code and constants'))
 
 
+CARDS = 16, 24, 40, 80  # GB
 SUMMARY = ('for', 'GPUs', 'GB each', 'of them state and batches', 'fits', 'TFLOP each',
            'estimated ms, at least', 'wide windows', 'kernels')
 
 
-def summary(found: dict[str, Any], cards: dict[str, int]) -> tuple[Any, ...]:
+def summary(found: dict[str, Any]) -> tuple[Any, ...]:
   """A line of a table about programs: the config, and SUMMARY.
 
   A program fits the smallest card of whose memory it takes three quarters at most, as much as jax
@@ -216,13 +217,12 @@ def summary(found: dict[str, Any], cards: dict[str, int]) -> tuple[Any, ...]:
 
   Args:
     found: what gpu_program.py writes.
-    cards: name -> bytes.
   """
   size = total_memory(found['memory'])
-  fits = [name for name, memory in sorted(cards.items(), key=lambda card: card[1])
-          if size <= 0.75 * memory]
+  fits = [f'{card} GB' for card in CARDS if size <= 0.75e9 * card]
   return (
     ' '.join([found['config'], *found['set']]), found['gpu'], found['devices'],
-    f'{size / 1e9:.1f}', f'{found["memory"]["arguments"] / 1e9:.1f}', fits[0] if fits else 'none',
-    f'{found["tflop"]:.1f}', f'{found["estimated_ms"]:.0f}', len(found['wide_windows']),
+    f'{size / 1e9:.1f}', f'{found["memory"]["arguments"] / 1e9:.1f}',
+    fits[0] if fits else 'none of them', f'{found["tflop"]:.1f}',
+    f'{found["estimated_ms"]:.0f}', len(found['wide_windows']),
     sum(row['kernels'] for row in found['parts'].values()))
