@@ -188,8 +188,12 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   def text(name: str, help: str) -> None:
     flags.DEFINE_string(name, None, help, flag_values=values)
 
-  def integer(name: str, help: str, default: int | None = None, **bounds: int) -> None:
-    flags.DEFINE_integer(name, default, help, flag_values=values, **bounds)
+  def integer(
+    name: str, help: str, default: int | None = None, least: int | None = None,
+    most: int | None = None,
+  ) -> None:
+    flags.DEFINE_integer(
+      name, default, help, lower_bound=least, upper_bound=most, flag_values=values)
 
   def switch(name: str, help: str, short_name: str | None = None) -> None:
     flags.DEFINE_bool(name, False, help, flag_values=values, short_name=short_name)
@@ -216,7 +220,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('split', 'val', ['val', 'test'], 'evaluate: images of splits/val.txt or splits/test.txt.')
   text('images', 'predict: folder of images.')
   switch('recursive', 'predict: searches folders in the folder too.')
-  integer('count', 'label_next: how many images; 10 by default.', 10, lower_bound=1)
+  integer('count', 'label_next: how many images; 10 by default.', 10, least=1)
   text('network', 'predict, export, label_next: which network of the run; by default the one '
        'that predicts.')
   switch('confidence', 'predict: writes maps of the largest probability.')
@@ -231,8 +235,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   text('out', 'What is written: a data folder, masks and overlays, or a page.')
   names('workdirs', 'report: folders of several runs, A,B,..., in the place of --workdir.')
   switch('serve', 'report: shows the page live, on this machine alone, and writes nothing.')
-  integer('port', 'report: of --serve; any that is free by default.', 0, lower_bound=0,
-          upper_bound=65_535)
+  integer('port', 'report: of --serve; any that is free by default.', 0, least=0, most=65_535)
   text('coordinator', 'HOST:PORT of the first process; the next two go with it.')
   integer('process_count', 'How many processes.')
   integer('process_index', 'Which of them this is, from 0.')

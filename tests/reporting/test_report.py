@@ -1,125 +1,19 @@
 """The page about runs that were never trained: their files are written directly."""
 
 import dataclasses
-import html.parser
 import json
-import re
 import shutil
-import threading
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import launch
-from configs import shapes as shapes_config
 from gta_jax.data import shapes
-from gta_jax.evaluation.layers import make_layers
-from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import finished
 from gta_jax.reporting import charts, paper, report, runs
-from gta_jax.reporting.serve import PageServer
 from gta_jax.training import from_data, setup, verdict
-from gta_jax.training.logs import MetricWriter
-from tests.reporting.browser import needs_browser, open_page
-
-NETWORKS = ('teacher', 'student', 'assistant')
-
-
-def tiny_config(method, seed):
-  config = shapes_config.get_config(f'4,method={method}')
-  config.update_from_flattened_dict({
-    'seed': seed, 'data.unlabelled': 8, 'data.validation': 3, 'data.size': 40, 'data.crop': 32,
-    'model.width': 0.125, 'train.labelled_batch': 2, 'train.unlabelled_batch': 2})
-  return config
-
-
-def write_run(workdir, method, seed, miou, dataset):
-  """All that training leaves but checkpoints and pictures."""
-  workdir.mkdir()
-  (workdir / 'config.json').write_text(setup.to_json(tiny_config(method, seed)))
-  described = {'name': 'shapes', 'classes': list(shapes.CLASSES),
-               'palette': shapes.PALETTE.tolist()}
-  (workdir / 'dataset.json').write_text(json.dumps(described))
-  networks = NETWORKS[: 2 if method == 'sup_only' else 3]
-  by_class = {name: i / 10 for i, name in enumerate(shapes.CLASSES)}
-  scores = {name: {'miou': miou, 'pixel_accuracy': 0.9, 'iou': by_class} for name in networks}
-  (workdir / 'results.json').write_text(json.dumps(
-    {'validation_sha256': 'abc', 'last': {'step': 4, **scores}}))
-  with MetricWriter(workdir, tensorboard=False) as writer:
-    for step in (2, 4):
-      writer.write(step, {'train/student_labelled_loss': 1 / step, 'train/student_rate': 0.1,
-                          'train/kept_share': 0.8, 'train/kept_share_by_class/disc': 0.2})
-      writer.write(step, {f'val/{name}_miou': miou * step / 4 for name in networks})
-    writer.write(4, {'train/student_labelled_loss': float('nan')})
-    writer.note(0, 'read <b>this</b> & that')
-    writer.note(4, 'a class vanishes')
-  labels = np.zeros((40, 40), np.uint8)
-  found = Prediction(labels, np.full((40, 40), 0.5, np.float32))
-  shown = [{'id': id, 'miou': dict.fromkeys(networks, i / 10), 'layers': make_layers(
-    dataset.reader, id, dict.fromkeys(networks, found), dataset.palette,
-    confidence_of=networks[0], threshold=0.6)} for i, id in enumerate(dataset.validation)]
-  confusion = np.eye(len(shapes.CLASSES), dtype=int) * 3
-  (workdir / 'report.json').write_text(json.dumps({
-    'step': 4, 'steps': 4, 'command': "gta-jax --config 'shapes:4'", 'device': '1 cpu',
-    'networks': networks, 'parameters': 1200, 'learning': 1000,
-    'stages': [{'name': 'warmup', 'steps': 2}, {'name': 'main', 'steps': 2}],
-    'images': {'labelled': 4, 'unlabelled': 8, 'validation': 3, 'test': 0},
-    'timing': {'seconds': 60.0, 'step_seconds': {'main': 0.25}, 'evaluation_seconds': 1.5,
-               'peak_bytes': {'host': 2**30}},
-    'scores': scores, 'confusion': dict.fromkeys(networks, confusion.tolist()),
-    'drop_share': 0.2, 'threshold': 0.6, 'shown': shown}))
-  return workdir
-
-
-@pytest.fixture(scope='module')
-def dataset():
-  return setup.make_dataset(tiny_config('gta', 0))
-
-
-@pytest.fixture(scope='module')
-def workdirs(tmp_path_factory, dataset):
-  folder = tmp_path_factory.mktemp('runs')
-  return {name: write_run(folder / name, name[:-1], int(name[-1]), miou, dataset)
-          for name, miou in (('sup_only0', 0.3), ('mean_teacher0', 0.35), ('gta1', 0.42),
-                             ('gta0', 0.4))}
-
-
-class Parsed(html.parser.HTMLParser):
-  """Sections, rows of tables, and whatever a page would load."""
-
-  VOID = ('meta', 'link', 'img', 'input')
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.sections, self.rows, self.loads, self.ids = [], [], [], [], []
-    self.feed(text)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    attrs = dict(attrs)
-    self.ids += [attrs['id']] if 'id' in attrs else []
-    self.loads += [attrs[name] for name in ('src', 'href') if attrs.get(name)]
-    self.sections += [attrs['class']] if tag == 'section' else []
-    self.rows += [[]] if tag == 'tr' else []
-    if tag in ('td', 'th'):
-      self.rows[-1].append('')
-    if tag not in self.VOID:
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if {'td', 'th'} & set(self.open):
-      self.rows[-1][-1] += data
-
-
-def data_of(page):
-  return json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.DOTALL)[1])
+from tests.reporting.pages import NETWORKS, Parsed, data_of, tiny_config
 
 
 def test_a_page_about_a_run_has_all_that_its_files_hold(workdirs, dataset, tmp_path):
@@ -305,76 +199,3 @@ def test_the_papers_figures_stand_beside_their_rows():
   assert str(paper.find('voc', '183', 'gta_confidence')) == '70.67 (Table 9)'
   assert paper.find('voc', '92', 'gta_confidence') is None
   assert paper.find('shapes', '183', 'gta') is None
-
-
-@pytest.fixture
-def server(workdirs, tmp_path):
-  live = shutil.copytree(workdirs['gta0'], tmp_path / 'live')
-  with PageServer([live]) as served:
-    thread = threading.Thread(target=served.serve_forever, kwargs={'poll_interval': 0.05})
-    thread.start()
-    yield served, live
-    served.shutdown()
-    thread.join()
-
-
-def test_a_served_page_follows_the_run_and_is_for_this_machine_alone(server):
-  served, live = server
-  assert served.server_address[0] == '127.0.0.1'
-  tag = served.tag()
-  with urllib.request.urlopen(served.url) as answer:
-    assert answer.headers['ETag'] == tag and b'seed 0' in answer.read()
-  kept = json.loads((live / 'report.json').read_text())
-  (live / 'report.json').write_text(json.dumps({**kept, 'step': 3}))
-  (live / 'results.json').unlink()
-  with urllib.request.urlopen(urllib.request.Request(served.url, method='HEAD')) as answer:
-    assert answer.headers['ETag'] != tag and answer.read() == b''
-  with urllib.request.urlopen(served.url) as answer:
-    assert b'evaluated at step 3 of 4' in answer.read()
-  for url, headers, status in ((f'{served.url}etc/passwd', {}, 404),
-                               (served.url, {'Host': 'elsewhere.example'}, 403)):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-      urllib.request.urlopen(urllib.request.Request(url, headers=headers))
-    assert refused.value.code == status
-  (live / 'config.json').unlink()
-  with pytest.raises(urllib.error.HTTPError) as failed:
-    urllib.request.urlopen(served.url)
-  assert failed.value.code == 500
-
-
-# After the page's own scripts: keys and the slider, as a person uses them.
-_USE = '''<script>setTimeout(() => {
-  const press = (target, key) => target.dispatchEvent(
-    new KeyboardEvent('keydown', {key, bubbles: true}));
-  press(document.getElementById('view-strip'), 'n');
-  press(document.getElementById('view-image'), 'n');  // a list takes letters itself
-  const slider = document.getElementById('view-slider');
-  slider.value = 25;
-  slider.dispatchEvent(new Event('input'));
-  document.querySelector('#view-strip button:last-child').click();
-  document.title = [document.getElementById('view-image').selectedIndex,
-    document.getElementById('view-right').value, document.activeElement.textContent,
-    document.getElementById('view-top').style.clipPath].join('; ');
-}, 500)</script>'''
-
-
-@needs_browser
-def test_a_browser_shows_it_without_a_word_on_the_console(workdirs, tmp_path):
-  page = report.make_page([workdirs['gta0']])
-  page = _USE.join(page.rpartition('</body>')[::2])
-  (tmp_path / 'report.html').write_text(page)
-  shown, said = open_page((tmp_path / 'report.html').as_uri(), tmp_path / 'profile')
-  assert said == []
-  assert shown.count('class="marks"') == 5
-  title = re.search('<title>(.*?)</title>', shown)[1]
-  assert title == '1; dropped pixels; dropped pixels; inset(0px 0px 0px 25%)'
-
-
-@needs_browser
-def test_a_browser_shows_a_served_page_of_several_runs(server, workdirs, tmp_path):
-  served, _ = server
-  served.workdirs = tuple(workdirs.values())
-  shown, said = open_page(served.url, tmp_path / 'profile')
-  assert said == []
-  assert shown.count('class="marks"') == 4
-  assert 'mean_teacher, split 4, seed 0: teacher</option>' in shown
