@@ -162,6 +162,7 @@ def test_parameters_are_as_many_as_published(size, encoder, head):
   assert counts['decoder'] + counts['classifier'] + 2 * (9 * features**2 + features) == head
 
 
+@pytest.mark.slow
 def test_many_tokens_are_compared_in_parts(monkeypatch):
   parts = jax.random.normal(jax.random.key(0), (3, 2, 11, 3, 8))
 
@@ -199,6 +200,7 @@ def test_frozen_stages_have_no_gradient(stages, registers):
   assert ('blocks_1' in network.frozen, 'norm' in network.frozen) == (stages > 1, stages > 3)
 
 
+@pytest.mark.slow
 def test_rematerialised_gradients_are_the_plain_ones():
   network, again = make_dinov2(), make_dinov2(remat=True)
   variables = network.init(jax.random.key(0), (28, 28))
