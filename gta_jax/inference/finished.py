@@ -119,19 +119,22 @@ def choose_images(
   if config is not None:
     config_rules.check(config)
   dataset = _make_dataset(workdir, config or own, own, described)
+  sources.check(dataset)
   # A drawn split is drawn otherwise once there are more masks: the run's own list counts.
   kept = workdir / 'splits' / own.data.split / 'labeled.txt'
-  labelled = tuple(kept.read_text('utf-8').splitlines()) if kept.is_file() else dataset.labelled
-  candidates = [id for id in (*dataset.unlabelled, *dataset.labelled) if id not in set(labelled)]
-  sources.check(dataset)
+  if kept.is_file():
+    labelled = tuple(kept.read_text('utf-8').splitlines())
+    rest = dict.fromkeys((*dataset.unlabelled, *dataset.labelled))
+    dataset = dataclasses.replace(
+      dataset, labelled=labelled, unlabelled=tuple(id for id in rest if id not in set(labelled)))
   model = load_model(workdir, which=which)
   ranking = label_next.rank(
-    model, dataset, candidates, count=count, network=network,
+    model, dataset, count=count, network=network,
     drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
-  lists = label_next.write(ranking, model, dataset, out, labelled=labelled, network=network,
-                           overwrite=overwrite)
-  print(f'{len(ranking.ids)} of {len(candidates)} unlabelled images are in {out}: correct the '
-        'masks there, which hold 255 where nothing is known.')
+  lists = label_next.write(
+    ranking, model, dataset, out, network=network, overwrite=overwrite)
+  print(f'{len(ranking.ids)} of {len(dataset.unlabelled)} unlabelled images are in {out}: '
+        'correct the masks there, which hold 255 where nothing is known.')
   if own.data.source == 'folder':
     print(f'Then copy them into {(config or own).data.dir}/masks and train with '
           f'--config folder:{lists.name} --config.data.split_lists={lists.parent}')

@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,21 +56,21 @@ class Ranking(NamedTuple):
 
 
 def rank(
-  model: Model, dataset: Dataset, ids: Sequence[str], *, count: int, drop_share: float,
-  network: str | None = None, threads: int = 4,
+  model: Model, dataset: Dataset, *, count: int, drop_share: float, network: str | None = None,
+  threads: int = 4,
 ) -> Ranking:
-  """Ranks images; they are read once, and neither their pixels nor their masks are kept.
+  """Ranks the unlabelled images, which are read once; nothing of their pixels is kept.
 
   Args:
     model: that predicts.
-    dataset: whose reader knows the images; their masks are not looked at.
-    ids: of unlabelled images.
+    dataset: of the images; their masks, if any, are not looked at.
     count: how many are wanted; fewer come where there are fewer.
     drop_share: in [0,1]; see Ranking.threshold.
     network: one of the model's; the first by default.
     threads: images decoded at a time.
   Raises: ValueError without images, for a count below 1 or an unknown network.
   """
+  ids = dataset.unlabelled
   if not ids or count < 1:
     raise ValueError(f'{len(ids)} unlabelled images and --count {count}; both must be at least 1.')
   variables = model.variables[model.check_network(network)]
@@ -153,8 +152,8 @@ def _pooled_features(network: Network, variables: Variables, images: Images) -> 
 
 
 def write(
-  ranking: Ranking, model: Model, dataset: Dataset, out: Path, *, labelled: Sequence[str],
-  network: str | None = None, overwrite: bool = False,
+  ranking: Ranking, model: Model, dataset: Dataset, out: Path, *, network: str | None = None,
+  overwrite: bool = False,
 ) -> Path:
   """Writes what a labelling tool needs, and lists for the run after it.
 
@@ -166,9 +165,8 @@ def write(
   Args:
     ranking: of `rank`.
     model: that predicts.
-    dataset: of the images.
+    dataset: that was ranked.
     out: folder, made if missing.
-    labelled: ids that have been labelled before.
     network: see `rank`.
     overwrite: whether files of these names are replaced.
   Returns: the folder of the lists.
@@ -189,7 +187,7 @@ def write(
     rows.append([str(number + 1), id, f'{ranking.uncertainty[number]:.4f}',
                  f'{ranking.distance[number]:.4f}', thumbnail])
   write_classes(out / 'classes.txt', Classes(model.classes, model.palette, (IGNORE_COLOUR,)))
-  together = (*labelled, *ranking.ids)
+  together = (*dataset.labelled, *ranking.ids)
   rest = tuple(id for id in dataset.unlabelled if id not in set(together))
   write_lists(dataclasses.replace(dataset, labelled=together, unlabelled=rest), out / 'splits',
               split=str(len(together)))

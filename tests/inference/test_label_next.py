@@ -1,6 +1,7 @@
 """Which images are asked for first, and what is written about them."""
 
 import csv
+import shutil
 
 import jax
 import numpy as np
@@ -76,29 +77,35 @@ def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
   rng = np.random.default_rng(0)
   images = {f'{i}': rng.integers(0, 256, (9, 14 + i % 2, 3), np.uint8) for i in range(5)}
   data = dataset(images)
-  ranking = label_next.rank(model(), data, data.unlabelled, count=3, drop_share=0.3)
+  ranking = label_next.rank(model(), data, count=3, drop_share=0.3)
   confidence = np.concatenate([p.confidence.ravel() for _, p in model().label([*images.values()])])
   assert np.mean(confidence < ranking.threshold) == pytest.approx(0.3, abs=0.02)
   assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
   with pytest.raises(ValueError, match='count 0; both must be at least 1'):
-    label_next.rank(model(), data, data.unlabelled, count=0, drop_share=0.3)
+    label_next.rank(model(), data, count=0, drop_share=0.3)
 
 
 def test_a_run_is_told_what_to_label_and_nothing_is_overwritten(finished, tmp_path, capsys):
-  workdir, _ = finished
-  out = tmp_path / 'deep' / 'out'
+  workdir, out = tmp_path / 'run', tmp_path / 'deep' / 'out'
+  shutil.copytree(finished[0], workdir)
+  # As if the split were drawn otherwise now: the data set calls one labelled that the run did not.
+  kept = workdir / 'splits' / '4' / 'labeled.txt'
+  labelled = kept.read_text().splitlines()
+  everything = {*labelled, *(kept.parent / 'unlabeled.txt').read_text().splitlines()}
+  kept.write_text(''.join(f'{id}\n' for id in labelled[:3]))
   arguments = ['gta-jax', '--mode', 'label_next', '--workdir', str(workdir), '--count', '3',
                '--out', str(out)]
   assert launch.main(arguments) == 0
-  assert '3 of 8 unlabelled images are in' in capsys.readouterr().out
+  assert '3 of 9 unlabelled images are in' in capsys.readouterr().out
   with (out / label_next.FILE).open() as file:
     rows = list(csv.DictReader(file))
   assert [row['rank'] for row in rows] == ['1', '2', '3']
-  labelled = (workdir / 'splits' / '4' / 'labeled.txt').read_text().splitlines()
   ids = [row['image'] for row in rows]
-  assert len(set(ids)) == 3 and not set(ids) & set(labelled)
-  assert (out / 'splits' / '7' / 'labeled.txt').read_text().splitlines() == [*labelled, *ids]
-  assert not set(ids) & set((out / 'splits' / '7' / 'unlabeled.txt').read_text().splitlines())
+  assert len(set(ids)) == 3 and not set(ids) & set(labelled[:3])
+  lists = out / 'splits' / '6'
+  assert (lists / 'labeled.txt').read_text().splitlines() == [*labelled[:3], *ids]
+  rest = (lists / 'unlabeled.txt').read_text().splitlines()
+  assert len(rest) == 6 and {*labelled[:3], *ids, *rest} == everything
   assert len(read_classes(out / 'classes.txt').names) == 7
   void = 0
   for row in rows:
