@@ -37,6 +37,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,8 +224,8 @@ def run_all(
   return failed
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-  """Flags, and fields of the config in launch.py's form."""
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+  """Flags, and fields of the config in launch.py's form; of the command line by default."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--config', default='shapes', help='shapes, folder:46: configs/NAME.py:SPLIT')
   parser.add_argument('--budget', default='steps', choices=['steps', 'compute'])
@@ -234,7 +235,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--results', type=Path, help='docs/results/compare_CONFIG_BUDGET.jsonl')
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time; cores are split')
   parser.add_argument('--minutes', type=float, help='after which no run begins')
-  flags, fields = parser.parse_known_args()
+  flags, fields = parser.parse_known_args(arguments)
   if strange := [field for field in fields if not field.startswith('--config.')]:
     parser.error(f'{" ".join(strange)}: only --config.FIELD=VALUE is passed on to launch.py')
   if flags.results is None:
@@ -243,9 +244,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
   return flags, fields
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Runs what is missing and prints the table."""
-  flags, fields = parse()
+  flags, fields = parse(arguments)
   tasks = [make_task(flags.config, flags.budget, method, int(seed), fields)
            for seed in flags.seeds.split(',') for method in flags.methods]
   failed = run_all(tasks, flags.out, flags.results, jobs=flags.jobs, minutes=flags.minutes)

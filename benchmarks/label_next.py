@@ -34,6 +34,7 @@ ASKED, DRAWN = 'label_next', 'random'
 
 
 def main() -> None:
+  """Runs what is missing and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--data', type=Path)
@@ -119,20 +120,24 @@ def table(scores: dict[str, list[list[float]]], first: int, count: int) -> str:
 
 
 def spread(values: list[float], sign: str = '') -> str:
+  """Mean ± sample deviation; sign: '+' for differences."""
   deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
   return f'{statistics.mean(values):{sign}.1f}{deviation}'
 
 
 def read_list(path: Path) -> list[str]:
+  """The ids of a list, one a line."""
   return path.read_text(encoding='utf-8').split('\n')[:-1]
 
 
 def write_list(path: Path, ids: tuple[str, ...] | list[str]) -> None:
+  """Writes ids, one a line; its folders are made if missing."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(f'{id}\n' for id in ids), encoding='utf-8')
 
 
 def launch(*flags: object) -> None:
+  """One call of launch.py; CalledProcessError where it fails."""
   subprocess.run([sys.executable, str(ROOT / 'launch.py'), *map(str, flags)], check=True)
 
 

@@ -9,7 +9,6 @@ configs/folder.py finds in the data. A run that has been finished is not repeate
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import compare_methods
@@ -38,10 +37,9 @@ def main() -> None:
     config = read_method_config(str(ROOT / 'configs/folder.py:30'), 'sup_only', 'scratch', fields)
     run_baseline(config, forest.parent)
   print(f'random forest: mIoU {100 * json.loads(forest.read_text())["scores"]["miou"]:.2f}')
-  sys.argv = ['compare_methods.py', '--config', 'folder:30', '--out', str(flags.out),
-              '--results', str(flags.results), '--seeds', flags.seeds, '--methods', *flags.methods,
-              *fields]
-  compare_methods.main()
+  compare_methods.main(['--config', 'folder:30', '--out', str(flags.out), '--results',
+                        str(flags.results), '--seeds', flags.seeds, '--methods', *flags.methods,
+                        *fields])
 
 
 if __name__ == '__main__':

@@ -49,10 +49,14 @@ def line(method, seed, *, steps=7, **scores):
 
 def test_digest_is_of_what_decides_the_scores():
   assert task().digest == task(**{'data.threads': 7, 'data.store': '/elsewhere'}).digest
+  config, older = read('gta'), read('gta')
+  del older.train['init_from']  # a field that a config from before it lacks
+  assert compare.digest(config) == compare.digest(older)
   assert len({task().digest, task(seed=1).digest, task('cutmix').digest,
+              task(**{'train.init_from': "'run'"}).digest,
               task(**{'data.crop': 32}).digest,
               compare.make_task('shapes:8', 'compute', 'cps', 0, []).digest,
-              compare.make_task('shapes:8', 'steps', 'cps', 0, []).digest}) == 6
+              compare.make_task('shapes:8', 'steps', 'cps', 0, []).digest}) == 7
   one, other, third = (task(**{'data.dir': f"'/{folder}'"}).digest
                        for folder in ('a/camvid', 'b/camvid', 'a/own'))
   assert one == other != third

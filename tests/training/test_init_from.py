@@ -49,6 +49,11 @@ def test_heads_that_the_other_run_lacks_are_drawn(finished):
   assert_equal({key: found[key] for key in end['student']['params']}, end['student']['params'])
 
 
+def test_pretrained_weights_are_not_looked_for(finished, tmp_path):
+  found = start(finished[0], **{'model.weights': str(tmp_path / 'gone.pth')})
+  assert_equal(found.networks, final_state(finished[0], tiny_config()).networks)
+
+
 @pytest.mark.parametrize(('source', 'overrides', 'message'), [
   ('nowhere', {}, 'nowhere does not exist; give the --workdir of a run'),
   ('', {'model.width': 0.25}, r'another network: .*has shape .* there and .* here; use the same'),
