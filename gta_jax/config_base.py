@@ -72,6 +72,8 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
   c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale
   c.data.flip = True
+  # Largest change of brightness, contrast and saturation of labelled crops, as a share.
+  c.data.jitter = 0.0
   # 255 where padding is ignored. 0 in the released recipe: background, and on unlabelled images a
   # pixel like any other.
   c.data.padding_label = 0 if recipe == 'released' else 255

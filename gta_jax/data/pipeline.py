@@ -19,7 +19,7 @@ from absl import flags
 
 from gta_jax.data import files, skipping
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
-from gta_jax.data.transforms import RandomCrop
+from gta_jax.data.transforms import ColourJitter, RandomCrop
 
 STREAMS = ('labelled', 'unlabelled')
 LABEL_SAMPLINGS = ('reshuffled', 'once')
@@ -43,7 +43,7 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
 def training_stream(
     dataset: Dataset, *, stream: str, batch_size: int, crop_size: int, seed: int,
     scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
-    fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE,
+    fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE, jitter: float = 0.0,
     label_sampling: str = 'reshuffled', oracle: bool = False, confidence: bool = False,
     start_step: int = 0,
     process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
@@ -62,6 +62,7 @@ def training_stream(
     stream: 'labelled' or 'unlabelled'.
     batch_size: examples a batch in this process.
     crop_size, scale, flip, fill, padding_label: see RandomCrop.
+    jitter: of labelled crops, see ColourJitter; what is not labelled keeps its colours.
     seed: of the whole run; each stream derives random numbers of its own from it.
     label_sampling: 'reshuffled' permutes the labelled ids anew in every pass over them; 'once', as
       the release, repeats the list, samples it to the unlabelled length once a run, and permutes
@@ -87,7 +88,8 @@ def training_stream(
   seeds = np.random.SeedSequence((seed, STREAMS.index(stream))).generate_state(3)
   list_seed, order_seed, crop_seed = map(int, seeds)
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)
-  example = _MakeExample(ids, dataset.reader, crop, num_classes=len(dataset.classes),
+  colours = ColourJitter(jitter if stream == 'labelled' else 0.0)
+  example = _MakeExample(ids, dataset.reader, crop, colours, num_classes=len(dataset.classes),
                          label=stream == 'labelled' or oracle, valid=stream == 'unlabelled',
                          confidence=confidence)
   batches = (
@@ -116,6 +118,7 @@ class _MakeExample:
   ids: Sequence[str]
   reader: Reader
   crop: RandomCrop
+  colours: ColourJitter
   num_classes: int
   label: bool
   valid: bool
@@ -131,7 +134,7 @@ class _MakeExample:
         id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
-      element = {'image': image, skipping.FIELD: skipping.encode(failures)}
+      element = {'image': self.colours(image, rng), skipping.FIELD: skipping.encode(failures)}
       if label is not None and self.confidence:
         label, element['confidence'] = np.moveaxis(label, -1, 0)
       if label is not None:

@@ -1,4 +1,4 @@
-"""Geometry of training crops, on NumPy arrays."""
+"""Geometry and colours of training crops, on NumPy arrays."""
 
 import dataclasses
 
@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 
 from gta_jax.data.files import IGNORE
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +82,36 @@ class RandomCrop:
       return 0, length, scaled
     extent = max(1, round(length * self.size / scaled))
     return int(position * (length - extent + 1)), extent, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourJitter:
+  """Random brightness, contrast and saturation, in this order; for labelled crops.
+
+      x <- clip(b x),  x <- clip(m + c (x - m)),  x <- clip(g + s (x - g))
+
+  with the factors b, c and s uniform in [1 - strength, 1 + strength], m the mean grey level of the
+  crop and g the grey level of each pixel (ITU-R 601). What a network is to tell apart by grey level
+  alone does not survive it.
+
+  Attributes:
+    strength: 0 or more, below 1; 0 changes nothing and draws nothing.
+  """
+
+  strength: float = 0.0
+
+  def __post_init__(self):
+    if not 0 <= self.strength < 1:
+      raise ValueError(f'jitter {self.strength:g} is not in [0, 1); give the largest change of '
+                       'brightness, contrast and saturation as a share, as in 0.4.')
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H,W,3] RGB -> the same, changed; three numbers are drawn from rng."""
+    if not self.strength:
+      return image
+    brightness, contrast, saturation = rng.uniform(1 - self.strength, 1 + self.strength, 3)
+    rgb = np.clip(image.astype(np.float32) * np.float32(brightness), 0, 255)
+    middle = (rgb @ _LUMA).mean()
+    rgb = np.clip(middle + np.float32(contrast) * (rgb - middle), 0, 255)
+    grey = (rgb @ _LUMA)[..., None]
+    return np.clip(np.rint(grey + np.float32(saturation) * (rgb - grey)), 0, 255).astype(np.uint8)

@@ -80,6 +80,7 @@ RULES = {
   'data.image_scale': _real(0.01, 100),
   'data.scale': _real(0.01, 100, tuple_of=True, length=2),
   'data.flip': _Rule(bool),
+  'data.jitter': _real(0, _BELOW_ONE, optional=True),
   'data.padding_label': _whole(0, 255),
   'data.label_sampling': _Rule(str, known=('reshuffled', 'once')),
   'data.threads': _whole(1, 1024),
@@ -142,7 +143,7 @@ DEFAULTS = {
   'train.checkpoint_steps': 0, 'train.init_from': '', 'train.non_finite': 'stop',
   'optim.name': 'sgd', 'optim.decay': 'all', 'train.deterministic': False,
   'model.backbone': 'resnet', 'model.decoder': 'deeplab', 'model.frozen_stages': 0,
-  'model.pool_norm': True, 'evaluate.worst': 8,
+  'model.pool_norm': True, 'evaluate.worst': 8, 'data.jitter': 0.0,
 }
 
 

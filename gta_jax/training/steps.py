@@ -218,7 +218,7 @@ def _stream(
   return training_stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
-    fill=fill_colour(run.network), padding_label=data.padding_label,
+    fill=fill_colour(run.network), padding_label=data.padding_label, jitter=data.jitter,
     label_sampling=data.label_sampling, oracle=data.oracle or pseudo,
     confidence=pseudo and hasattr(dataset.reader, 'confidence'),
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),

@@ -256,3 +256,16 @@ def test_the_data_path_imports_no_jax_and_no_model():
   for path in pathlib.Path(pipeline.__file__).parent.glob('*.py'):
     for line in path.read_text().splitlines():
       assert not re.match(r'(from|import) (jax|flax|gta_jax\.(?!data))', line.strip()), path
+
+
+def test_jitter_is_for_labelled_crops_and_moves_no_crop():
+  shapes = make_shapes(size=32, labelled=4, unlabelled=6, validation=2, seed=0)
+  for stream in ('labelled', 'unlabelled'):
+    options = {'dataset': shapes, 'stream': stream, 'crop_size': 24}
+    plain, = take(1, **options)
+    jittered, = take(1, jitter=0.4, **options)
+    labelled = stream == 'labelled'
+    name = 'label' if labelled else 'valid'
+    # The next example of a batch has random numbers of its own.
+    np.testing.assert_array_equal(jittered[name], plain[name])
+    assert (jittered['image'] == plain['image']).all() != labelled

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gta_jax.data.transforms import RandomCrop
+from gta_jax.data.transforms import ColourJitter, RandomCrop
 
 
 def tagged(height, width):
@@ -110,3 +110,30 @@ def test_wrong_options_are_refused():
     RandomCrop(0)
   with pytest.raises(ValueError, match=r'scale \(2.0, 0.5\)'):
     RandomCrop(8, scale=(2.0, 0.5))
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_as_its_equations_say():
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (6, 7, 3), np.uint8)
+  b, c, s = np.random.default_rng(5).uniform(0.6, 1.4, 3)
+  luma = np.array([0.299, 0.587, 0.114])
+  x = np.clip(b * image, 0, 255)
+  middle = (x @ luma).mean()
+  x = np.clip(middle + c * (x - middle), 0, 255)
+  grey = (x @ luma)[..., None]
+  wanted = np.clip(grey + s * (x - grey), 0, 255)
+  found = ColourJitter(0.4)(image, np.random.default_rng(5))
+  assert found.dtype == np.uint8 and np.abs(found - wanted).max() <= 0.51
+  assert np.abs(found - image.astype(float)).mean() > 5
+
+
+def test_jitter_of_zero_draws_nothing_and_one_of_a_grey_image_stays_grey():
+  image, _ = tagged(8, 9)
+  rng = np.random.default_rng(1)
+  assert ColourJitter(0.0)(image, rng) is image
+  assert rng.random() == np.random.default_rng(1).random()
+  grey = np.repeat(image[..., :1], 3, axis=2)
+  found = ColourJitter(0.5)(grey, rng)
+  assert (found == found[..., :1]).all()
+  with pytest.raises(ValueError, match=r'jitter 1 is not in \[0, 1\)'):
+    ColourJitter(1.0)
