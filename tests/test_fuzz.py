@@ -1,5 +1,6 @@
 """A hundred cases of the fuzz test: every one succeeds or is refused in a sentence of ours."""
 
+import itertools
 import time
 
 from benchmarks import fuzz
@@ -12,6 +13,11 @@ def test_bad_input_is_refused_in_our_words():
     'images', 'masks', 'lists', 'classes', 'overrides', 'run_files', 'weights', 'checkpoints',
     'archives', 'convert', 'predict', 'load'}
   assert {result for _, result in counts} == {'success', 'refused'}
+
+
+def test_kinds_can_be_chosen_and_keep_their_numbers():
+  assert list(itertools.islice(fuzz.numbers_of(['convert', 'load']), 4)) == [22, 23, 25, 48]
+  assert fuzz.kind_of(48) == 'convert'
 
 
 def test_an_error_of_a_library_fails_a_case(monkeypatch):
