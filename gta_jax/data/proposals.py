@@ -1,7 +1,8 @@
 """What a run might be set to, from an inspection of its data: each value with its reason.
 
 Rules of thumb, one function each, in the order in which they build on each other. None of them has
-been tuned on a data set that is reported.
+been tuned on images that are reported; that crops need context was seen on others
+(docs/results.md).
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ from gta_jax.data.inspection import Inspection
 # A structure is fine where a stride of 4, DeepLab's, leaves it less than two cells.
 _FINE = 8.0
 _LEAST_SIDE = 192  # an image is not scaled below this
+# A crop should show so much of an image's shorter side, but no structure become thinner than that.
+_CONTEXT, _THREAD = 1 / 3, 1.5
 _CPU_CROP, _GPU_CROP = 96, 320
 _STEPS = {'dinov2': 14}  # sides of crops are multiples of a transformer's patches
 _STEP = 32  # and else of this
@@ -66,13 +69,19 @@ def propose(found: Inspection, machine: Machine, given: Values) -> list[Proposal
 
 
 def image_scale(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
-  """The smallest of 1, 1/2 and 1/4 at which nothing becomes fine."""
-  del machine, values
+  """The smallest of 1, 1/2 and 1/4 at which nothing becomes fine, or smaller for context's sake."""
   side, (width, name) = min(found.size), thinnest(found)
   for scale in (0.25, 0.5):
     if side * scale >= _LEAST_SIDE and width * scale >= _FINE:
       return scale, (f'the thinnest class, {name}, is {width:.3g} pixels wide and stays above '
                      f'{_FINE:.0f} at this scale')
+  crop = values.get('data.crop') or (_GPU_CROP if machine.gpu else _CPU_CROP)
+  scale = 1.0
+  while crop < _CONTEXT * side * scale and scale > 0.25 and width * scale / 2 >= _THREAD:
+    scale /= 2
+  if scale < 1:
+    return scale, (f'a crop of {crop} pixels then shows {crop / (side * scale):.0%} of the shorter '
+                   f'side; the thinnest class, {name}, is {width * scale:.2g} pixels wide there')
   return 1.0, (f'smaller, the thinnest class, {name} ({width:.3g} pixels wide), would fall below '
                f'{_FINE:.0f} pixels, or images below {_LEAST_SIDE}')
 

@@ -122,6 +122,17 @@ def test_wide_structures_of_large_images_are_scaled_down(tmp_path):
   assert values(found, **small)['train.labelled_batch'] == 4
 
 
+@pytest.mark.parametrize('side, thickness, machine, scale', [
+  (280, 4, CPU, 1.0), (320, 4, CPU, 0.5), (320, 4, GPUS, 1.0), (700, 9, CPU, 0.25),
+  (700, 4, CPU, 0.5), (320, 2, CPU, 1.0)])
+def test_images_shrink_until_a_crop_shows_a_third_of_them_but_not_threads(
+  tmp_path, side, thickness, machine, scale
+):
+  _, found = look_at(make(tmp_path, size=(side, side + 20), thickness=thickness))
+  assert values(found, machine)['data.image_scale'] == scale
+  assert scale == 1 or 'of the shorter side' in propose(found, machine, GIVEN)[0].reason
+
+
 def test_a_transformer_gets_its_decoder_and_whole_patches(tmp_path):
   given = {'model.backbone': 'dinov2_b_reg'}
   _, small = look_at(make(tmp_path / 'small'))
