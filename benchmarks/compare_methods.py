@@ -45,7 +45,10 @@ import ml_collections
 from cases import ROOT, read_method_config
 
 import gta_jax
+from gta_jax.data import inspection
+from gta_jax.data.sources import check
 from gta_jax.methods.registry import METHODS, make_method
+from gta_jax.training import from_data, setup
 from gta_jax.training.config_rules import DEFAULTS
 
 REFERENCE, SUPERVISED = 'gta', 'sup_only'
@@ -53,6 +56,9 @@ MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
 # What a run's scores do not depend on.
 _OF_THE_MACHINE = ('data.store', 'data.mirror', 'data.threads', 'data.workers', 'data.prefetch',
                    'data.cache')
+
+
+_inspected: dict[str, inspection.Inspection] = {}  # by digest: one folder serves all methods
 
 
 class Task(NamedTuple):
@@ -92,6 +98,21 @@ def budget_fields(config: ml_collections.ConfigDict, budget: str) -> dict[str, f
   return {field: round(factor * value, 6) for field, value in fields.items()}
 
 
+def with_its_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with what a run finds in the data where it says None.
+
+  So that budgets can scale it, and that a rule which changes makes another digest.
+  """
+  if not from_data.unset(config):
+    return config
+  dataset = setup.make_dataset(config)
+  check(dataset)
+  key = inspection.digest(dataset)
+  if key not in _inspected:
+    _inspected[key] = inspection.inspect(dataset)
+  return from_data.decide(config, dataset, _inspected[key])[0]
+
+
 def digest(config: ml_collections.ConfigDict) -> str:
   """12 hexadecimal digits of what decides a run's scores; a data folder counts by its name.
 
@@ -123,7 +144,7 @@ def make_task(
   """
   name, _, split = config.partition(':')
   file = name if name.endswith('.py') else f'configs/{name}.py'
-  chosen = read_method_config(f'{file}:{split}', method, 'scratch', fields)
+  chosen = with_its_data(read_method_config(f'{file}:{split}', method, 'scratch', fields))
   changed = budget_fields(chosen, budget) | {'seed': seed}
   chosen.update_from_flattened_dict(changed)
   argument = ','.join(filter(None, [split, f'method={method}', 'recipe=scratch']))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gta_jax.data import proposals
 from gta_jax.methods.registry import METHODS, make_method
+from tests.data.test_inspection import make
 
 # The benchmarks are scripts that import one another by their bare names.
 sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
@@ -60,6 +62,20 @@ def test_digest_is_of_what_decides_the_scores():
   one, other, third = (task(**{'data.dir': f"'/{folder}'"}).digest
                        for folder in ('a/camvid', 'b/camvid', 'a/own'))
   assert one == other != third
+
+
+def test_what_follows_from_a_folder_is_in_the_digest_and_scaled_by_the_budget(
+  tmp_path, monkeypatch
+):
+  folder = f'--config.data.dir={make(tmp_path)}'
+  wide = compare.make_task('folder:2', 'steps', 'gta', 0, [folder])
+  assert wide.flags == ('--config=configs/folder.py:2,method=gta,recipe=scratch', folder,
+                        '--config.seed=0')
+  # 1,000 steps of 5 an epoch; cps costs 12 where gta costs 7.
+  scaled = compare.make_task('folder:2', 'compute', 'cps', 0, [folder])
+  assert f'--config.train.epochs={round(200 * 7 / 12, 6)}' in scaled.flags
+  monkeypatch.setitem(proposals.RULES, 'data.image_scale', lambda *_: (0.5, 'another rule'))
+  assert compare.make_task('folder:2', 'steps', 'gta', 0, [folder]).digest != wide.digest
 
 
 def test_table_is_sorted_by_the_network_that_predicts():
