@@ -159,11 +159,11 @@ def train(task: Task, out: Path, cores: set[int]) -> dict[str, Any]:
   path = workdir / 'results.json'
   if not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, cores)  # of this thread, and of the program that it starts
     with (workdir / 'log.txt').open('a') as log:
       subprocess.run(
         [sys.executable, str(ROOT / 'launch.py'), '--workdir', str(workdir), *task.flags],
-        check=True, stdout=log, stderr=log, cwd=ROOT,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores))
+        check=True, stdout=log, stderr=log, cwd=ROOT)
   return json.loads(path.read_text())
 
 

@@ -1,6 +1,8 @@
 """What the comparison runs, with which budget, and how it orders its table; no training."""
 
+import concurrent.futures
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +111,20 @@ def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
   assert trained == ['gta', 'cps', 'gta', 'gta'] and len(compare.read_lines(results)) == 3
   compare.run_all([task(seed=2)], tmp_path, results, jobs=1, minutes=-1)
   assert len(trained) == 4
+
+
+def test_a_run_has_its_share_of_the_cores_and_the_thread_alone_gives_the_rest_up(
+  tmp_path, monkeypatch
+):
+  seen, own = [], os.sched_getaffinity(0)
+
+  def run(command, **_):
+    seen.append(os.sched_getaffinity(0))
+    workdir = Path(command[command.index('--workdir') + 1])
+    (workdir / 'results.json').write_text('{}')
+
+  monkeypatch.setattr(compare.subprocess, 'run', run)
+  core = {min(own)}
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    assert pool.submit(compare.train, task(), tmp_path, core).result() == {}
+  assert seen == [core] and os.sched_getaffinity(0) == own
