@@ -9,8 +9,8 @@ trained network asks and once at random; the true masks stand in for whoever lab
 starts anew, from the config `folder` with the flags after --, which are the same for all. Scores
 are of the last step, of the network that predicts, on validation images that choose nothing.
 
-DIR is a data folder (README) in which all training images have masks; without --data shapes are
-drawn. A run that has finished is not repeated: the same command goes on.
+DIR is a data folder (docs/how_to/prepare_images.md) in which all training images have masks;
+without --data shapes are drawn. A run that has finished is not repeated: the same command goes on.
 """
 
 import argparse

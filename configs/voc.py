@@ -21,7 +21,8 @@ momentum, stem, stride, grid, ASPP rates, neither OHEM nor an auxiliary head.
 Never run here. Estimated: 9 hours on one A100, 2.3 on four (69,280 steps of 44 TFLOP, counted from
 the shapes of all products, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
 counted). Memory: 15.5 GB for 12 + 12 images as compiled for a GPU, 7.7 GB with model.remat=True
-(docs/performance.md). If it does not fit: README.
+(docs/performance.md). If it does not fit:
+docs/how_to/fit_the_memory.md.
 
 method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md). Two have
 none for this network: unimatch_v2 is published with DINOv2 and takes UniMatch's, pc2seg is a

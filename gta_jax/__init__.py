@@ -7,13 +7,17 @@
 Importing the package imports neither jax nor anything else; `load` does.
 """
 
+import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  import ml_collections
+
   from gta_jax.inference.model import Model
 
-__all__ = ['load']
+__all__ = ['load', 'load_config']
 __version__ = '0.2.0'
 
 
@@ -38,3 +42,25 @@ def load(workdir: str | Path, *, checkpoint: str = 'last') -> 'Model':
     raise ValueError(f"checkpoint={checkpoint!r} is unknown; use 'last' or 'best'.")
   runtime.keep_compiled_programs()
   return finished.load_model(Path(workdir).expanduser(), which=checkpoint)
+
+
+def load_config(
+  name: str, fields: Mapping[str, Any] = types.MappingProxyType({})
+) -> 'ml_collections.ConfigDict':
+  """The config that the command's --config finds, from any folder.
+
+      config = gta_jax.load_config('shapes:48,method=cutmix', {'train.epochs': 5})
+
+  Args:
+    name: of a config that comes with the package, or a path; after a colon its choice.
+    fields: those that are set, by their dotted names.
+  Raises:
+    ValueError: an unknown name, choice or field.
+    TypeError: a value of another kind than the field's.
+  """
+  from gta_jax import command_flags  # noqa: PLC0415  So that importing the package is cheap.
+
+  try:
+    return command_flags.load_config(name, fields)
+  except command_flags.UsageError as error:
+    raise ValueError(str(error).removeprefix('--config ')) from error

@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import runpy
 import textwrap
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,26 @@ def find_config(name: str) -> str:
     raise UsageError(f'--config {file!r} is neither a known config nor a file; use one of '
                      f'{", ".join(known)}, or the path of a .py file.')
   return name
+
+
+def load_config(
+  name: str, fields: Mapping[str, Any] = types.MappingProxyType({})
+) -> ml_collections.ConfigDict:
+  """What --config NAME --config.FIELD=VALUE gives; see gta_jax.load_config.
+
+  Raises:
+    UsageError: neither a known name nor a file, a config that fails, or a field that it lacks.
+  """
+  file, _, choice = find_config(name).partition(':')
+  try:
+    code = runpy.run_path(file)
+    config = code['get_config'](choice or None)
+  except Exception as error:  # A config file is code: it may raise anything.
+    raise UsageError(f'the config cannot be used: {_last_line(error)}') from error
+  for field in fields:
+    _check_field(config, field)
+  config.update_from_flattened_dict(dict(fields))
+  return config
 
 
 def _known_configs() -> Mapping[str, Path]:

@@ -1,11 +1,13 @@
 """The command line and the config files: what is understood and what is refused, and how."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import gta_jax
 from configs import cityscapes, folder, shapes, voc
 from gta_jax import command, command_flags, config_base
 from gta_jax.data.pipeline import WorkerError
@@ -98,6 +100,17 @@ def test_a_config_by_name_is_the_one_by_path_with_its_choice_and_fields():
     for config in ('shapes', 'configs/shapes.py'))
   assert by_name.config == by_path.config
   assert by_name.config.data.split == '24' and by_name.config.data.crop == 32
+  from_python = gta_jax.load_config('shapes:24', {'data.crop': 32})
+  assert from_python.to_dict() == by_name.config.to_dict()
+
+
+@pytest.mark.parametrize('arguments, message', [
+  (('nope',), "'nope' is neither a known config nor a file; use one of cityscapes, folder"),
+  (('shapes:method=gtaa',), 'use one of: gta, sup_only'),
+  (('shapes', {'optim.rat': 1.0}), 'unknown field optim.rat, did you mean optim.rate?')])
+def test_python_is_refused_a_config_in_the_same_words(arguments, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    gta_jax.load_config(*arguments)
 
 
 def test_a_file_of_flags_sets_fields_and_an_unknown_one_is_named(tmp_path):

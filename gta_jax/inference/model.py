@@ -57,12 +57,11 @@ class Model:
     multiple: int | None = None,
     step: int = 0,
   ):
-    """Holds networks.
+    """Holds networks. Arguments that are not listed are attributes of the same name.
 
     Args:
       batch_size: images a batch, where several are given.
       multiple: as in evaluation.scores.evaluate_protocols.
-      The others are the attributes.
     """
     self.network, self.variables, self.step = network, dict(variables), step
     self.names, self.classes, self.palette = tuple(variables), tuple(classes), palette
