@@ -42,12 +42,12 @@ def main() -> None:
   parser.add_argument('--first', type=int, default=10, help='labelled images before any round')
   parser.add_argument('--count', type=int, default=10, help='images a round')
   parser.add_argument('--rounds', type=int, default=2)
-  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--seeds', default='0,1,2', help='separated by commas')
   parser.add_argument('flags', nargs='*', help='of launch.py')
   options = parser.parse_args()
   data = options.data or write_shapes(options.out / 'data')
   scores: dict[str, list[list[float]]] = {ASKED: [], DRAWN: []}
-  for seed in range(options.seeds):
+  for seed in map(int, options.seeds.split(',')):
     for arm, by_seed in scores.items():
       by_seed.append(one_arm(data, options, seed, arm))
       (options.out / 'label_next.md').write_text(table(scores, options.first, options.count))
