@@ -78,6 +78,7 @@ def compare(methods: list[tuple[str, str]]) -> None:
   check_micro_batches()
   check_threshold()
   check_partner()
+  check_joint()
 
 
 def check_micro_batches() -> None:
@@ -110,6 +111,15 @@ def check_partner() -> None:
   assert not re.findall(r' (?:all-gather|all-to-all)(?:-start)?\(', text)
   sent = re.findall(r' = (\S+) collective-permute\(', text)
   assert sent and all(re.match(r'\w+\[1,', shape) for shape in sent), sent
+
+
+def check_joint() -> None:
+  """Labelled and unlabelled images become one batch where they are: each device joins its own."""
+  step, state, batches = prepare('gta', 'released', 4)
+  text = step.lower(state, batches(0)).compile().as_text()
+  assert not re.findall(r' (?:all-gather|all-to-all)(?:-start)?\(', text)
+  sent = re.findall(r' = (\S+) collective-permute\(', text)
+  assert sent and all(re.match(r'\w+\[1,', shape) for shape in sent), sent  # CutMix's
 
 
 def start(*arguments: str, devices: int) -> subprocess.Popen:
