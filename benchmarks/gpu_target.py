@@ -59,6 +59,21 @@ def read_gpu(name: str) -> Gpu:
              int(lines['device_memory_size']), fields['link_gigabytes'], fields['target'])
 
 
+def name_of(device_kind: str) -> str:
+  """The name of the described GPU that this one is.
+
+  Args:
+    device_kind: as jax says it of a device, such as 'NVIDIA H100 80GB HBM3'.
+  Raises: ValueError for one that is not described, with what to do.
+  """
+  for name in names():
+    if f'device_description_str: "{device_kind}"' in read_gpu(name).target:
+      return name
+  raise ValueError(
+    f'no file of benchmarks/gpus describes {device_kind!r}; known are {", ".join(names())}. Copy '
+    'the nearest one, with the published figures of this card and this name in it.')
+
+
 class Program(NamedTuple):
   """A compiled step: its stage's name, its text, its memory in bytes by kind, and XLA's report of
   what lives when.
