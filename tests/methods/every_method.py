@@ -43,10 +43,11 @@ CUT: dict[str, dict[str, Any]] = {
   'unimatch': {'features_weight': 0.0}, 'pseudo_seg': {'image_dropout': 0.0, 'version': 'v1'}}
 # Their own tests cut batches in networks without statistics: here a head or D has BatchNorm.
 HAVE_STATISTICS = ('u2pl', 'u2pl_released', 'gct', 'gct_torchsemiseg')
-# What is chosen by data from a whole batch: numbers of pixels by their rank, AEL's donors.
+# What is chosen by data from a whole batch: numbers of pixels by their rank, AEL's donors; and
+# numbers of CCT's objects, in images of 4 x 4 and 8 x 8 places, which XLA gathers to sort them.
 _RANKS, _DONORS = {'s32[3,512]'}, {'f32[4,16,16]', 'pred[4,3]', 'u8[4,16,16,3]', 'u8[4,16,16]'}
 GATHERED = {'u2pl': _RANKS, 'u2pl_released': _RANKS, 'pc2seg': {'s32[1,256]'}, 'ael': _DONORS,
-            'ael_released': _DONORS}
+            'ael_released': _DONORS, 'cct': {'s32[4,17]'}, 'cct_torchsemiseg': {'s32[4,65]'}}
 # Sums in another order, through four steps of batch statistics: float32 has a precision of 6e-8.
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
 
