@@ -59,6 +59,9 @@ def print_report(found: dict[str, Any], gpu: gpu_target.Gpu, *, most: int = 12) 
   _table('collectives', ('number', 'MB'), [
     (kind, f'{row["number"]:.0f}', f'{row["megabytes"]:.2f}')
     for kind, row in found['collectives'].items()])
+  _table('collectives beside kernels', ('number', 'beside kernels', 'their estimated ms'), [
+    (kind, row['number'], row['beside_kernels'], f'{row["beside_ms"]:.2f}')
+    for kind, row in found['overlaps'].items()])
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
