@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from cases import num_classes
+from hlo import parse
 from jax._src import xla_bridge
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from program_report import costs
 
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Stage
@@ -72,6 +74,22 @@ def name_of(device_kind: str) -> str:
   raise ValueError(
     f'no file of benchmarks/gpus describes {device_kind!r}; known are {", ".join(names())}. Copy '
     'the nearest one, with the published figures of this card and this name in it.')
+
+
+def on_cards(text: str) -> dict[str, float]:
+  """Least milliseconds of a program at the figures of each described GPU, by its name.
+
+  An estimate from one program: XLA may fuse a little differently for another card. Those that lack
+  bfloat16 are left out where the program has it, as theirs would be in float32.
+  """
+  of_name, found = parse(text), {}
+  for name in names():
+    gpu = read_gpu(name)
+    if 'bf16[' in text and gpu.tflops['bfloat16'] == gpu.tflops['float32']:
+      continue
+    by_part, _ = costs(of_name, tflops=gpu.tflops, bandwidth=gpu.bandwidth)
+    found[name] = 1000 * sum(cost.seconds for cost in by_part.values())
+  return found
 
 
 class Program(NamedTuple):

@@ -72,6 +72,15 @@ def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes(program):
   assert by_class['cuDNN kernel gradient'].operations == PASS
 
 
+def test_one_program_is_estimated_for_every_card():
+  found = target.on_cards(TEXT)
+  assert found.keys() == set(target.names()) - {'t4'}  # which has no bfloat16
+  gpu = target.read_gpu('l4')
+  assert found['l4'] == pytest.approx(
+    report.report(TEXT, '', tflops=gpu.tflops, bandwidth=gpu.bandwidth)['estimated_ms'])
+  assert target.on_cards(TEXT.replace('bf16[', 'f16[')).keys() == set(target.names())
+
+
 def test_what_runs_beside_a_collective_is_counted():
   add = '  %{} = f32[1000]{{0}} add(%x, %x)'
   lines = ['ENTRY %main {', '  %x = f32[1000]{0} parameter(0)',
