@@ -56,9 +56,15 @@ def print_report(found: dict[str, Any], gpu: gpu_target.Gpu, *, most: int = 12) 
     print(f'\n{title}: {number}, {total:.0f} MB')
     for row in found[name][:most]:
       print(f'  {row["count"]} x {row["shape"]}, {row["megabytes"]:.0f} MB, {row["where"]}')
+  _table('the same program at the figures of', ('estimated ms', 'fits'), [
+    (name, f'{ms:.0f}', 'yes' if total_memory(memory) <= 0.75 * gpu_target.read_gpu(name).memory
+     else 'no') for name, ms in found['on_cards'].items()])
   _table('collectives', ('number', 'MB'), [
     (kind, f'{row["number"]:.0f}', f'{row["megabytes"]:.2f}')
     for kind, row in found['collectives'].items()])
+  _table('collectives beside kernels', ('number', 'beside kernels', 'their estimated ms'), [
+    (kind, row['number'], row['beside_kernels'], f'{row["beside_ms"]:.2f}')
+    for kind, row in found['overlaps'].items()])
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
@@ -95,7 +101,7 @@ def main() -> None:
   found = {
     'config': flags.config, 'set': flags.set, 'gpu': flags.gpu, 'devices': flags.devices,
     'jax': jax.__version__, 'stage': program.stage, 'compile_s': time.perf_counter() - started,
-    'memory': program.memory,
+    'memory': program.memory, 'on_cards': gpu_target.on_cards(program.text),
     **report(program.text, program.live_ranges, tflops=gpu.tflops, bandwidth=gpu.bandwidth)}
   print_report(found, gpu)
   if flags.out:

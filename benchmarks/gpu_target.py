@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from cases import num_classes
+from hlo import parse
 from jax._src import xla_bridge
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from program_report import costs
 
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Stage
@@ -57,6 +59,37 @@ def read_gpu(name: str) -> Gpu:
   lines = dict(re.findall(r'^  (\w+): (\S+)$', fields['target'], re.M))
   return Gpu(fields['name'], fields['tflops'], float(lines['memory_bandwidth']),
              int(lines['device_memory_size']), fields['link_gigabytes'], fields['target'])
+
+
+def name_of(device_kind: str) -> str:
+  """The name of the described GPU that this one is.
+
+  Args:
+    device_kind: as jax says it of a device, such as 'NVIDIA H100 80GB HBM3'.
+  Raises: ValueError for one that is not described, with what to do.
+  """
+  for name in names():
+    if f'device_description_str: "{device_kind}"' in read_gpu(name).target:
+      return name
+  raise ValueError(
+    f'no file of benchmarks/gpus describes {device_kind!r}; known are {", ".join(names())}. Copy '
+    'the nearest one, with the published figures of this card and this name in it.')
+
+
+def on_cards(text: str) -> dict[str, float]:
+  """Least milliseconds of a program at the figures of each described GPU, by its name.
+
+  An estimate from one program: XLA may fuse a little differently for another card. Those that lack
+  bfloat16 are left out where the program has it, as theirs would be in float32.
+  """
+  of_name, found = parse(text), {}
+  for name in names():
+    gpu = read_gpu(name)
+    if 'bf16[' in text and gpu.tflops['bfloat16'] == gpu.tflops['float32']:
+      continue
+    by_part, _ = costs(of_name, tflops=gpu.tflops, bandwidth=gpu.bandwidth)
+    found[name] = 1000 * sum(cost.seconds for cost in by_part.values())
+  return found
 
 
 class Program(NamedTuple):

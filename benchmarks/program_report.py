@@ -160,6 +160,34 @@ def collectives(of_name: dict[str, Instruction]) -> dict[str, dict[str, float]]:
   return found
 
 
+def overlaps(
+  of_name: dict[str, Instruction], *, tflops: dict[str, float], bandwidth: float
+) -> dict[str, dict[str, float]]:
+  """Collectives beside which a device computes: how many, and with what, by kind.
+
+  Between the start of one and the wait for it stand the kernels that run beside it, as XLA has
+  scheduled them. number: instructions, those in a loop once; beside_kernels: those with such
+  kernels; beside_ms: the least time of these, an estimate.
+  """
+  found: dict[str, dict[str, float]] = {}
+  started: dict[str, tuple[str, float]] = {}
+  clock = 0.0
+  for instruction, times in executed(of_name):
+    if kind := collective(instruction):
+      started[instruction.name] = kind, clock
+      row = found.setdefault(kind, {'number': 0, 'beside_kernels': 0, 'beside_ms': 0.0})
+      row['number'] += 1
+    elif instruction.opcode.endswith('-done'):
+      for name in instruction.operands:
+        kind, since = started.get(name, ('', clock))
+        if clock > since:
+          found[kind]['beside_kernels'] += 1
+          found[kind]['beside_ms'] += 1000 * (clock - since)
+    else:
+      clock += times * cost(instruction, of_name, tflops=tflops, bandwidth=bandwidth).seconds
+  return found
+
+
 def at_the_peak(live_ranges: str, of_name: dict[str, Instruction]) -> list[dict]:
   """The buffers that live when most memory is in use, by shape and place, the largest first."""
   _, _, report = live_ranges.partition('(peak):\n')
@@ -196,7 +224,8 @@ def report(
     'tflop': sum(c.operations for c in by_part.values()) / 1e12,
     'parts': rows(by_part), 'classes': rows(by_class), 'wide_windows': wide_windows(of_name),
     'peak': at_the_peak(live_ranges, of_name), 'large_float32': large_float32(of_name),
-    'transposes': transposes(of_name), 'collectives': collectives(of_name)}
+    'transposes': transposes(of_name), 'collectives': collectives(of_name),
+    'overlaps': overlaps(of_name, tflops=tflops, bandwidth=bandwidth)}
 
 
 def total_memory(memory: dict[str, int]) -> int:

@@ -77,8 +77,12 @@ def on_paper(flags: argparse.Namespace) -> dict[str, float]:
   shapes = jax.eval_shape(
     lambda key: network.init(key, (config.data.crop,) * 2), jax.random.key(0))
 
+  # XLA adds up kernels' gradients before it makes them float32.
+  kernel = jax.numpy.dtype(config.model.dtype).itemsize
+
   def size(tree: dict) -> int:
-    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return sum((kernel if leaf.ndim == 4 else 4) * math.prod(leaf.shape)
+               for leaf in jax.tree.leaves(tree))
 
   # Assistant and student each send their gradients. Each pass in train mode sends mean and
   # variance together, and two sums of their size on its way back.

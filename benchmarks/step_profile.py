@@ -77,8 +77,7 @@ def main() -> None:
   for _ in range(flags.repeats):
     case.run()
   wall = (time.perf_counter() - started) / flags.repeats
-  on_cpu = jax.devices()[0].platform == 'cpu'
-  peak = matmul_peak(config.model.dtype, side=2048 if on_cpu else 8192)
+  peak = matmul_peak(config.model.dtype)
   bandwidth = copy_bandwidth()
 
   parts: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(3))

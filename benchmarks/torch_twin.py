@@ -126,6 +126,20 @@ def contest(contestants: list[tuple], flags: argparse.Namespace) -> tuple[dict, 
   return times, failures
 
 
+def ratios(times: dict[tuple, list[float]]) -> dict[str, dict[str, float]]:
+  """'FRAMEWORK, STEP' -> ms, and the ratio to REFERENCE turn by turn: median and middle half.
+
+  Nothing where REFERENCE did not run.
+  """
+  rows = {}
+  for (framework, name), of_one in times.items() if REFERENCE in times else ():
+    low, middle, high = statistics.quantiles(
+      [a / b for a, b in zip(of_one, times[REFERENCE], strict=True)], n=4)
+    rows[f'{framework}, {name}'] = {
+      'ms': statistics.median(of_one), 'ratio': middle, 'low': low, 'high': high}
+  return rows
+
+
 def main() -> None:
   """Lets them run and prints one table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,12 +152,7 @@ def main() -> None:
   contestants = [(framework, name) for framework in ('jax', 'torch') for name in STEPS]
   contestants += [('torch tuned', name) for name in TUNED]
   times, failures = contest(contestants, flags)
-  rows = {}
-  for (framework, name), of_one in times.items():
-    ratios = [a / b for a, b in zip(of_one, times[REFERENCE], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    rows[f'{framework}, {name}'] = {
-      'ms': statistics.median(of_one), 'ratio': middle, 'low': low, 'high': high}
+  rows = ratios(times)
   print(f'{flags.config} {" ".join(flags.set)}, {len(os.sched_getaffinity(0))} cores')
   print('| contestant | ms a step | × jax, gta | middle half |\n|---|---|---|---|')
   for name, row in rows.items():

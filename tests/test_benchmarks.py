@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -50,6 +51,16 @@ def test_nine_products_are_a_convolution(dilation):
   np.testing.assert_allclose(
     dilated.products(x, kernel, dilation), conv(x, kernel, dilation=dilation),
     rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_sent_in_the_dtype_of_the_network(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')  # which importing it changes
+  scaling = importlib.import_module('scaling')
+  wide, half = (
+    scaling.on_paper(types.SimpleNamespace(paper='configs/shapes.py', set=[f'model.dtype="{x}"']))
+    for x in ('float32', 'bfloat16'))
+  assert half['gradients'] == pytest.approx(wide['gradients'] / 2, rel=0.01)
+  assert half['BatchNorm'] == wide['BatchNorm']
 
 
 def test_both_ways_to_label_start_alike_and_are_compared_by_seed():

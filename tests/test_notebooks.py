@@ -125,6 +125,9 @@ def test_the_method_by_hand_is_its_step_and_changes_are_seen(run_notebook, capsy
   kept = {name: float(share) for name, share in re.findall(
     r'^(as published|nothing dropped) +([\d.]+)% ', printed, re.MULTILINE)}
   assert kept['as published'] + 10 < kept['nothing dropped'] <= 100
+  by_hand, = re.findall(r'^norm ([\d.]+) with weights', printed, re.MULTILINE)
+  in_step, = re.findall(r'^assistant_gradient_norm +([\d.]+)', printed, re.MULTILINE)
+  assert float(by_hand) == pytest.approx(float(in_step), rel=1e-3)
   smallest = dict(re.findall(r'^ +(\d+\.0) +([\d.]+) ', printed, re.MULTILINE))
   assert float(smallest['0.0']) < float(smallest['1.0']) < float(smallest['10.0']) < 1
 

@@ -50,6 +50,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, descend, forward, slope
+from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -162,14 +163,17 @@ class Ael(Supervised):
       confidence, unlabelled = state.memory['confidence'], batches['unlabelled']
       labelled = self.paste(keys[0], batches['labelled'], confidence)
       valid = unlabelled['valid']
-      images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+      images = unlabelled_images(tools, unlabelled)
       state, labels, kappa = self.teach(tools, state, images, valid, keys[1])
-      confident = jnp.sum(jnp.where(valid, kappa, 0.0))
-      metrics = {'confidence': confident / jnp.maximum(jnp.sum(valid), 1)}
+      metrics = {'confidence': jnp.sum(kappa * valid) / jnp.maximum(jnp.sum(valid), 1)}
       if 'label' in unlabelled:
         metrics |= oracle_metrics(labels, unlabelled, tools.num_classes)
       donor, box = self.cut(keys[2], labels, confidence)
-      images, labels, kappa = class_pasting.paste_boxes(donor, box, images, labels, kappa)
+      # Bytes, as a donor may be on any device: each one gathers what all others hold.
+      images, labels, kappa = class_pasting.paste_boxes(
+        donor, box, unlabelled['image'], labels.astype(jnp.uint8), kappa)
+      labels = labels.astype(jnp.int32)  # IGNORE, also a donor's, is where padding is.
+      images = unlabelled_images(tools, {'image': images, 'valid': labels != IGNORE})
 
       pseudo = None
       if self.labelled_term:
@@ -199,8 +203,7 @@ class Ael(Supervised):
   def paste(self, key: Array, labelled: Batch, confidence: Array) -> Batch:
     """Step 1: labelled images with pixels of the next image's classes."""
     key_class, key_whether = jax.random.split(key)
-    batch, classes = len(labelled['label']), jnp.arange(len(confidence))
-    doubt = 1 - confidence
+    batch, classes, doubt = len(labelled['label']), jnp.arange(len(confidence)), 1 - confidence
     scores = jnp.where(jnp.isin(classes, jnp.array(self.not_pasted, jnp.int32)), -jnp.inf,
                        jnp.sqrt(doubt) if self.paste_tilt == 'root' else doubt)
     drawn = jax.random.categorical(key_class, scores, shape=(batch, self.pasted_classes))
@@ -235,13 +238,12 @@ class Ael(Supervised):
       confidence: [K].
     Returns: numbers of images [B] int32, boxes [B,H,W] bool.
     """
-    key_class, key_donor, key_box = jax.random.split(key, 3)
-    batch, height, width = labels.shape
+    (key_class, key_donor, key_box), (batch, height, width) = jax.random.split(key, 3), labels.shape
     chosen = jax.random.categorical(key_class, 1 - confidence, shape=(batch,))
     pixels = jnp.sum(labels[..., None] == jnp.arange(len(confidence)), axis=(1, 2))
     holds = pixels >= self.held_area * height * width
     donor = class_pasting.choose_donors(key_donor, holds, chosen)
-    mask = labels[donor] == chosen[:, None, None]
+    mask = labels.astype(jnp.uint8)[donor] == chosen[:, None, None]
     return donor, class_pasting.class_boxes(
       key_box, mask, region=self.region, area=self.region_area)
 

@@ -55,6 +55,7 @@ from gta_jax.models.correlation import CorrelationHead
 from gta_jax.models.heads import MakeHead
 from gta_jax.ops import correlation
 from gta_jax.ops.channel_dropout import channel_masks, dropped
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
@@ -66,9 +67,12 @@ HEAD = 'correlation'
 
 
 class Found(NamedTuple):
-  """logits of a pass. maps: [B,N,N], A. spread: [B,h,w,K], Z."""
+  """logits of a pass; perturbed: [B,h,w,K] those of dropped features, if any. maps: [B,N,N], A.
+  spread: [B,h,w,K], Z.
+  """
 
   logits: Logits
+  perturbed: Array | None
   maps: Array
   spread: Array
 
@@ -191,43 +195,44 @@ class CorrMatch(StrongView, Learners):
     """
     def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
       (images, truth), seen = batch
-      keys, count = jax.random.split(key, 4), len(images)
+      keys, counts = jax.random.split(key, 4), (len(images), len(seen.weak))
       stages, stats = tools.network.encode(
-        variables, jnp.concatenate([images, seen.weak]), train=True, dropout_key=keys[0])
+        variables, join(images, seen.weak), train=True, dropout_key=keys[0])
       masks = channel_masks(
         keys[1], len(stages[0]), tuple(x.shape[-1] for x in stages), rate=self.feature_dropout)
-      both = jax.tree.map(lambda *x: jnp.concatenate(x), stages, dropped(stages, masks))
       clean, variables = self.decode(
-        tools, with_statistics(variables, stats), both, stages, keys[0],
-        jnp.concatenate([jnp.ones(images.shape[:3], bool), self.places(seen.valid)]))
+        tools, with_statistics(variables, stats), stages, keys[0],
+        join(jnp.ones(images.shape[:3], bool), self.places(seen.valid)), dropped(stages, masks))
       stages, stats = tools.network.encode(
         variables, seen.strong, train=True, dropout_key=keys[2])
       strong, variables = self.decode(
-        tools, with_statistics(variables, stats), stages, stages, keys[2],
+        tools, with_statistics(variables, stats), stages, keys[2],
         self.places(seen.mixed_valid))
 
-      of_labelled = jax.tree.map(lambda x: x[:count], clean.logits)
-      _, weak, _, perturbed = jnp.split(
-        clean.logits.main, [count, len(clean.maps), len(clean.maps) + count])
       rows = jax.random.randint(
         keys[3], (self.regions,), 0, max(clean.maps.shape[-1] - 1, 1))  # never the last place
-      rows = clean.maps[count:, rows].reshape(len(weak), -1, *clean.spread.shape[1:3])
-      targets = self.targets(tools, seen, weak, jax.lax.stop_gradient(rows), threshold)
-      losses = {'labelled': (labelled.sole_loss(of_labelled, truth)
-                             + labelled.sole_loss(Logits(clean.spread[:count]), truth)) / 4}
+      rows = jax.lax.stop_gradient(clean.maps[:, rows])
+      of_labelled, of_weak = separate(clean._replace(maps=rows), *counts)
+      rows = of_weak.maps.reshape(counts[1], -1, *clean.spread.shape[1:3])
+      targets = self.targets(tools, seen, of_weak.logits.main, rows, threshold)
+      losses = {'labelled': (labelled.sole_loss(of_labelled.logits, truth)
+                             + labelled.sole_loss(Logits(of_labelled.spread), truth)) / 4}
       losses |= unlabelled_losses(
         seen, targets, strong=strong.logits.main, strong_spread=strong.spread,
-        perturbed=perturbed, weak_spread=clean.spread[count:])
+        perturbed=of_weak.perturbed, weak_spread=of_weak.spread)
       return losses, variables['batch_stats'], metrics_of(tools, targets, unlabelled)
 
     return loss
 
   def decode(
-    self, tools: Tools, variables: Variables, decoded: Stages, stages: Stages, key: Array,
-    counted: Array,
+    self, tools: Tools, variables: Variables, stages: Stages, key: Array, counted: Array,
+    perturbed: Stages | None = None,
   ) -> tuple[Found, Variables]:
-    """Logits of `decoded` stages, and the maps of `stages` with the logits of their rows spread."""
-    output, stats = tools.network.decode(variables, decoded, train=True, dropout_key=key)
+    """Logits of stages, maps with these spread; perturbed stages are decoded in the same pass."""
+    images = len(stages[0])
+    output, stats = tools.network.decode(
+      variables, stages if perturbed is None else join(stages, perturbed), train=True,
+      dropout_key=key)
     variables = with_statistics(variables, stats)
     if not self.backbone_learns:
       stages = jax.lax.stop_gradient(stages)
@@ -236,9 +241,11 @@ class CorrMatch(StrongView, Learners):
     size = image_size(query)
     counted = resize_bilinear(counted[..., None].astype(jnp.float32), size)[..., 0] > 0.5
     maps = correlation.correlation_maps(query, of_place, counted)
-    logits = resize_bilinear(output.logits.main[:len(query)], size)
-    spread = correlation.correlation_logits(maps, logits, counted)
-    return Found(output.logits, maps, spread), with_statistics(variables, stats)
+    logits, of_perturbed = output.logits, None
+    if perturbed is not None:
+      logits, (of_perturbed, _) = separate(logits, images, images)
+    spread = correlation.correlation_logits(maps, resize_bilinear(logits.main, size), counted)
+    return Found(logits, of_perturbed, maps, spread), with_statistics(variables, stats)
 
   def places(self, valid: Array) -> Array:
     """The pixels that are places of A."""

@@ -53,6 +53,7 @@ from gta_jax.methods.objectives import Term, check_joint, labelled_term, passes
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import kept_metrics
 from gta_jax.methods.self_training import LABELLED, PSEUDO, STREAMS, blank_padding
+from gta_jax.ops.joining import join
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.network import Array, Logits, Variables
 from gta_jax.ops.optim import with_factor
@@ -165,7 +166,7 @@ class DynamicMutualTraining(Learners):
       labels = batches['labelled']['label'].astype(jnp.int32)
       images, pseudo = blank_padding(tools, batches['pseudo_labelled'])
       confidence = batches['pseudo_labelled']['confidence'].astype(jnp.float32) / 255
-      divisor = tools.loss.divisor(jnp.concatenate([labels, pseudo]))
+      divisor = tools.loss.divisor(join(labels, pseudo))
 
       def labelled_loss(logits: Logits, targets: Array) -> Array:
         return tools.loss(logits, targets, divisor=divisor)

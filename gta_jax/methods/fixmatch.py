@@ -24,7 +24,6 @@ Where this differs:
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,6 +43,7 @@ from gta_jax.methods.objectives import (
 from gta_jax.methods.options import number
 from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
@@ -135,8 +135,8 @@ class FixMatch(StrongView, Learners):
     ) -> tuple[Metrics, Params, Metrics, Said]:
       (x, truth), (weak, valid) = batch
       logits, stats = tools.network.apply(
-        variables, jnp.concatenate([x, weak]), train=True, dropout_key=key)
-      of_labelled, of_weak = parts(logits, len(x), len(weak))
+        variables, join(x, weak), train=True, dropout_key=key)
+      of_labelled, of_weak = separate(logits, len(x), len(weak))
       losses = {LABELLED: labelled.sole_loss(of_labelled, truth) / 2}
       return losses, stats, {}, label(of_weak, valid)
 
@@ -177,13 +177,6 @@ def label(logits: Logits, valid: Array) -> Said:
   """Labels and confidence at the images' size."""
   logits_full = resize_bilinear(logits.main, image_size(valid))
   return Said(*pseudo_labels(jax.nn.softmax(logits_full)), valid)
-
-
-def parts(logits: Logits, *counts: int) -> tuple[Logits, ...]:
-  """The logits of a batch's consecutive parts, of so many images each."""
-  ends = itertools.accumulate(counts)
-  return tuple(jax.tree.map(lambda x, end=end, n=n: x[end - n:end], logits)
-               for end, n in zip(ends, counts, strict=True))
 
 
 def full_cross_entropy(logits: Logits, labels: Array, divisor: Array) -> Array:

@@ -47,6 +47,7 @@ from gta_jax.methods.objectives import check_joint
 from gta_jax.methods.options import choice, number
 from gta_jax.models.flaw_detector import FlawDetector, make_flaw_detector, map_size
 from gta_jax.ops.flaws import flaw_target, handle_flaw, odd_size, who_follows
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.optim import Optimizer, make_adam, poly_schedule
 from gta_jax.ops.ramps import sigmoid_ramp
@@ -165,13 +166,13 @@ class Gct(Learners):
   def handled_flaws(
     self, detector: Variables, x: Images, logits: Mapping[str, Parts]
   ) -> tuple[Array, Array]:
-    """g of both networks, [2B,H,W], labelled images first."""
-    valid = jnp.concatenate(x.valid)
+    """g of both networks, [2B,H,W], of the joined images."""
+    valid = join(*x.valid)
 
     def handled(parts: Parts) -> Array:
       flaw, _ = self.detect(detector, x.images, probabilities(parts, x.size))
       return handle_flaw(
-        jnp.concatenate(flaw), valid, size=odd_size(x.size[0] / 16), unsure=self.unsure_flaw)
+        join(*flaw), valid, size=odd_size(x.size[0] / 16), unsure=self.unsure_flaw)
 
     one, other = (jax.lax.stop_gradient(handled(logits[name])) for name in NETWORKS)
     return one, other
@@ -203,7 +204,7 @@ class Gct(Learners):
                else tools.loss.divisor(x.labels))
 
     def split(maps: Array) -> Parts:
-      return tuple(jnp.split(maps, (len(x.labels),)))
+      return separate(maps, *map(len, x.images))
 
     def loss(variables: Variables, batch: tuple, key: Array) -> tuple[Metrics, Params]:
       labels, images, valid, own, own_logits, other_logits, both_bad = batch

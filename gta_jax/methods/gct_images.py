@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
 from gta_jax.methods.objectives import unlabelled_images
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.network import Array, Params
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -59,12 +60,8 @@ def in_passes(
   """
   parts, found = tuple(parts), []
   if joint:
-    output, stats = apply(stats, jax.tree.map(lambda *x: jnp.concatenate(x), *parts), 0)
-    start = 0
-    for part in parts:
-      rows = slice(start, start := start + len(jax.tree.leaves(part)[0]))
-      found.append(jax.tree.map(lambda y, rows=rows: y[rows], output))
-    return tuple(found), stats
+    output, stats = apply(stats, join(*parts), 0)
+    return separate(output, *(len(jax.tree.leaves(part)[0]) for part in parts)), stats
   for number, part in enumerate(parts):
     output, stats = apply(stats, part, number)
     found.append(output)
@@ -73,7 +70,7 @@ def in_passes(
 
 def shares(x: Images, own_l: Array, own_r: Array, both_bad: Array) -> Metrics:
   """How many of the pixels follow the other network, and where both networks are bad."""
-  valid = jnp.concatenate(x.valid)
+  valid = join(*x.valid)
   pixels = jnp.maximum(jnp.sum(valid), 1)
   return {name: jnp.sum(valid & where) / pixels for name, where in {
     'student_follows_share': ~own_l, 'assistant_follows_share': ~own_r,

@@ -17,6 +17,7 @@ import optax
 from gta_jax.methods.accumulation import mean, over_micro_batches
 from gta_jax.methods.contract import Metrics, Tools, TrainState
 from gta_jax.ops import trees
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.network import Array, Params, Variables, with_statistics
 from gta_jax.ops.optim import Optimizer
 
@@ -145,15 +146,10 @@ def forward(
   apply = apply or tools.network.apply
 
   def of_part(parts: tuple[Array, ...], key: Array) -> tuple[tuple[Any, ...], Params]:
-    joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
     logits, stats = apply(
-      variables, joined, train=train, dropout_key=key if train else None)
-    found, start = [], 0
-    for part in parts:
-      rows = slice(start, start + len(part))
-      found.append(jax.tree.map(lambda x, rows=rows: x[rows], logits))
-      start = rows.stop
-    return jax.lax.stop_gradient(tuple(found)), stats if train else {}
+      variables, join(*parts), train=train, dropout_key=key if train else None)
+    found = separate(logits, *map(len, parts))
+    return jax.lax.stop_gradient(found), stats if train else {}
 
   logits, stats, count = over_micro_batches(of_part, images, tools.accumulation, key=key)
   return logits, mean(stats, count) if train else variables['batch_stats']

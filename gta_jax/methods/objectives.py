@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
 from gta_jax.methods.gradient_step import Objective
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import group_weights
 from gta_jax.ops.network import Array, Logits, Params, Variables
 
@@ -119,16 +120,13 @@ def _objective(
   tools: Tools, terms: Mapping[str, Term], learns: tuple[str, ...], key: Array
 ) -> Objective:
   def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
-    images = jnp.concatenate([batch[name][0] for name in terms])
-    logits, stats = tools.network.apply(variables, images, train=True, dropout_key=key)
-    losses, start = {}, 0
-    for name, term in terms.items():
-      images, targets = batch[name]
-      rows = slice(start, start + len(images))
-      start = rows.stop
+    images = [batch[name][0] for name in terms]
+    logits, stats = tools.network.apply(variables, join(*images), train=True, dropout_key=key)
+    losses = {}
+    for (name, term), of_term in zip(
+        terms.items(), separate(logits, *map(len, images)), strict=True):
       if name in learns:
-        of_term = jax.tree.map(lambda x, rows=rows: x[rows], logits)
-        found = term.loss(of_term, targets)
+        found = term.loss(of_term, batch[name][1])
         losses |= found if isinstance(found, dict) else {name: found}
     return losses, stats
 

@@ -41,6 +41,7 @@ from gta_jax.ops.contrastive import (
   nth_true,
   unit,
 )
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 
@@ -146,12 +147,8 @@ class Pc2seg(StrongView, Learners):
     """Logits and embedding of each batch of images, and batch_stats; one pass or several."""
     if self.batch_norm == 'joint':
       seen, stats = embed(
-        tools.network, variables, jnp.concatenate(images), train=True, dropout_key=key)
-      ends = [0]
-      for x in images:
-        ends.append(ends[-1] + len(x))
-      return tuple(jax.tree.map(lambda x, a=a, b=b: x[a:b], seen)
-                   for a, b in zip(ends[:-1], ends[1:], strict=True)), stats
+        tools.network, variables, join(*images), train=True, dropout_key=key)
+      return separate(seen, *map(len, images)), stats
     found = []
     for i, x in enumerate(images):
       seen, stats = embed(

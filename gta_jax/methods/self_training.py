@@ -52,6 +52,7 @@ from gta_jax.methods.objectives import (
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import kept_metrics
 from gta_jax.ops import trees
+from gta_jax.ops.joining import join
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Variables
@@ -158,7 +159,7 @@ class SelfTraining(StrongView, Learners):
       key_view, key_pass = jax.random.split(state.step_key())
       labels = batches['labelled']['label'].astype(jnp.int32)
       images, pseudo = self.strong_view(tools, batches['pseudo_labelled'], key_view)
-      divisor = tools.loss.divisor(jnp.concatenate([labels, pseudo]))
+      divisor = tools.loss.divisor(join(labels, pseudo))
 
       def loss(logits: Logits, targets: Array) -> Array:
         return tools.loss(logits, targets, divisor=divisor)

@@ -37,6 +37,7 @@ from gta_jax.methods.representation import REPRESENTATION, embed
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.models.heads import Head, MakeHead
 from gta_jax.ops import class_contrast, trees
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import MIXINGS, mix
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
@@ -227,13 +228,11 @@ class U2pl(Supervised):
     labels: Array, mixed_labels: Array, sure: Array, unsure: Array,
   ) -> tuple[class_contrast.Contrast, Queues]:
     """Line 5 at the network's resolution, where labels and masks [B,H,W] are brought."""
-    probabilities, embedding = (
-      jnp.concatenate([part(of) for of in seen])
-      for part in (lambda of: jax.nn.softmax(of[0].main), lambda of: of[1]))
-    size = embedding.shape[1:3]
+    logits, embedding = join(*seen)
+    probabilities, size = jax.nn.softmax(logits.main), embedding.shape[1:3]
 
     def flat(of_labelled: Array, of_mixed: Array) -> Array:
-      return jnp.concatenate([resize_nearest(x, size).reshape(-1) for x in (of_labelled, of_mixed)])
+      return join(*(resize_nearest(x, size) for x in (of_labelled, of_mixed))).reshape(-1)
 
     known = labels != IGNORE
     roles = class_contrast.find_roles(
@@ -252,22 +251,22 @@ class U2pl(Supervised):
     """Lines 4, 6 and 7: one pass over both kinds of images. targets: labels, and what L_u's sum is
     divided by."""
     kept, divisor = targets
-    size, first = kept.shape[1:], len(labelled.images)
+    size, counts = kept.shape[1:], (len(labelled.images), len(images))
 
     def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
       (images, truth, rows), (more_images, pseudo, more_rows) = batch[LABELLED], batch[PSEUDO]
       (logits, embedding), stats = embed(
-        tools.network, variables, jnp.concatenate([images, more_images]), train=True,
-        dropout_key=key)
-      of_labelled = jax.tree.map(lambda x: x[:len(images)], logits)
-      full = resize_bilinear(logits.main[len(images):], size)
+        tools.network, variables, join(images, more_images), train=True, dropout_key=key)
+      of_labelled, of_mixed = separate(logits, len(images), len(more_images))
+      full = resize_bilinear(of_mixed.main, size)
       return {
         LABELLED: labelled.sole_loss(of_labelled, truth),
         PSEUDO: self.unlabelled_weight * cross_entropy(full, pseudo, divisor=divisor),
         CONTRAST: self.contrast_weight * class_contrast.contrast_loss(
-          contrast, embedding, jnp.concatenate([rows, more_rows]), temperature=self.temperature),
+          contrast, embedding, join(rows, more_rows), temperature=self.temperature),
       }, stats
 
+    rows, more_rows = separate(jnp.arange(sum(counts)), *counts)
     return Objective(loss, {
-      LABELLED: (labelled.images, labelled.targets, jnp.arange(first)),
-      PSEUDO: (images, kept, first + jnp.arange(len(images)))}, key)
+      LABELLED: (labelled.images, labelled.targets, rows),
+      PSEUDO: (images, kept, more_rows)}, key)

@@ -34,12 +34,13 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Metrics, Tools
-from gta_jax.methods.fixmatch import FixMatch, Said, full_cross_entropy, label, parts
+from gta_jax.methods.fixmatch import FixMatch, Said, full_cross_entropy, label
 from gta_jax.methods.gradient_step import Objective
 from gta_jax.methods.objectives import Term
 from gta_jax.methods.options import number
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.ops.channel_dropout import channel_masks, dropped
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
 
 _DROPPED = (0, 3)  # stages of a backbone with four
@@ -102,13 +103,14 @@ def perturbed_pass(
     batch_stats.
   """
   key_features, key_network = jax.random.split(key)
-  images = jnp.concatenate([labelled, weak])
+  counts = len(labelled), len(weak)
   stages, stats = tools.network.encode(
-    variables, images, train=True, dropout_key=key_network)
-  both = jax.tree.map(lambda *x: jnp.concatenate(x), stages, drop_channels(key_features, stages))
+    variables, join(labelled, weak), train=True, dropout_key=key_network)
+  both = join(stages, drop_channels(key_features, stages))
   decoded, stats = tools.network.decode(
     with_statistics(variables, stats), both, train=True, dropout_key=key_network)
-  return parts(decoded.logits, *(len(labelled), len(weak)) * 2), stats
+  clean, perturbed = separate(decoded.logits, sum(counts), sum(counts))
+  return (*separate(clean, *counts), *separate(perturbed, *counts)), stats
 
 
 def drop_channels(key: Array, stages: Stages) -> Stages:

@@ -42,6 +42,7 @@ from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops.channel_dropout import complementary_masks, dropped
+from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
@@ -183,46 +184,47 @@ class UniMatchV2(StrongView, Supervised):
     divisors: [V], pixels of each view of the whole batch that are no padding.
     """
     def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
-      images, masks = [], ()
+      parts, masks = {}, ()
       if LABELLED in batch:
-        images.append(batch[LABELLED][0])
+        parts[LABELLED] = batch[LABELLED][0]
       if STRONG in batch:
-        views, masks = jax.tree.map(
-          _view_by_view, (batch[STRONG]['images'], batch[STRONG]['masks']))
-        images.append(views)
-      images = jnp.concatenate(images)
-      stages, stats = tools.network.encode(variables, images, train=True, dropout_key=key)
-      if masks:  # Labelled images come first and keep all channels.
-        whole = len(images) - len(masks[0])
-        stages = dropped(stages, tuple(
-          jnp.pad(mask, ((whole, 0), (0, 0)), constant_values=1.0) for mask in masks))
+        parts[STRONG], masks = jax.tree.map(
+          _of_views, (batch[STRONG]['images'], batch[STRONG]['masks']))
+      stages, stats = tools.network.encode(
+        variables, join(*parts.values()), train=True, dropout_key=key)
+      if masks:
+        if LABELLED in parts:  # Labelled images keep all channels.
+          ones = tuple(jnp.ones((len(parts[LABELLED]), mask.shape[1])) for mask in masks)
+          masks = join(ones, masks)
+        stages = dropped(stages, masks)
       decoded, stats = tools.network.decode(
         with_statistics(variables, stats), stages, train=True, dropout_key=key)
-      return self._losses(labelled, decoded.logits, batch, divisors), stats
+      logits = separate(decoded.logits, *map(len, parts.values()))
+      return self._losses(
+        labelled, dict(zip(parts, logits, strict=True)), batch, divisors), stats
 
     return loss
 
-  def _losses(self, labelled: Term, logits: Logits, batch: dict, divisors: Array) -> Metrics:
-    """The losses of logits of labelled images, then of each view, as far as there are any."""
-    losses, start = {}, 0
+  def _losses(
+    self, labelled: Term, logits: dict[str, Logits], batch: dict, divisors: Array
+  ) -> Metrics:
+    """The losses of the logits of labelled images and of views, as far as there are any."""
+    losses = {}
     if LABELLED in batch:
-      images, targets = batch[LABELLED]
-      start = len(images)
-      of_labelled = jax.tree.map(lambda x: x[:start], logits)
-      losses[LABELLED] = labelled.sole_loss(of_labelled, targets) / 2
+      losses[LABELLED] = labelled.sole_loss(logits[LABELLED], batch[LABELLED][1]) / 2
     if STRONG in batch:
       labels = batch[STRONG]['labels']
-      of_views = resize_bilinear(logits.main[start:], image_size(labels[:, 0]))
-      of_views = of_views.reshape(self.views, len(labels), *of_views.shape[1:])
+      of_views = resize_bilinear(logits[STRONG].main, image_size(labels[:, 0]))
+      of_views = of_views.reshape(len(labels), self.views, *of_views.shape[1:])
       for view in range(self.views):
         losses[f'{STRONG}_{view + 1}'] = cross_entropy(
-          of_views[view], labels[:, view], divisor=divisors[view]) / (2 * self.views)
+          of_views[:, view], labels[:, view], divisor=divisors[view]) / (2 * self.views)
     return losses
 
 
-def _view_by_view(x: Array) -> Array:
-  """[B,V,...] -> [VB,...], all images of the first view first."""
-  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+def _of_views(x: Array) -> Array:
+  """[B,V,...] -> [BV,...], the views of an image side by side: on its device."""
+  return x.reshape(-1, *x.shape[2:])
 
 
 def stage_widths(tools: Tools, variables: Variables, images: Array) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.models.dilated_conv import dilated_conv
-from gta_jax.models.normalization import normalize
+from gta_jax.models.normalization import normalize, one_pass
 from gta_jax.ops.platforms import by_platform
 
 Array = jax.Array
@@ -109,7 +109,7 @@ class BatchNorm(nn.Module):
     mean, var = running_mean.value, running_var.value
     wide = x.astype(jnp.float32)
     if train and self.lean:
-      wide, mean, var = normalize(wide, scale, bias, self.epsilon)
+      wide, mean, var = normalize(wide, scale, bias, mean, self.epsilon)
     elif train:
       mean, var = _moments(wide, running_mean.value)
     if train and not self.is_initializing():
@@ -126,9 +126,9 @@ class BatchNorm(nn.Module):
 def _moments(x: Array, near: Array) -> tuple[Array, Array]:
   """Mean and biased variance of [...,C] over all axes but the last.
 
-  near: [C], a guess of the mean, which changes nothing but rounding. CPUs do without.
+  near: [C], a guess of the mean; see one_pass. CPUs do without.
   """
-  return by_platform(x, near, cpu=_two_passes, default=_one_pass)
+  return by_platform(x, near, cpu=_two_passes, default=one_pass)
 
 
 def _two_passes(x: Array, near: Array) -> tuple[Array, Array]:
@@ -137,17 +137,6 @@ def _two_passes(x: Array, near: Array) -> tuple[Array, Array]:
   axes = tuple(range(x.ndim - 1))
   mean = x.mean(axes)
   return mean, jnp.square(x - mean).mean(axes)
-
-
-def _one_pass(x: Array, near: Array) -> tuple[Array, Array]:
-  """E[(x - near)^2] - E[x - near]^2: both sums in one reading of x, one message of all devices.
-
-  Of 7 digits of the variance those of 1 + (mean - near)^2 / variance are lost.
-  """
-  axes = tuple(range(x.ndim - 1))
-  x = x - near
-  offset = x.mean(axes)
-  return near + offset, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(offset), 0.0)
 
 
 @_moments.defjvp

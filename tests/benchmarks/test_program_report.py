@@ -72,6 +72,27 @@ def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes(program):
   assert by_class['cuDNN kernel gradient'].operations == PASS
 
 
+def test_one_program_is_estimated_for_every_card():
+  found = target.on_cards(TEXT)
+  assert found.keys() == set(target.names()) - {'t4'}  # which has no bfloat16
+  gpu = target.read_gpu('l4')
+  assert found['l4'] == pytest.approx(
+    report.report(TEXT, '', tflops=gpu.tflops, bandwidth=gpu.bandwidth)['estimated_ms'])
+  assert target.on_cards(TEXT.replace('bf16[', 'f16[')).keys() == set(target.names())
+
+
+def test_what_runs_beside_a_collective_is_counted():
+  add = '  %{} = f32[1000]{{0}} add(%x, %x)'
+  lines = ['ENTRY %main {', '  %x = f32[1000]{0} parameter(0)',
+           '  %s = f32[1000]{0} all-reduce-start(%x), to_apply=%sum', add.format('a'),
+           add.format('b'), '  %d = f32[1000]{0} all-reduce-done(%s)',
+           '  %t = f32[1000]{0} all-reduce-start(%d), to_apply=%sum',
+           '  %e = f32[1000]{0} all-reduce-done(%t)', add.format('c'), '}']
+  found = report.overlaps(hlo.parse('\n'.join(lines)), tflops=TFLOPS, bandwidth=12e6)
+  assert found == {'all-reduce': {
+    'number': 2, 'beside_kernels': 1, 'beside_ms': pytest.approx(2.0)}}  # two of 12,000 bytes
+
+
 def test_buffers_at_the_peak_are_named(program):
   live = '''HloLiveRange (max 9):
   Live ranges at 13 (peak):

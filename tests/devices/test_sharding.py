@@ -60,7 +60,9 @@ def prepare(
     found = dict(zip(('labelled', 'unlabelled'), tiny.make_batches(seed, batch=8), strict=True))
     return {name: sharding.global_batch(found[name], mesh) for name in stage.streams}
 
-  state = sharding.replicate(tiny.first_state(method, tools, seed=3), mesh)
+  # Of 14 seeds 3, 4 and 8 are none: pixels whose few channels are all dropped are equally confident
+  # but for rounding, and where the threshold falls among them, rounding decides which are kept.
+  state = sharding.replicate(tiny.first_state(method, tools, seed=1), mesh)
   return sharding.compile_step(stage.step, mesh), state, batches
 
 
@@ -78,6 +80,7 @@ def compare(methods: list[tuple[str, str]]) -> None:
   check_micro_batches()
   check_threshold()
   check_partner()
+  check_joint()
 
 
 def check_micro_batches() -> None:
@@ -110,6 +113,15 @@ def check_partner() -> None:
   assert not re.findall(r' (?:all-gather|all-to-all)(?:-start)?\(', text)
   sent = re.findall(r' = (\S+) collective-permute\(', text)
   assert sent and all(re.match(r'\w+\[1,', shape) for shape in sent), sent
+
+
+def check_joint() -> None:
+  """Labelled and unlabelled images become one batch where they are: each device joins its own."""
+  step, state, batches = prepare('gta', 'released', 4)
+  text = step.lower(state, batches(0)).compile().as_text()
+  # CutMix neither: its partners are of groups of two images.
+  sent = re.findall(r' = (\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
+  assert not sent, sent
 
 
 def start(*arguments: str, devices: int) -> subprocess.Popen:

@@ -7,6 +7,7 @@ Prints a line {'method', 'proof', 'error'} of each, error empty where it holds.
 
 import functools
 import json
+import re
 import sys
 import tempfile
 import traceback
@@ -42,6 +43,11 @@ CUT: dict[str, dict[str, Any]] = {
   'unimatch': {'features_weight': 0.0}, 'pseudo_seg': {'image_dropout': 0.0, 'version': 'v1'}}
 # Their own tests cut batches in networks without statistics: here a head or D has BatchNorm.
 HAVE_STATISTICS = ('u2pl', 'u2pl_released', 'gct', 'gct_torchsemiseg')
+# What is chosen by data from a whole batch: numbers of pixels by their rank, AEL's donors; and
+# numbers of CCT's objects, in images of 4 x 4 and 8 x 8 places, which XLA gathers to sort them.
+_RANKS, _DONORS = {'s32[3,512]'}, {'f32[4,16,16]', 'pred[4,3]', 'u8[4,16,16,3]', 'u8[4,16,16]'}
+GATHERED = {'u2pl': _RANKS, 'u2pl_released': _RANKS, 'pc2seg': {'s32[1,256]'}, 'ael': _DONORS,
+            'ael_released': _DONORS, 'cct': {'s32[4,17]'}, 'cct_torchsemiseg': {'s32[4,65]'}}
 # Sums in another order, through four steps of batch statistics: float32 has a precision of 6e-8.
 TOLERANCE = {'rtol': 1e-3, 'atol': 1e-4}
 
@@ -220,7 +226,25 @@ def prove_parts(name: str) -> None:
   assert_close(*found, **TOLERANCE)
 
 
-PROOFS = {'float32': prove_float32, 'bfloat16': prove_bfloat16, 'parts': prove_parts}
+def prove_sent(name: str) -> None:
+  """No device gathers images or what networks make of them, from whatever rule it is chosen."""
+  method = make(name)
+  tools = make_tools(method)
+  stage = method.stages(tools)[-1]
+  step = sharding.compile_step(stage.step, sharding.make_mesh())
+  state = jax.eval_shape(lambda: first_state(method, tools))
+  text = step.lower(state, batches(stage, 1)).compile().as_text()
+  assert gathered(text) <= GATHERED.get(name, set()), gathered(text)
+
+
+def gathered(text: str) -> set[str]:
+  """The arrays that a program gathers, or shuffles among all devices: their dtypes and sides."""
+  results = re.findall(r' = (.*?) all-(?:gather|to-all)(?:-start)?\(', text)
+  return {shape for result in results for shape in re.findall(r'\w+\[[\d,]*\]', result)}
+
+
+PROOFS = {'float32': prove_float32, 'bfloat16': prove_bfloat16, 'parts': prove_parts,
+          'sent': prove_sent}
 
 
 def prove(case: tuple[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from gta_jax.methods.registry import make_method
 from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops import correlation
 from gta_jax.ops.channel_dropout import channel_masks
+from gta_jax.ops.joining import separate
 from gta_jax.ops.mixing import unimatch_boxes
 from gta_jax.ops.photometric import strong_view
 from tests import tiny
@@ -76,9 +77,10 @@ def randomness_of(state, labelled, unlabelled, network, method):
       key_box, len(valid), valid.shape[1:], probability=method.box_probability)):
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else [0] * 4)
-  masks, = channel_masks(key_masks, len(labelled['label']) + len(valid), (4,))
+  counts = len(labelled['label']), len(valid)
+  masks, = channel_masks(key_masks, sum(counts), (4,))
   return {'strong': np.asarray(strong_view(key_colours, images, network)),
-          'boxes': np.array(boxes), 'feature_masks': np.asarray(masks)[len(labelled['label']):],
+          'boxes': np.array(boxes), 'feature_masks': np.asarray(separate(masks, *counts)[1]),
           'rows': np.asarray(jax.random.randint(key_rows, (method.regions,), 0, valid[0].size - 1))}
 
 

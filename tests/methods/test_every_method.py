@@ -1,4 +1,4 @@
-"""Every method: 1, 2 and 4 devices, resume, padding, bfloat16, cut batches; see every_method.py."""
+"""Every method: 1, 2, 4 devices, resume, padding, bfloat16, parts, gathers; see every_method.py."""
 
 import json
 import os

@@ -12,6 +12,7 @@ from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.mean_teacher import MeanTeacher
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.contrastive import draw_below
+from gta_jax.ops.joining import join
 from gta_jax.ops.mixing import box_masks
 from gta_jax.training.checkpoint import Checkpoints
 from tests import tiny
@@ -66,6 +67,8 @@ def test_agrees_with_the_oracle(rule, handover):
     alpha=20, confidence=0.3, low_rank=1, high_rank=3, temperature=0.5, queue_sizes=[12, 8, 8],
     contrast_weight=0.7, ema_decay=ramped(0.6), progress=lambda step: step / 10, negatives=rule,
     handover_steps=handover)
+  labels, pixels = labelled[0]['label'], np.arange(2 * labelled[0]['label'].size)
+  hyper['order'] = np.asarray(join(*pixels.reshape(2, *labels.shape))).reshape(-1)
   method = make(
     contrast_weight=0.7, mixing_probability=1.0, teacher_decay=0.6, warmup='all',
     handover_epochs=float(handover), negative_rule={'paper': 'paper', 'code': 'released'}[rule])

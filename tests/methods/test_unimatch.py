@@ -12,6 +12,7 @@ from gta_jax.methods.gradient_step import slope
 from gta_jax.methods.objectives import labelled_term
 from gta_jax.methods.unimatch import UniMatch, drop_channels
 from gta_jax.ops.channel_dropout import channel_masks
+from gta_jax.ops.joining import separate
 from gta_jax.ops.mixing import unimatch_boxes
 from gta_jax.ops.photometric import strong_view
 from tests import tiny
@@ -49,7 +50,7 @@ def randomness(method, state, unlabelled, network, features):
   factors, = channel_masks(jax.random.split(key)[0], 2 * count, (features,))
   return {'strong': np.stack([view for view, _ in views]),
           'boxes': np.stack([boxes for _, boxes in views]),
-          'feature_masks': np.asarray(factors)[count:]}
+          'feature_masks': np.asarray(separate(factors, count, count)[1])}
 
 
 @pytest.mark.parametrize('kind, oracle', [

@@ -1,5 +1,7 @@
 """Single layers and their derivatives."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,13 @@ import pytest
 from gta_jax.models.layers import (
   BatchNorm,
   _moments,
-  _one_pass,
   _two_passes,
   conv,
   dropout,
   max_pool,
+  one_pass,
 )
+from gta_jax.models.normalization import normalize
 
 
 @pytest.mark.parametrize('far, digits', [(0.0, 6), (3.0, 5), (30.0, 3)])
@@ -22,17 +25,19 @@ def test_one_pass_is_two_passes_but_for_rounding(far, digits):
   """A guess of the mean that is `far` deviations off costs log10(1 + far^2) of 7 digits."""
   x = jnp.asarray(np.random.default_rng(0).normal(5, 2, (2, 9, 8, 3)), jnp.float32)
   mean, var = _two_passes(x, jnp.zeros(3))
-  near_mean, near_var = _one_pass(x, mean + far * jnp.sqrt(var))
+  near_mean, near_var = one_pass(x, mean + far * jnp.sqrt(var))
   np.testing.assert_allclose(near_mean, mean, rtol=10.0 ** -digits)
   np.testing.assert_allclose(near_var, var, rtol=10.0 ** -digits)
-  assert jnp.all(_one_pass(jnp.full((4, 3), 0.1), jnp.zeros(3))[1] >= 0)
+  assert jnp.all(one_pass(jnp.full((4, 3), 0.1), jnp.zeros(3))[1] >= 0)
 
 
-def test_gpus_read_the_input_once():
+@pytest.mark.parametrize('function, vectors', [
+  (_moments, 1), (functools.partial(normalize, epsilon=1e-3), 3)])
+def test_gpus_read_the_input_once(function, vectors):
   x = jnp.ones((2, 9, 8, 3))
 
   def text(platform):
-    traced = jax.jit(_moments).trace(x, jnp.zeros(3))
+    traced = jax.jit(function).trace(x, *[jnp.zeros(3)] * vectors)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
   # Besides that of x - near (a mean on CPUs), GPUs square the mean.

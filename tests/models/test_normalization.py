@@ -7,6 +7,7 @@ import pytest
 
 from gta_jax.models.layers import BatchNorm
 from gta_jax.models.normalization import normalize
+from gta_jax.ops.platforms import portable
 
 
 def plain(x, scale, bias):
@@ -22,18 +23,29 @@ def inputs():
   return x, rng.uniform(0.5, 2, 5).astype(np.float32), rng.standard_normal(5).astype(np.float32)
 
 
+NEAR = np.float32([7, 6, 8, 0, 7])
+
+
 def lean(x, scale, bias):
-  return normalize(x, scale, bias, 1e-3)[0]
+  return normalize(x, scale, bias, NEAR, 1e-3)[0]
 
 
-def test_values_and_gradients(inputs):
+def elsewhere(x, scale, bias):
+  """As where there is no CPU."""
+  with portable():
+    return lean(x, scale, bias)
+
+
+@pytest.mark.parametrize('lean', [lean, elsewhere])
+def test_values_and_gradients(inputs, lean):
   weights = np.random.default_rng(1).standard_normal(inputs[0].shape).astype(np.float32)
   for of in (lambda f: f(*inputs), lambda f: jax.vjp(f, *inputs)[1](weights)):
     for a, b in zip(jax.tree.leaves(of(lean)), jax.tree.leaves(of(plain)), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_second_and_third_derivatives(inputs):
+@pytest.mark.parametrize('lean', [lean, elsewhere])
+def test_second_and_third_derivatives(inputs, lean):
   def third(f):
     def loss(*inputs):
       return jnp.sum(jnp.sin(f(*inputs)))

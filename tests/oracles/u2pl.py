@@ -66,7 +66,8 @@ def targets(teacher, labelled, mixed, memory, hyper, progress):
   """All that is constant for the student.
 
   Returns: 'kept' [N_u] bool (line 7), 'present' [C] bool: P_c is not empty; by class 'positive'
-    q_c [D], 'candidates': pixels of A_c in the order of [x_l; u']; 'queues': K_c appended.
+    q_c [D], 'candidates': pixels of A_c, numbered as in [x_l; u']; 'queues': K_c appended; both in
+    the order of hyper['order'], numbers of pixels, which is that of [x_l; u'] by default.
   """
   x = np.concatenate([pixels(labelled), pixels(mixed)])
   layers = forward(teacher, x)
@@ -82,20 +83,22 @@ def targets(teacher, labelled, mixed, memory, hyper, progress):
   sure = valid & (supervised_pixel | (h <= low))
   unsure = known & (h >= high)
   rank = np.argsort(np.argsort(-probabilities, 1, kind='stable'), 1, kind='stable')
+  order = hyper.get('order', np.arange(len(label)))
   queues, present, positive, candidates = [], [], {}, {}
   for c in range(probabilities.shape[1]):
     members = sure & (label == c)
     present.append(members.any())
     if members.any():
       positive[c] = representation[members].mean(0)
-    candidates[c] = np.flatnonzero(members & (probabilities[:, c] > hyper['confidence']))
+    anchor = members & (probabilities[:, c] > hyper['confidence'])
+    candidates[c] = order[anchor[order]]
     likely = rank[:, c] < hyper['low_rank']
     middle = (rank[:, c] >= hyper['low_rank']) & (rank[:, c] < hyper['high_rank'])
     other = label != c
     negative = (supervised_pixel & valid & other & likely) | (unsure & middle)
     if hyper.get('negatives', 'paper') == 'code':
       negative &= label == c
-    queue = np.concatenate([memory[c], representation[negative]])
+    queue = np.concatenate([memory[c], representation[order[negative[order]]]])
     queues.append(queue[max(len(queue) - hyper['queue_sizes'][c], 0):])
   return {'kept': known[len(y):] & (h[len(y):] < high), 'present': np.array(present),
           'positive': positive, 'candidates': candidates, 'queues': queues}
