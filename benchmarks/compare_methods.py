@@ -180,11 +180,15 @@ def line_of(task: Task, results: dict[str, Any], cores: int) -> dict[str, Any]:
     'config': task.digest, 'version': version(), 'date': time.strftime('%Y-%m-%d')}
 
 
-def version() -> str:
-  """The package's, and the commit where there is one."""
-  found = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, text=True,
-                         capture_output=True, check=False).stdout.strip()
-  return '+'.join(filter(None, [gta_jax.__version__, found]))
+def version(root: Path = ROOT) -> str:
+  """The package's, and the commit where there is one; -dirty if more than results has changed."""
+  def git(*arguments: str) -> str:
+    return subprocess.run(['git', *arguments], cwd=root, text=True, capture_output=True,
+                          check=False).stdout.strip()
+
+  commit = git('rev-parse', '--short', 'HEAD')
+  changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!docs/results')
+  return '+'.join(filter(None, [gta_jax.__version__, commit + '-dirty' * bool(changed)]))
 
 
 def read_lines(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import gta_jax
 from gta_jax.data import proposals
 from gta_jax.methods.registry import METHODS, make_method
 from tests.data.test_inspection import make
@@ -128,3 +129,20 @@ def test_a_run_has_its_share_of_the_cores_and_the_thread_alone_gives_the_rest_up
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     assert pool.submit(compare.train, task(), tmp_path, core).result() == {}
   assert seen == [core] and os.sched_getaffinity(0) == own
+
+
+def test_lines_of_results_make_no_version_of_their_own(tmp_path):
+  def git(*arguments):
+    subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path,
+                   check=True, capture_output=True)
+
+  assert compare.version(tmp_path) == gta_jax.__version__  # no repository
+  (tmp_path / 'docs' / 'results').mkdir(parents=True)
+  lines, code = tmp_path / 'docs' / 'results' / 'a.jsonl', tmp_path / 'code.py'
+  lines.touch(), code.touch()
+  git('init', '-q'), git('add', '.'), git('commit', '-qm', 'a')
+  lines.write_text('{}')
+  clean = compare.version(tmp_path)
+  assert clean.startswith(f'{gta_jax.__version__}+') and not clean.endswith('-dirty')
+  code.write_text('1')
+  assert compare.version(tmp_path) == f'{clean}-dirty'
