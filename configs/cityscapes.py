@@ -18,9 +18,9 @@ augmentation are those of VOC. recipe=released takes U2PL's decoder rate as well
 backbone's; the paper's sentence (ten times) names no data set and is taken for both.
 
 Never run here. Estimated: 14 hours on one A100, 1.7 on eight (34,800 steps of 132 TFLOP, VOC's
-scaled by the pixels of the batch, at 30 % of 312 TFLOP/s; evaluation not counted). Memory: 81
-GB for 16 + 16 images in float32, VOC's scaled by the pixels; bfloat16 should take less. If it does
-not fit: model.remat, see docs/how_to/fit_the_memory.md.
+scaled by the pixels of the batch, at 30 % of 312 TFLOP/s; evaluation not counted). Memory: 46
+GB for 16 + 16 images on one H100, as compiled (docs/performance.md). If it does not fit:
+model.remat, see docs/how_to/fit_the_memory.md.
 
 method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md);
 unimatch_v2, published with DINOv2, those of UniMatch, and with model=dinov2_* its own, as all other
