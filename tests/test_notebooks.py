@@ -132,6 +132,7 @@ def test_the_method_by_hand_is_its_step_and_changes_are_seen(run_notebook, capsy
   assert float(smallest['0.0']) < float(smallest['1.0']) < float(smallest['10.0']) < 1
 
 
+@pytest.mark.slow  # two runs and what compares them
 def test_methods_compared(run_notebook, capsys):
   small = {name: value for name, value in SHAPES.items()
            if not name.startswith(('train.e', 'method'))}

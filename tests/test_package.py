@@ -92,6 +92,7 @@ def test_the_installed_command_knows_its_version_and_its_configs(gta_jax_command
          'folder, shapes, voc, or' in done.stderr
 
 
+@pytest.mark.slow  # compiles two steps
 def test_the_installed_command_trains_from_another_folder(gta_jax_command):
   command, folder = gta_jax_command
   small = {

@@ -164,6 +164,7 @@ def lines(workdir: Path) -> list[dict]:
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.slow  # three runs, two of them in processes of their own
 @pytest.mark.parametrize('name', ['stopped', 'resumed'])
 def test_two_processes_agree_with_one_device(runs, name):
   """In every step's losses, hence in the order of the data, in scores and in the last state."""
