@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import ml_collections
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+import gta_jax  # noqa: E402
 from gta_jax.devices import runtime  # noqa: E402
 
 # Of every script that imports this, before any of them asks jax for a device.
@@ -96,10 +96,7 @@ def _literal(text: str) -> object:
 
 def _get_config(config_file: str, more: str = '') -> ml_collections.ConfigDict:
   path, _, argument = config_file.partition(':')
-  spec = importlib.util.spec_from_file_location('config', ROOT / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(f'{argument},{more}'.strip(','))
+  return gta_jax.load_config(f'{ROOT / path}:{",".join(filter(None, [argument, more]))}')
 
 
 def num_classes(config: ml_collections.ConfigDict) -> int:

@@ -1,10 +1,10 @@
 """What the benchmarks of speed count, on programs whose counts are known."""
 
 import importlib
-import sys
 import types
-from pathlib import Path
 
+import dilated_convolutions as dilated
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +12,6 @@ import pytest
 
 from gta_jax.models.layers import conv
 from gta_jax.ops.resizing import resize_bilinear
-
-# The benchmarks are scripts that import one another by their bare names.
-sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
-hlo = importlib.import_module('hlo')
-dilated = importlib.import_module('dilated_convolutions')
 
 
 def test_operations_and_parts_of_a_program_are_known():

@@ -1,23 +1,18 @@
 """What the comparison runs, with which budget, and how it orders its table; no training."""
 
 import concurrent.futures
-import importlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import cases
+import compare_methods as compare
 import pytest
 
 import gta_jax
 from gta_jax.data import proposals
 from gta_jax.methods.registry import METHODS, make_method
 from tests.data.test_inspection import make
-
-# The benchmarks are scripts that import one another by their bare names.
-sys.path.append(str(Path(__file__).parents[1] / 'benchmarks'))
-compare = importlib.import_module('compare_methods')
-cases = importlib.import_module('cases')
 
 
 def test_systems_are_no_variants():

@@ -62,7 +62,7 @@ def training_stream(
     stream: 'labelled' or 'unlabelled'.
     batch_size: examples a batch in this process.
     crop_size, scale, flip, fill, padding_label: see RandomCrop.
-    jitter: of labelled crops, see ColourJitter; what is not labelled keeps its colours.
+    jitter: of labelled crops alone, see ColourJitter.
     seed: of the whole run; each stream derives random numbers of its own from it.
     label_sampling: 'reshuffled' permutes the labelled ids anew in every pass over them; 'once', as
       the release, repeats the list, samples it to the unlabelled length once a run, and permutes

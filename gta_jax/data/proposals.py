@@ -69,19 +69,23 @@ def propose(found: Inspection, machine: Machine, given: Values) -> list[Proposal
 
 
 def image_scale(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
-  """The smallest of 1, 1/2 and 1/4 at which nothing becomes fine, or smaller for context's sake."""
+  """1, or halved twice at most: while nothing becomes fine, or for the context of a crop."""
   side, (width, name) = min(found.size), thinnest(found)
-  for scale in (0.25, 0.5):
-    if side * scale >= _LEAST_SIDE and width * scale >= _FINE:
-      return scale, (f'the thinnest class, {name}, is {width:.3g} pixels wide and stays above '
-                     f'{_FINE:.0f} at this scale')
   crop = values.get('data.crop') or (_GPU_CROP if machine.gpu else _CPU_CROP)
-  scale = 1.0
-  while crop < _CONTEXT * side * scale and scale > 0.25 and width * scale / 2 >= _THREAD:
-    scale /= 2
-  if scale < 1:
-    return scale, (f'a crop of {crop} pixels then shows {crop / (side * scale):.0%} of the shorter '
-                   f'side; the thinnest class, {name}, is {width * scale:.2g} pixels wide there')
+  scale, reason = 1.0, ''
+  while scale > 0.25:
+    smaller = scale / 2
+    if side * smaller >= _LEAST_SIDE and width * smaller >= _FINE:
+      reason = (f'the thinnest class, {name}, is {width:.3g} pixels wide and stays above '
+                f'{_FINE:.0f} at this scale')
+    elif crop < _CONTEXT * side * scale and width * smaller >= _THREAD:
+      reason = (f'a crop of {crop} pixels then shows {crop / (side * smaller):.0%} of the shorter '
+                f'side; the thinnest class, {name}, is {width * smaller:.2g} pixels wide there')
+    else:
+      break
+    scale = smaller
+  if reason:
+    return scale, reason
   return 1.0, (f'smaller, the thinnest class, {name} ({width:.3g} pixels wide), would fall below '
                f'{_FINE:.0f} pixels, or images below {_LEAST_SIDE}')
 

@@ -1,17 +1,13 @@
 """The check on a GPU: which card it is, what is compared, and what is said where there is none."""
 
-import importlib
 import sys
 from pathlib import Path
 
+import cases
+import gpu_check as check
+import gpu_target as target
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / 'benchmarks'))
-check = importlib.import_module('gpu_check')
-target = importlib.import_module('gpu_target')
-cases = importlib.import_module('cases')
-twin = importlib.import_module('torch_twin')
+import torch_twin as twin
 
 
 @pytest.fixture

@@ -1,18 +1,13 @@
 """What is read in a compiled program's text, of which all is known; and what is compiled."""
 
-import importlib
-import sys
 from pathlib import Path
 
+import cases
+import gpu_target as target
+import hlo
 import jax
+import program_report as report
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / 'benchmarks'))
-hlo = importlib.import_module('hlo')
-report = importlib.import_module('program_report')
-target = importlib.import_module('gpu_target')
-cases = importlib.import_module('cases')
 
 TEXT = (Path(__file__).parent / 'program.hlo.txt').read_text()
 TFLOPS = {'bfloat16': 100.0, 'tf32': 50.0, 'float32': 10.0}

@@ -124,7 +124,8 @@ def test_wide_structures_of_large_images_are_scaled_down(tmp_path):
 
 @pytest.mark.parametrize('side, thickness, machine, scale', [
   (280, 4, CPU, 1.0), (320, 4, CPU, 0.5), (320, 4, GPUS, 1.0), (700, 9, CPU, 0.25),
-  (700, 4, CPU, 0.5), (320, 2, CPU, 1.0)])
+  (700, 4, CPU, 0.5), (320, 2, CPU, 1.0),
+  (700, 24, CPU, 0.25)])  # stays wide at a half, and goes on for the crop
 def test_images_shrink_until_a_crop_shows_a_third_of_them_but_not_threads(
   tmp_path, side, thickness, machine, scale
 ):

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch_method as parts
+import torch_networks as networks
+import torch_steps as twin
 
 from tests.oracles import gta as oracle
 
 torch = pytest.importorskip('torch')
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / 'shared' / 'reference'
-# The twin's modules are scripts that import one another by their bare names.
-sys.path.append(str(ROOT / 'benchmarks'))
-networks = importlib.import_module('torch_networks')
-parts = importlib.import_module('torch_method')
-twin = importlib.import_module('torch_steps')
 
 WEIGHT_DECAY, EMA_DECAY, EPOCH, TOTAL = 0.01, 0.8, 2, 7
 OPTIONS = parts.Options(

@@ -6,14 +6,14 @@ these. We compute in float32, the twin in float64.
 """
 
 import copy
-import importlib
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch_method as parts
+import torch_networks as networks
+import torch_steps as twin
 
 from gta_jax.methods.registry import make_method
 from gta_jax.models.pretrained import convert
@@ -22,11 +22,6 @@ from tests import tiny
 from tests.methods.test_oracle_agreement import boxes_of_step
 
 torch = pytest.importorskip('torch')
-# The twin's modules are scripts that import one another by their bare names.
-sys.path.append(str(Path(__file__).parents[2] / 'benchmarks'))
-networks = importlib.import_module('torch_networks')
-parts = importlib.import_module('torch_method')
-twin = importlib.import_module('torch_steps')
 
 STEPS, WARMUP, HANDOVER = 5, 2, 2
 NAMES = ('teacher', 'student', 'assistant')

@@ -1,19 +1,15 @@
 """ResNets of basic blocks against torch's, in the layout of torchvision's and timm's weights."""
 
-import importlib
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import torch_networks as networks
 
 from gta_jax.models.pretrained import convert
 from gta_jax.models.segmenter import make_segmenter
 
 torch = pytest.importorskip('torch')
-sys.path.append(str(Path(__file__).parents[2] / 'benchmarks'))
-networks = importlib.import_module('torch_networks')
 
 
 class TorchvisionResNet(torch.nn.Module):
