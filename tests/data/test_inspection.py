@@ -153,7 +153,8 @@ def test_proposals_follow_what_is_set(tmp_path):
   assert values(found, **{'data.crop': 512})['train.epochs'] == 500
   assert values(found, **{'data.crop': 512})['method.warmup_epochs'] == 250
   # Every labelled pixel 60 times: 60 * 2 * 200 * 250 / (4 * 32**2) = 1,465 of 5 steps an epoch.
-  small = {'data.crop': 32, 'train.labelled_batch': 4, 'train.unlabelled_batch': 4}
+  small = {'data.crop': 32, 'data.image_scale': 0.5,
+           'train.labelled_batch': 4, 'train.unlabelled_batch': 4}
   assert values(found, **small)['train.epochs'] == 293
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch_method as parts
-import torch_networks as networks
-import torch_steps as twin
 
 from tests.oracles import gta as oracle
 
 torch = pytest.importorskip('torch')
+parts = pytest.importorskip('torch_method')
+networks = pytest.importorskip('torch_networks')
+twin = pytest.importorskip('torch_steps')
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / 'shared' / 'reference'
 

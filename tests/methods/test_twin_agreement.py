@@ -11,9 +11,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-import torch_method as parts
-import torch_networks as networks
-import torch_steps as twin
 
 from gta_jax.methods.registry import make_method
 from gta_jax.models.pretrained import convert
@@ -22,6 +19,9 @@ from tests import tiny
 from tests.methods.test_oracle_agreement import boxes_of_step
 
 torch = pytest.importorskip('torch')
+parts = pytest.importorskip('torch_method')
+networks = pytest.importorskip('torch_networks')
+twin = pytest.importorskip('torch_steps')
 
 STEPS, WARMUP, HANDOVER = 5, 2, 2
 NAMES = ('teacher', 'student', 'assistant')

@@ -4,12 +4,12 @@
 import jax
 import numpy as np
 import pytest
-import torch_networks as networks
 
 from gta_jax.models.pretrained import convert
 from gta_jax.models.segmenter import make_segmenter
 
 torch = pytest.importorskip('torch')
+networks = pytest.importorskip('torch_networks')
 
 
 class TorchvisionResNet(torch.nn.Module):
