@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gta_jax.data.skipping import Skipped
 from gta_jax.ops.network import Network
-from gta_jax.training import steps
+from gta_jax.training import setup, steps
 from gta_jax.training.steps import _mean
+from tests.runs import tiny_config
 from tests.tiny import linear_network
 
 
@@ -27,3 +29,18 @@ def test_padding_is_almost_the_published_codes_zero():
   fill = np.array([[[steps.fill_colour(network)]]], np.uint8)
   assert steps.fill_colour(network) == (124, 116, 104)
   assert 0.008 < float(abs(network.normalize(fill)).max()) < 0.009
+
+
+@pytest.mark.parametrize('field, value', [
+  ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)), ('data.image_scale', 0.5),
+  ('data.padding_label', 0)])
+def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
+  def batch(**fields):
+    run = setup.make_run(tiny_config(**fields))
+    stream = steps._stream(run, run.dataset, 'labelled', {'labelled': 8}, 0, Skipped(0))
+    found = next(stream)
+    stream.close()
+    return found
+
+  one, other = batch(), batch(**{field: value})
+  assert any((one[name] != other[name]).any() for name in ('image', 'label'))
