@@ -86,7 +86,8 @@ def test_image_pooling_without_batch_norm_has_a_bias():
   assert 'conv1_2' not in without and set(without['conv1_1']) == {'kernel', 'bias'}
 
 
-@pytest.mark.parametrize('make_optimizer', [make_sgd, make_adam])
+@pytest.mark.parametrize('make_optimizer', [
+  make_sgd, pytest.param(make_adam, marks=pytest.mark.slow)])
 def test_frozen_stages_stay(make_optimizer):
   """Parameters under weight decay and statistics of a train-mode step; the rest moves."""
   network = make_segmenter(**TINY, decoder='unet', frozen_stages=1, output_stride=8)

@@ -41,6 +41,7 @@ def test_metrics_tell_of_both_phases(finished):
   assert len(shares) == 7 and sum(shares) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow  # a second whole run; resuming shows the same of every run
 def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(finished, tmp_path):
   workdir, results = finished
   again = loop.train(setup.make_run(tiny_config()), tmp_path)
