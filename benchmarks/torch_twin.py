@@ -2,6 +2,9 @@
 
     python benchmarks/torch_twin.py --config configs/shapes.py --repeats 20
     python benchmarks/torch_twin.py --config configs/voc.py:183 --repeats 10 --out twin.json  # GPU
+    python benchmarks/torch_twin.py --config configs/folder.py --set data.crop=96 \
+      train.labelled_batch=4 train.unlabelled_batch=4 model.decoder='"unet"' \
+      model.output_stride=16 loss.class_weights=[]  # what --mode inspect says of small images
 
 Each framework has a process of its own, so that neither's threads nor memory pools are in the
 other's way; they take steps in turn, on the same batch sizes, crop and network, on all visible
@@ -17,6 +20,7 @@ Needs torch beside the package; a contestant that does not fit into memory is le
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -26,6 +30,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_collections
 from cases import STEPS, make_case, num_classes, random_batches, read_config
 
 REFERENCE = ('jax', 'gta')
@@ -38,13 +43,35 @@ def make_jax_run(config_file: str, name: str, overrides: list[str]) -> Callable[
   return make_case(read_config(config_file, name, overrides)).run
 
 
+def make_torch_network(config: ml_collections.ConfigDict) -> Callable:
+  """What makes the twin of the config's network, with random weights.
+
+  Raises: ValueError for a network that has no twin.
+  """
+  from torch_networks import DeepLab  # noqa: PLC0415
+  from torch_unet import LiteUnet  # noqa: PLC0415
+
+  twins = {
+    ('resnet', 'deeplab'): (DeepLab, ('depth', 'stem', 'output_stride', 'multi_grid', 'width',
+                                      'aspp_rates', 'dropout', 'auxiliary')),
+    ('efficientnet_lite0', 'unet'): (LiteUnet, ('output_stride', 'frozen_stages', 'dropout')),
+  }
+  network = config.model.backbone, config.model.decoder
+  if network not in twins:
+    raise ValueError(f'{" with ".join(map(str, network))} has no twin in PyTorch; set '
+                     f'model.backbone and model.decoder to {" or ".join(map(str, twins))}.')
+  kind, fields = twins[network]
+  shape = {field: config.model[field] or None for field in fields if field == 'multi_grid'}
+  shape |= {field: config.model[field] for field in fields if field not in shape}
+  return functools.partial(kind, num_classes=num_classes(config), **shape)
+
+
 def make_torch_run(
   config_file: str, name: str, overrides: list[str], *, tuned: bool
 ) -> Callable[[], None]:
   """The twin's step past the release's hand-over."""
   import torch  # noqa: PLC0415
   from torch_method import Options, make_state  # noqa: PLC0415
-  from torch_networks import DeepLab  # noqa: PLC0415
   from torch_steps import STEPS as TWINS  # noqa: PLC0415
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -56,11 +83,8 @@ def make_torch_run(
   half = tuned and config.model.dtype == 'bfloat16'
   options = Options(total_steps=10_000, channels_last=tuned,
                     autocast=torch.bfloat16 if half else None)
-  shape = {k: v for k, v in config.model.items() if k in (
-    'depth', 'stem', 'output_stride', 'multi_grid', 'width', 'aspp_rates', 'dropout', 'auxiliary')}
-  shape['multi_grid'] = shape['multi_grid'] or None
-  state = make_state(lambda: DeepLab(num_classes=num_classes(config), **shape), options,
-                     device=device, compiled=tuned, fused=device == 'cuda')
+  state = make_state(make_torch_network(config), options, device=device, compiled=tuned,
+                     fused=device == 'cuda')
   state.step = options.epoch_steps
   labelled, unlabelled = (
     {k: torch.as_tensor(v, device=device) for k, v in batch.items()}
