@@ -5,7 +5,7 @@
 
 For 3x3 kernels of several dilations: milliseconds of the forward pass, of the gradient by the input
 and of that by the kernel (each with the forward pass), in three forms. `package` is
-gta_jax.models.dilated_conv, which takes the gradient by the kernel over phases on GPUs; `xla` has
+gta_jax.models.convolution, which takes the gradient by the kernel over phases on GPUs; `xla` has
 XLA's own gradients, `products` adds up nine shifted matrix products. Where another form than
 `package` wins on a device, that module is the place for it. Also says whether a compiled program
 holds a kernel that was padded to its dilated size.
@@ -22,13 +22,13 @@ import cases  # noqa: F401  Finds the package and sets flags.
 import jax
 import jax.numpy as jnp
 
-from gta_jax.models.dilated_conv import convolve, dilated_conv
+from gta_jax.models.convolution import convolution, convolve
 
 Array = jax.Array
 
 
 def products(x: Array, kernel: Array, dilation: int) -> Array:
-  """The same as dilated_conv: nine shifted matrix products, added in float32."""
+  """The same as convolution: nine shifted matrix products, added in float32."""
   height, width = x.shape[1:3]
   padded = jnp.pad(x, ((0, 0), (dilation,) * 2, (dilation,) * 2, (0, 0)))
   total = 0.0
@@ -82,7 +82,7 @@ def main() -> None:
   print('| dilation | form | forward ms | by input ms | by kernel ms | padded kernels |\n|' +
         '---|' * 6)
   for dilation in flags.dilations:
-    for name, function in (('package', dilated_conv), ('xla', convolve), ('products', products)):
+    for name, function in (('package', convolution), ('xla', convolve), ('products', products)):
       programs = passes(
         lambda x, k, f=function, d=dilation: f(x, k, d), x, kernel)
       texts = {which: program.as_text() for which, program in programs.items()}

@@ -29,7 +29,7 @@ VARIANTS = {
 OUTPUT_STRIDES = (8, 16, 32)
 _STEM = 32  # in every variant
 
-_norm = functools.partial(BatchNorm, epsilon=1e-3, decay=0.99, lean=True)
+_norm = functools.partial(BatchNorm, epsilon=1e-3, decay=0.99)
 
 
 class Group(NamedTuple):

@@ -7,9 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gta_jax.models.dilated_conv import dilated_conv
-from gta_jax.models.normalization import normalize, one_pass
-from gta_jax.ops.platforms import by_platform
+from gta_jax.models.convolution import convolution
+from gta_jax.models.normalization import normalize
 
 Array = jax.Array
 
@@ -37,8 +36,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Arra
     centre = kernel.shape[axis] // 2
     kernel = jax.lax.slice_in_dim(kernel, centre - taps, centre + taps + 1, axis=axis)
   dilation = dilation if max(kernel.shape[:2]) > 1 else 1
-  if dilation > 1 and stride == 1:
-    return dilated_conv(x, kernel, dilation)
+  if stride == 1 and max(kernel.shape[:2]) > 1:
+    return convolution(x, kernel, dilation)
   padding = [(size // 2 * dilation, size // 2 * dilation) for size in kernel.shape[:2]]
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
@@ -92,12 +91,10 @@ class BatchNorm(nn.Module):
   Attributes:
     epsilon: added to the variance.
     decay: of the running statistics.
-    lean: compute by `normalize`: the same but for rounding, faster on CPUs.
   """
 
   epsilon: float = 1e-5
   decay: float = 0.9  # torch calls this momentum 0.1
-  lean: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
@@ -106,54 +103,20 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, shape)
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
-    mean, var = running_mean.value, running_var.value
     wide = x.astype(jnp.float32)
-    if train and self.lean:
-      wide, mean, var = normalize(wide, scale, bias, mean, self.epsilon)
-    elif train:
-      mean, var = _moments(wide, running_mean.value)
-    if train and not self.is_initializing():
+    if not train:
+      slope = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+      return (wide * slope + (bias - running_mean.value * slope)).astype(x.dtype)
+    y, mean, var = normalize(wide, scale, bias, running_mean.value, self.epsilon)
+    if not self.is_initializing():
       count = x.size // x.shape[-1]
       running_mean.value = _towards(running_mean.value, mean, self.decay)
       running_var.value = _towards(running_var.value, var * (count / max(count - 1, 1)), self.decay)
-    if not (train and self.lean):
-      slope = scale * jax.lax.rsqrt(var + self.epsilon)
-      wide = wide * slope + (bias - mean * slope)
-    return wide.astype(x.dtype)
-
-
-@jax.custom_jvp
-def _moments(x: Array, near: Array) -> tuple[Array, Array]:
-  """Mean and biased variance of [...,C] over all axes but the last.
-
-  near: [C], a guess of the mean; see one_pass. CPUs do without.
-  """
-  return by_platform(x, near, cpu=_two_passes, default=one_pass)
-
-
-def _two_passes(x: Array, near: Array) -> tuple[Array, Array]:
-  """As E[x^2] - E[x]^2 loses digits that a hundred layers in train mode amplify."""
-  del near
-  axes = tuple(range(x.ndim - 1))
-  mean = x.mean(axes)
-  return mean, jnp.square(x - mean).mean(axes)
-
-
-@_moments.defjvp
-def _moments_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
-  """d mean = mean(dx); d var = mean(2 (x - mean) dx).
-
-  The term -2 mean(x - mean) d mean of the variance is zero, and leaving it out spares the backward
-  pass a reduction. Here and not by a stopped gradient, which would stop second derivatives, too.
-  """
-  (x, near), (dx, _) = primals, tangents
-  axes = tuple(range(x.ndim - 1))
-  mean, var = _moments(x, near)
-  return (mean, var), (dx.mean(axes), (dx * (2 * (x - mean))).mean(axes))
+    return y.astype(x.dtype)
 
 
 def _towards(running: Array, new: Array, decay: float) -> Array:
-  return decay * running + (1 - decay) * jax.lax.stop_gradient(new)
+  return decay * running + (1 - decay) * new
 
 
 def call(module: nn.Module, *inputs: Array, train: bool, remat: bool) -> Array:

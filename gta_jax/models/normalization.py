@@ -1,4 +1,4 @@
-"""Batch normalisation with gradients of its own, two to three times faster on CPUs."""
+"""Batch normalisation with gradients of its own, which CPUs compute much faster."""
 
 import jax
 import jax.numpy as jnp

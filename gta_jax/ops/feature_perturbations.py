@@ -122,10 +122,12 @@ def adversarial_direction(
   Returns: [B,h,w,F] float32; 0 in images where g is 0.
   """
   masked = jnp.where(valid[..., None], direction, 0.0)
-  logits, pushed = jax.jvp(decode, (features,), (masked,))
+  logits, back = jax.vjp(decode, features)
+  # J as the transpose of its transpose: our layers refuse forward mode.
+  pushed, = jax.linear_transpose(lambda cotangent: back(cotangent)[0], logits)(masked)
   p = jax.nn.softmax(logits)
   moved = p * (pushed - jnp.sum(p * pushed, axis=-1, keepdims=True))
-  gradient, = jax.vjp(decode, features)[1](moved)
+  gradient, = back(moved)
   return radius * _unit(jnp.where(valid[..., None], gradient, 0.0))
 
 
