@@ -58,10 +58,10 @@ def _backward(dilation: int, saved: tuple[Array, Array], gradient: Array) -> tup
       lambda kernel: function(x, kernel, dilation), kernel)[1](gradient)[0]
 
   def correlated(x: Array, gradient: Array) -> Array:
-    size, (channels, features) = kernel.shape[:2], kernel.shape[2:]
+    height, width, channels, features = kernel.shape
     if channels <= features:
-      return correlate(x, gradient, size)
-    return correlate(gradient, x, size)[::-1, ::-1].swapaxes(2, 3)
+      return correlate(x, gradient, (height, width))
+    return correlate(gradient, x, (height, width))[::-1, ::-1].swapaxes(2, 3)
 
   if dilation > 1:
     on_cpu, elsewhere = by_kernel(convolve), by_kernel(convolve_phases)
