@@ -56,8 +56,6 @@ MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
 # What a run's scores do not depend on.
 _OF_THE_MACHINE = ('data.store', 'data.mirror', 'data.threads', 'data.workers', 'data.prefetch',
                    'data.cache')
-
-
 _inspected: dict[str, inspection.Inspection] = {}  # by digest: one folder serves all methods
 
 
@@ -142,9 +140,8 @@ def make_task(
     config: NAME:SPLIT or FILE.py:SPLIT.
     fields: --config.FIELD=VALUE each, as for launch.py.
   """
-  name, _, split = config.partition(':')
-  file = name if name.endswith('.py') else f'configs/{name}.py'
-  chosen = with_its_data(read_method_config(f'{file}:{split}', method, 'scratch', fields))
+  chosen = resolved(config, method, fields)
+  file, _, split = _file_of(config).partition(':')
   changed = budget_fields(chosen, budget) | {'seed': seed}
   chosen.update_from_flattened_dict(changed)
   argument = ','.join(filter(None, [split, f'method={method}', 'recipe=scratch']))
@@ -153,9 +150,25 @@ def make_task(
     *(f'--config.{field}={value}' for field, value in changed.items())))
 
 
+def resolved(config: str, method: str, fields: list[str]) -> ml_collections.ConfigDict:
+  """The config of a method with what its run finds in the data; arguments as of make_task."""
+  return with_its_data(read_method_config(_file_of(config), method, 'scratch', fields))
+
+
+def _file_of(config: str) -> str:
+  """NAME:SPLIT or FILE.py:SPLIT as FILE.py:SPLIT."""
+  name, _, split = config.partition(':')
+  return f'{name if name.endswith(".py") else f"configs/{name}.py"}:{split}'
+
+
+def workdir_of(task: Task, out: Path) -> Path:
+  """Where a run lies, absolute."""
+  return (out / f'{task.method}-{task.seed}-{task.digest}').resolve()
+
+
 def train(task: Task, out: Path, cores: set[int]) -> dict[str, Any]:
   """The results of one run on the given processor cores."""
-  workdir = (out / f'{task.method}-{task.seed}-{task.digest}').resolve()
+  workdir = workdir_of(task, out)
   path = workdir / 'results.json'
   if not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
@@ -239,7 +252,7 @@ def run_all(
         file.write(json.dumps(line) + '\n')
     except subprocess.CalledProcessError as error:
       failed.append(f'{task.method} with seed {task.seed}: status {error.returncode}, see log.txt '
-                    f'of {out}/{task.method}-{task.seed}-{task.digest}')
+                    f'of {workdir_of(task, out)}')
     finally:
       shares.put(share)
 

@@ -1,0 +1,59 @@
+"""Which runs the comparison of second phases makes; no training."""
+
+import compare_methods as compare
+import pytest
+import second_phase
+from second_phase import Arm
+
+from tests.data.test_inspection import make
+
+
+@pytest.fixture
+def data(tmp_path):
+  """24 images: 4 labelled in a list, 2 to validate on."""
+  root = make(tmp_path / 'data')
+  four = root / 'splits' / '4' / 'labeled.txt'
+  four.parent.mkdir()
+  four.write_text('00\n01\n04\n05\n')
+  for name in ('04', '05'):
+    (root / 'masks' / f'{name}.png').write_bytes((root / 'masks' / '00.png').read_bytes())
+  return root
+
+
+def flags_of(task):
+  return dict(flag.removeprefix('--config.').split('=', 1) for flag in task.flags[1:])
+
+
+def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_path):
+  folder = second_phase.make_folder(data, tmp_path / 'out', 3)
+  assert (folder / 'splits' / '3' / 'labeled.txt').read_text().split() == ['00', '01', '04']
+  config = compare.resolved('folder:3', 'gta', [f'--config.data.dir={folder}'])
+  dataset = second_phase.setup.make_dataset(config)
+  assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
+  assert second_phase.make_folder(data, tmp_path / 'out', 3) == folder
+  with pytest.raises(ValueError, match='has no list of 5 masks or more'):
+    second_phase.make_folder(data, tmp_path / 'out', 5)
+
+
+def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run(data, tmp_path):
+  tasks = {name: second_phase.make_task(Arm(2, name, 1), data, tmp_path / 'out', 60)
+           for name in ('sup_only-first', 'sup_only', 'gta', 'gta-scratch')}
+  flags = {name: flags_of(task) for name, task in tasks.items()}
+  epoch = 20 // 4  # steps; images without a mask, and of them four a step
+  assert [float(flags[name]['train.epochs']) * epoch for name in flags] == pytest.approx(
+    [60, 60, 60, 120])
+  assert float(flags['gta-scratch']['method.warmup_epochs']) * epoch == pytest.approx(60)
+  assert flags['gta']['method.warmup_epochs'] == '0' and flags['gta']['seed'] == '1'
+  assert [flags[name].get('optim.rate') for name in flags] == [None, '0.0025', '0.0025', None]
+  first = str(compare.workdir_of(tasks['sup_only-first'], tmp_path / 'out'))
+  assert [flags[name].get('train.init_from') for name in flags] == [None, first, first, None]
+  assert len({task.digest for task in tasks.values()}) == 4
+  longer = second_phase.make_task(Arm(2, 'gta', 1), data, tmp_path / 'out', 61)
+  assert longer.digest.split('-')[1] != tasks['gta'].digest.split('-')[1]
+
+
+def test_differences_are_between_runs_of_one_seed():
+  lines = [{'masks': 23, 'arm': arm, 'seed': seed, 'last': {'teacher': score, 'student': 0.0}}
+           for arm, seed, score in [('sup_only', 0, 40.0), ('sup_only', 1, 50.0), ('gta', 0, 41.0),
+                                    ('gta', 1, 53.0), ('gta', 2, 99.0)]]
+  assert '| 23 | gta | 64.33 ± 30.62 | 3 | +2.00 ± 1.41 |' in second_phase.table(lines)
