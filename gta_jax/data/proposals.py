@@ -1,8 +1,8 @@
 """What a run might be set to, from an inspection of its data: each value with its reason.
 
 Rules of thumb, one function each, in the order in which they build on each other. None of them has
-been tuned on images that are reported; that crops need context was seen on others
-(docs/results.md).
+been tuned on images that are reported; that crops need context, and how long training goes on to
+gain, was seen on others (docs/results.md).
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ _CONTEXT, _THREAD = 1 / 3, 1.5
 _CPU_CROP, _GPU_CROP = 96, 320
 _STEPS = {'dinov2': 14}  # sides of crops are multiples of a transformer's patches
 _STEP = 32  # and else of this
-_VIEWS = 60  # how often training shows each labelled pixel
-_CPU_STEPS, _GPU_STEPS = (1000, 2400), (4000, 20_000)  # the fewest and the most
+_VIEWS = 120  # how often training shows each labelled pixel
+_CPU_STEPS, _GPU_STEPS = (1000, 4800), (4000, 20_000)  # the fewest and the most
 _IMBALANCE = 10.0  # the most frequent class to the rarest, from where classes are weighted
 Values = Mapping[str, Any]
 

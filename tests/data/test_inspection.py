@@ -152,10 +152,10 @@ def test_proposals_follow_what_is_set(tmp_path):
   # 20 unlabelled images in batches of 8 are 2 steps an epoch; 1,000 is the least.
   assert values(found, **{'data.crop': 512})['train.epochs'] == 500
   assert values(found, **{'data.crop': 512})['method.warmup_epochs'] == 250
-  # Every labelled pixel 60 times: 60 * 2 * 200 * 250 / (4 * 32**2) = 1,465 of 5 steps an epoch.
+  # Every labelled pixel 120 times: 120 * 2 * 200 * 250 / (4 * 32**2) = 2,930 of 5 steps an epoch.
   small = {'data.crop': 32, 'data.image_scale': 0.5,
            'train.labelled_batch': 4, 'train.unlabelled_batch': 4}
-  assert values(found, **small)['train.epochs'] == 293
+  assert values(found, **small)['train.epochs'] == 586
 
 
 def test_weights_of_classes_that_never_occur_are_those_of_the_rarest():
