@@ -82,6 +82,7 @@ def test_every_code_cell_is_introduced_and_nothing_that_it_printed_is_stored(not
   assert code[0]['source'] == install and install[-1].startswith('%pip install')
 
 
+@pytest.mark.slow
 def test_a_first_run(run_notebook, capsys):
   names = run_notebook('first_run', {'OVERRIDES': SHAPES})
   printed = capsys.readouterr().out

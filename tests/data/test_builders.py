@@ -207,6 +207,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half(small_disk):
   assert {split: len(ids) for split, ids in splits.items()} == {'clean': 8, 'validation': 2}
 
 
+@pytest.mark.slow
 def test_from_a_download_to_figures(tiny_voc, server, tmp_path, capsys):
   config = voc_config.get_config('2,method=sup_only')
   config.update_from_flattened_dict({

@@ -76,7 +76,7 @@ def to_jax(params):
   return {'params': tree, 'batch_stats': {key: {} for key in tree}}
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'sgd'])
+@pytest.mark.parametrize('optimizer', [pytest.param('adamw', marks=pytest.mark.slow), 'sgd'])
 def test_three_steps_agree_with_numpy(optimizer):
   with jax.enable_x64(True):  # In float32 1 - 0.999^t has four digits.
     _three_steps(optimizer)

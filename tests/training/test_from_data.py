@@ -81,6 +81,7 @@ def test_an_inspection_is_read_where_the_files_are_the_same(data, tmp_path, monk
   assert 'inspection.json is no inspection; move it' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_was_told_and_scores_its_test_images(data, tmp_path):
   (data / 'splits' / 'test.txt').write_text('03')
   (data / 'splits' / 'val.txt').write_text('02')

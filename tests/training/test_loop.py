@@ -61,6 +61,7 @@ class Faulty(sources.CachedReader):
     return super().image(id)
 
 
+@pytest.mark.slow
 def test_supervised_run_has_no_assistant_and_skips_what_it_cannot_read(tmp_path, capsys):
   config = tiny_config('4,method=sup_only', **{'train.epochs': 2, 'method.warmup_epochs': 1.0})
   made = setup.make_run(config)

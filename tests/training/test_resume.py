@@ -124,6 +124,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
   assert 'step 12 could not be saved' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
   start = setup.make_run(tiny_config()).initial_state().networks['student']
   path = tmp_path / 'weights.safetensors'

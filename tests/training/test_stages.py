@@ -116,7 +116,8 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', [
+  pytest.param(name, marks=pytest.mark.slow) if name != 'st' else name for name in METHODS])
 def test_a_run_goes_on_within_and_between_stages_as_if_it_had_never_stopped(
   whole, method, tmp_path, monkeypatch
 ):
