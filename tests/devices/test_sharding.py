@@ -187,6 +187,7 @@ def read_state(workdir: Path):
   return state.replace(key=jax.random.key_data(state.key))
 
 
+@pytest.mark.slow
 def test_files_and_progress_come_from_one_process(runs):
   folder, (errors_of_second, errors_of_first) = runs
   workdir = folder / 'stopped'
