@@ -17,10 +17,8 @@ repeated: the same command goes on, --minutes begins no run later than that.
 """
 
 import argparse
-import json
-import os
 import statistics
-import time
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,16 +83,15 @@ def make_task(arm: Arm, data: Path, out: Path, steps: int) -> compare_methods.Ta
   return task._replace(digest=f'{task.digest}-{first.digest}', flags=(*task.flags, start))
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def table(lines: dict[Arm, dict[str, Any]]) -> str:
   """Markdown: mean and sample deviation over seeds, and of the difference to `sup_only`."""
-  scores = {(line['masks'], line['arm'], line['seed']): next(iter(line['last'].values()))
-            for line in lines}
+  scores = {arm: next(iter(line['last'].values())) for arm, line in lines.items()}
   rows = ['| masks | arm | mIoU | seeds | to sup_only |', '|---|---|---|---|---|']
-  for masks, arm in dict.fromkeys((masks, arm) for masks, arm, _ in scores):
-    by_seed = {seed: value for (*which, seed), value in scores.items() if which == [masks, arm]}
-    gains = [value - scores[masks, 'sup_only', seed] for seed, value in by_seed.items()
-             if (masks, 'sup_only', seed) in scores]
-    rows.append(f'| {masks} | {arm} | {_spread(list(by_seed.values()))} | {len(by_seed)} | '
+  for masks, name in dict.fromkeys(arm[:2] for arm in scores):
+    by_seed = {arm.seed: value for arm, value in scores.items() if arm[:2] == (masks, name)}
+    gains = [value - scores[Arm(masks, 'sup_only', seed)] for seed, value in by_seed.items()
+             if Arm(masks, 'sup_only', seed) in scores]
+    rows.append(f'| {masks} | {name} | {_spread(list(by_seed.values()))} | {len(by_seed)} | '
                 f'{_spread(gains, sign="+") if gains else "–"} |')
   return '\n'.join(rows)
 
@@ -118,26 +115,16 @@ def main() -> None:
   parser.add_argument('--results', type=Path,
                       default=ROOT / 'docs' / 'results' / 'second_phase.jsonl')
   flags = parser.parse_args()
-  began, cores = time.time(), os.sched_getaffinity(0)
   arms = [Arm(masks, name, int(seed)) for seed in flags.seeds.split(',') for masks in flags.masks
           for name in (FIRST, *flags.arms)]
-  kept = []
-  for arm in arms:
-    task = make_task(arm, flags.data, flags.out, flags.steps)
-    lines = {line['config']: line for line in map(json.loads, (
-      flags.results.read_text().splitlines() if flags.results.exists() else ()))}
-    line = lines.get(f'{task.digest}-{arm.seed}')
-    if line is None and (flags.minutes is None or time.time() - began < 60 * flags.minutes):
-      found = compare_methods.train(task, flags.out, cores)
-      line = {'masks': arm.masks, 'arm': arm.name,
-              **compare_methods.line_of(task, found, len(cores)),
-              'config': f'{task.digest}-{arm.seed}'}
-      flags.results.parent.mkdir(parents=True, exist_ok=True)
-      with flags.results.open('a') as file:
-        file.write(json.dumps(line) + '\n')
-    if line:
-      kept.append(line)
-  print(table(kept))
+  tasks = {arm: make_task(arm, flags.data, flags.out, flags.steps) for arm in arms}
+  # One at a time, as a second phase reads what the first has left.
+  failed = compare_methods.run_all(
+    list(tasks.values()), flags.out, flags.results, jobs=1, minutes=flags.minutes)
+  done = compare_methods.read_lines(flags.results)
+  print(table({arm: done[task[:3]] for arm, task in tasks.items() if task[:3] in done}))
+  if failed:
+    sys.exit('\n'.join(failed))
 
 
 if __name__ == '__main__':

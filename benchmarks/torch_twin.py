@@ -4,7 +4,7 @@
     python benchmarks/torch_twin.py --config configs/voc.py:183 --repeats 10 --out twin.json  # GPU
     python benchmarks/torch_twin.py --config configs/folder.py --set data.crop=96 \
       train.labelled_batch=4 train.unlabelled_batch=4 model.decoder='"unet"' \
-      model.output_stride=16 loss.class_weights=[]  # what --mode inspect says of small images
+      model.output_stride=16 loss.class_weights=[] train.epochs=30  # as --mode inspect proposes
 
 Each framework has a process of its own, so that neither's threads nor memory pools are in the
 other's way; they take steps in turn, on the same batch sizes, crop and network, on all visible
@@ -61,9 +61,8 @@ def make_torch_network(config: ml_collections.ConfigDict) -> Callable:
     raise ValueError(f'{" with ".join(map(str, network))} has no twin in PyTorch; set '
                      f'model.backbone and model.decoder to {" or ".join(map(str, twins))}.')
   kind, fields = twins[network]
-  shape = {field: config.model[field] or None for field in fields if field == 'multi_grid'}
-  shape |= {field: config.model[field] for field in fields if field not in shape}
-  return functools.partial(kind, num_classes=num_classes(config), **shape)
+  return functools.partial(
+    kind, num_classes=num_classes(config), **{field: config.model[field] for field in fields})
 
 
 def make_torch_run(

@@ -2,10 +2,11 @@
 
 XLA makes of that gradient a convolution of the activations with the cotangent as its kernel, and
 with the batch as channels. On a CPU its speed hangs on how many channels there are of what: it is
-two to three times faster where a few more images, of less height, are in the batch, and where the
-one with more channels is the kernel. On GPUs XLA turns a dilation into a forward convolution with a
-window of the whole feature map (65 x 65 for images of 513 pixels), which cuDNN has no good kernel
-for: there the gradient is taken over phases. The choice is made here, when a program is lowered.
+up to twice as fast where more images, of less height, are in the batch, and where the one with more
+channels is the kernel (docs/performance.md). On GPUs XLA turns a dilation into a forward
+convolution with a window of the whole feature map (65 x 65 for images of 513 pixels), which cuDNN
+has no good kernel for: there the gradient is taken over phases. The choice is made here, when a
+program is lowered.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Batch normalisation with gradients of its own, which CPUs compute much faster."""
+"""Batch normalisation with gradients of its own, which CPUs compute faster."""
 
 import jax
 import jax.numpy as jnp

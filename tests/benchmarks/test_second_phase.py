@@ -53,7 +53,7 @@ def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run
 
 
 def test_differences_are_between_runs_of_one_seed():
-  lines = [{'masks': 23, 'arm': arm, 'seed': seed, 'last': {'teacher': score, 'student': 0.0}}
-           for arm, seed, score in [('sup_only', 0, 40.0), ('sup_only', 1, 50.0), ('gta', 0, 41.0),
-                                    ('gta', 1, 53.0), ('gta', 2, 99.0)]]
+  lines = {Arm(23, name, seed): {'last': {'teacher': score, 'student': 0.0}}
+           for name, seed, score in [('sup_only', 0, 40.0), ('sup_only', 1, 50.0), ('gta', 0, 41.0),
+                                     ('gta', 1, 53.0), ('gta', 2, 99.0)]}
   assert '| 23 | gta | 64.33 ± 30.62 | 3 | +2.00 ± 1.41 |' in second_phase.table(lines)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gta_jax.models.layers import BatchNorm, conv, dropout, max_pool
+from gta_jax.models.layers import BatchNorm, Conv, conv, dropout, max_pool
 from gta_jax.models.normalization import _two_passes, normalize, one_pass
+from gta_jax.ops.feature_perturbations import adversarial_direction
 
 
 @pytest.mark.parametrize('far, digits', [(0.0, 6), (3.0, 5), (30.0, 3)])
@@ -105,3 +106,31 @@ def test_dropout_drops_whole_channels():
   dropped = _Dropout().apply({}, x, rngs={'dropout': jax.random.key(0)})
   np.testing.assert_array_equal(dropped, jnp.broadcast_to(dropped[:, :1, :1], x.shape))
   assert set(np.unique(dropped)) == {0, 2}
+
+
+class _Decoder(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return Conv(3)(nn.relu(BatchNorm()(Conv(5)(x), train=True)))
+
+
+def test_virtual_adversarial_training_goes_through_layers_without_forward_mode():
+  x, d = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 2))
+  variables = _Decoder().init(jax.random.key(1), x)
+  # Kernels begin as zeros.
+  params = jax.tree.map(lambda leaf: leaf + jax.random.normal(jax.random.key(2), leaf.shape),
+                        variables['params'])
+
+  def decode(x):
+    return _Decoder().apply({**variables, 'params': params}, x, mutable=['batch_stats'])[0]
+
+  with pytest.raises(TypeError, match='forward-mode'):
+    jax.jvp(decode, (x,), (d,))
+  found = adversarial_direction(decode, x, d, jnp.ones(x.shape[:3], bool), radius=1.0)
+  jacobian = jax.jacrev(decode)(x).reshape(x.size // 2 * 3, x.size)
+  p = jax.nn.softmax(decode(x))
+  pushed = (jacobian @ d.ravel()).reshape(p.shape)
+  moved = p * (pushed - (p * pushed).sum(-1, keepdims=True))
+  expected = (moved.ravel() @ jacobian).reshape(x.shape)
+  expected /= jnp.sqrt(jnp.square(expected).sum((1, 2, 3), keepdims=True))
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
