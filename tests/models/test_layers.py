@@ -126,11 +126,12 @@ def test_virtual_adversarial_training_goes_through_layers_without_forward_mode()
 
   with pytest.raises(TypeError, match='forward-mode'):
     jax.jvp(decode, (x,), (d,))
-  found = adversarial_direction(decode, x, d, jnp.ones(x.shape[:3], bool), radius=1.0)
+  valid = jnp.ones(x.shape[:3], bool).at[:, :, 3].set(False)
+  found = adversarial_direction(decode, x, d, valid, radius=1.0)
   jacobian = jax.jacrev(decode)(x).reshape(x.size // 2 * 3, x.size)
   p = jax.nn.softmax(decode(x))
-  pushed = (jacobian @ d.ravel()).reshape(p.shape)
+  pushed = (jacobian @ (d * valid[..., None]).ravel()).reshape(p.shape)
   moved = p * (pushed - (p * pushed).sum(-1, keepdims=True))
-  expected = (moved.ravel() @ jacobian).reshape(x.shape)
+  expected = (moved.ravel() @ jacobian).reshape(x.shape) * valid[..., None]
   expected /= jnp.sqrt(jnp.square(expected).sum((1, 2, 3), keepdims=True))
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
