@@ -4,7 +4,7 @@
     python benchmarks/torch_twin.py --config configs/voc.py:183 --repeats 10 --out twin.json  # GPU
     python benchmarks/torch_twin.py --config configs/folder.py --set data.crop=96 \
       train.labelled_batch=4 train.unlabelled_batch=4 model.decoder='"unet"' \
-      model.output_stride=16 loss.class_weights=[] train.epochs=30  # as --mode inspect proposes
+      model.output_stride=16 loss.class_weights=[] train.epochs=30 optim.name='"sgd"'
 
 Each framework has a process of its own, so that neither's threads nor memory pools are in the
 other's way; they take steps in turn, on the same batch sizes, crop and network, on all visible
@@ -16,6 +16,7 @@ cores or on one GPU. Three kinds of contestant:
 
 `released` is the published algorithm (two teacher passes, joint batches), `gta` the paper's. A
 ratio compares the contestant with `jax gta` turn by turn: median, and the middle half.
+The third command is as --mode inspect proposes, but for the optimiser: the twins have SGD alone.
 Needs torch beside the package; a contestant that does not fit into memory is left out.
 """
 
@@ -46,7 +47,7 @@ def make_jax_run(config_file: str, name: str, overrides: list[str]) -> Callable[
 def make_torch_network(config: ml_collections.ConfigDict) -> Callable:
   """What makes the twin of the config's network, with random weights.
 
-  Raises: ValueError for a network that has no twin.
+  Raises: ValueError for a network or an optimiser that has no twin.
   """
   from torch_networks import DeepLab  # noqa: PLC0415
   from torch_unet import LiteUnet  # noqa: PLC0415
@@ -60,6 +61,8 @@ def make_torch_network(config: ml_collections.ConfigDict) -> Callable:
   if network not in twins:
     raise ValueError(f'{" with ".join(map(str, network))} has no twin in PyTorch; set '
                      f'model.backbone and model.decoder to {" or ".join(map(str, twins))}.')
+  if config.optim.name != 'sgd':
+    raise ValueError(f'optim.name={config.optim.name} has no twin in PyTorch; set it to sgd.')
   kind, fields = twins[network]
   return functools.partial(
     kind, num_classes=num_classes(config), **{field: config.model[field] for field in fields})

@@ -20,7 +20,7 @@ IMAGES = np.random.default_rng(0).normal(size=(3, *SIZE, 3)).astype(np.float32)
 def networks():
   """The twin with running statistics that fit its weights, and ours with all of its weights."""
   config = cases.read_config('configs/folder.py', 'supervised', [
-    'model.decoder="unet"', 'model.output_stride=16', 'model.dropout=0.0'])
+    'model.decoder="unet"', 'model.output_stride=16', 'model.dropout=0.0', 'optim.name="sgd"'])
   torch.manual_seed(0)
   theirs = twin.make_torch_network(config)()
   with torch.no_grad():
@@ -77,3 +77,9 @@ def test_a_network_without_a_twin_is_named():
   with pytest.raises(ValueError, match='dinov2_b with dpt has no twin'):
     twin.make_torch_network(cases.read_config('configs/folder.py:,model=large', 'supervised', [
       'model.decoder="dpt"']))
+
+
+def test_an_optimiser_without_a_twin_is_named():
+  with pytest.raises(ValueError, match='optim.name=adamw has no twin'):
+    twin.make_torch_network(cases.read_config('configs/folder.py', 'supervised', [
+      'model.decoder="unet"']))
