@@ -167,7 +167,7 @@ def fuzz_lists(rng: Rng, base: Path, work: Path) -> None:
   end = rng.choice(['\n', '\r\n', '\r'])
   lines = rng.choice(LINES, rng.integers(0, 6)) if rng.random() < 0.8 else ['a', 'b'][::-1]
   path.write_bytes(end.join(lines).encode(rng.choice(['utf-8', 'utf-8-sig', 'utf-16'])))
-  _maybe_worse(rng, path)
+  maybe_worse(rng, path)
   if rng.random() < 0.1:
     shutil.rmtree(splits / '1')
   read_all(work / 'data')
@@ -182,11 +182,11 @@ def fuzz_classes(rng: Rng, base: Path, work: Path) -> None:
   lines = [f'{rng.choice(words)} {rng.choice(words)} {i if rng.random() < 0.9 else ""}'
            for i in range(count)]
   path.write_text('\n'.join(lines))
-  _maybe_worse(rng, path)
+  maybe_worse(rng, path)
   read_all(work / 'data')
 
 
-def _maybe_worse(rng: Rng, path: Path) -> None:
+def maybe_worse(rng: Rng, path: Path) -> None:
   """Now and then a file is also damaged, gone, or a folder."""
   if rng.random() < 0.3:
     path.write_bytes(damage(rng, path.read_bytes()))
@@ -241,7 +241,7 @@ def fuzz_run_files(rng: Rng, base: Path, work: Path) -> None:
   (work / 'results.json').write_text('{}')
   path = work / rng.choice(['config.json', 'dataset.json', 'metrics.jsonl', 'results.json'])
   if rng.random() < 0.6:
-    _maybe_worse(rng, path)
+    maybe_worse(rng, path)
   with MetricWriter(work, start_step=1, tensorboard=False) as writer:
     writer.write(2, {'x': 1.0})
   finished.evaluate_run(work, None)
@@ -275,7 +275,7 @@ def fuzz_checkpoints(rng: Rng, base: Path, work: Path) -> None:
   shutil.copytree(base / 'checkpoints', folder)
   files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
   for index in rng.choice(len(files), rng.integers(1, 4), replace=False):
-    _maybe_worse(rng, files[index])
+    maybe_worse(rng, files[index])
   with Checkpoints(folder) as checkpoints:
     if checkpoints.last_step is not None:
       found = checkpoints.restore(checkpoints.last_step, tiny_state(0))

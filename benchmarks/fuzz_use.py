@@ -1,17 +1,21 @@
 """Generators of fuzz.py for what comes before and after a run: convert, predict, load."""
 
 import json
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
 import gta_jax
-from benchmarks.fuzz_cases import WRONG, Path, Rng, damage, fuzz_run_files, picture
+from benchmarks.fuzz_cases import WRONG, Path, Rng, damage, maybe_worse, picture
+from configs import shapes
 from gta_jax.data.convert import FORMATS, convert
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
-from tests import tiny
+from gta_jax.training import setup
+from gta_jax.training.checkpoint import Checkpoints
+from tests import runs, tiny
 
 _NETWORK = tiny.linear_network()
 _FOLDERS = {'voc': ('JPEGImages', 'SegmentationClass'), 'masks': ('images', 'masks'),
@@ -72,8 +76,32 @@ def fuzz_predict(rng: Rng, base: Path, work: Path) -> None:
 
 
 def fuzz_load(rng: Rng, base: Path, work: Path) -> None:
-  """A workdir with odd files, loaded."""
-  try:
-    fuzz_run_files(rng, base, work)
-  finally:
-    gta_jax.load(work, checkpoint=str(rng.choice(['last', 'best', 'x'])))
+  """A run, up to three of its files damaged or its config odd, loaded."""
+  shutil.copytree(_intact_run(base), work / 'run')
+  files = sorted(path for path in (work / 'run').rglob('*') if path.is_file())
+  for index in rng.choice(len(files), rng.integers(0, 4), replace=False):
+    maybe_worse(rng, files[index])
+  if rng.random() < 0.3:
+    config = shapes.get_config('4').to_dict()
+    section = config[rng.choice(['data', 'model', 'method', 'train', 'evaluate'])]
+    section[rng.choice(list(section))] = WRONG[rng.choice(len(WRONG))]
+    (work / 'run' / 'config.json').write_text(json.dumps(config))
+  gta_jax.load(work / 'run', checkpoint=str(rng.choice(['last', 'last', 'best', 'x'])))
+
+
+def _intact_run(base: Path) -> Path:
+  """The folder of a run with two checkpoints, made once; as it was drawn, it has learnt nothing."""
+  workdir = base / 'run'
+  if workdir.exists():
+    return workdir
+  config = runs.tiny_config()
+  run = setup.make_run(config)
+  state = run.initial_state()
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, state)
+      checkpoints.add_scores(step, {'teacher': {'miou': step / 10}})
+  (workdir / 'config.json').write_text(setup.to_json(run.config))
+  (workdir / 'dataset.json').write_text(json.dumps({
+    'classes': run.dataset.classes, 'palette': np.asarray(run.dataset.palette).tolist()}))
+  return workdir
