@@ -146,7 +146,10 @@ class Checkpoints:
       note(f'the scores of step {step} could not be kept: {error}')
 
   def restore(self, step: int, like: TrainState) -> TrainState:
-    """The state of a step, with the shapes, dtypes and placement of `like`."""
+    """The state of a step, with the shapes, dtypes and placement of `like`.
+
+    Raises: ValueError where the saved one has other shapes.
+    """
     networks = {name: ocp.args.StandardRestore(_abstract(of_one))
                 for name, of_one in like.networks.items()}
     rest = ocp.args.StandardRestore(_abstract(like.replace(networks={})))
@@ -161,6 +164,7 @@ class Checkpoints:
     Args:
       like: shapes, dtypes and placement of one of them.
       names: some of the networks of the method.
+    Raises: ValueError where the saved ones have other shapes.
     """
     found = self._restore(
       step, **{name: ocp.args.StandardRestore(_abstract(like)) for name in names})
@@ -168,8 +172,13 @@ class Checkpoints:
 
   def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
     self.wait()
-    return self._checkpointer.restore(
-      self.folder / str(step), args=ocp.args.Composite(**items))
+    path = self.folder / str(step)
+    try:
+      return self._checkpointer.restore(path, args=ocp.args.Composite(**items))
+    except (KeyError, ValueError) as error:  # Not damage: the files have their digests.
+      raise ValueError(
+        f'{path} was saved by a run with another network or method than config.json and '
+        'dataset.json describe; restore those of that run.') from error
 
   def _record_path(self, step: int) -> Path:
     return self.folder / f'{step}.json'

@@ -201,3 +201,20 @@ def test_a_full_disk_ends_no_run(saved, tmp_path, capsys):
     assert json.loads((folder / '4.json').read_text().partition('\n')[0])['step'] == 4
   finally:
     subprocess.run(['umount', folder], check=True)
+
+
+# Orbax gives up while other reads of its are under way, which tell of it.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('wrong', [
+  {'params': {'backbone': {'kernel': jnp.zeros((300, 8))}},
+   'batch_stats': {'backbone': {'mean': jnp.zeros(3)}}},
+  {'params': {'backbone': {'bias': jnp.zeros(7)}}, 'batch_stats': {'backbone': {}}}])
+def test_networks_of_other_shapes_are_refused(saved, wrong):
+  with Checkpoints(saved) as checkpoints, pytest.raises(ValueError, match='with another network'):
+    checkpoints.restore_networks(6, wrong, ['teacher'])
+
+
+def test_a_network_that_was_not_saved_is_refused(saved):
+  network = state_of(0).networks['teacher']
+  with Checkpoints(saved) as checkpoints, pytest.raises(ValueError, match='with another network'):
+    checkpoints.restore_networks(6, network, ['assistant'])
