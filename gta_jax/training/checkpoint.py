@@ -177,8 +177,8 @@ class Checkpoints:
       return self._checkpointer.restore(path, args=ocp.args.Composite(**items))
     except (KeyError, ValueError) as error:  # Not damage: the files have their digests.
       raise ValueError(
-        f'{path} was saved by a run with another network or method than config.json and '
-        'dataset.json describe; restore those of that run.') from error
+        f'{path} was saved with another network, method or optimiser than the config now says; '
+        'restore config.json and dataset.json, or give the values that the run had.') from error
 
   def _record_path(self, step: int) -> Path:
     return self.folder / f'{step}.json'
