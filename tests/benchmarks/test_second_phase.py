@@ -44,7 +44,7 @@ def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run
     [60, 60, 60, 120])
   assert float(flags['gta-scratch']['method.warmup_epochs']) * epoch == pytest.approx(60)
   assert flags['gta']['method.warmup_epochs'] == '0' and flags['gta']['seed'] == '1'
-  assert [flags[name].get('optim.rate') for name in flags] == [None, '0.0025', '0.0025', None]
+  assert [flags[name].get('optim.rate') for name in flags] == [None, '0.0001', '0.0001', None]
   first = str(compare.workdir_of(tasks['sup_only-first'], tmp_path / 'out'))
   assert [flags[name].get('train.init_from') for name in flags] == [None, first, first, None]
   assert len({task.digest for task in tasks.values()}) == 4
