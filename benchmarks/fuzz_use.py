@@ -9,11 +9,10 @@ import numpy as np
 
 import gta_jax
 from benchmarks.fuzz_cases import WRONG, Path, Rng, damage, maybe_worse, picture
-from configs import shapes
 from gta_jax.data.convert import FORMATS, convert
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
-from gta_jax.training import setup
+from gta_jax.training import loop, setup
 from gta_jax.training.checkpoint import Checkpoints
 from tests import runs, tiny
 
@@ -81,11 +80,12 @@ def fuzz_load(rng: Rng, base: Path, work: Path) -> None:
   files = sorted(path for path in (work / 'run').rglob('*') if path.is_file())
   for index in rng.choice(len(files), rng.integers(0, 4), replace=False):
     maybe_worse(rng, files[index])
-  if rng.random() < 0.3:
-    config = shapes.get_config('4').to_dict()
+  path = work / 'run' / 'config.json'
+  if rng.random() < 0.3 and path.is_file():
+    config = json.loads((base / 'run' / 'config.json').read_text())
     section = config[rng.choice(['data', 'model', 'method', 'train', 'evaluate'])]
     section[rng.choice(list(section))] = WRONG[rng.choice(len(WRONG))]
-    (work / 'run' / 'config.json').write_text(json.dumps(config))
+    path.write_text(json.dumps(config))
   gta_jax.load(work / 'run', checkpoint=str(rng.choice(['last', 'last', 'best', 'x'])))
 
 
@@ -94,14 +94,11 @@ def _intact_run(base: Path) -> Path:
   workdir = base / 'run'
   if workdir.exists():
     return workdir
-  config = runs.tiny_config()
-  run = setup.make_run(config)
+  run = setup.make_run(runs.tiny_config())
+  loop.write_config(run, workdir)
   state = run.initial_state()
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state)
       checkpoints.add_scores(step, {'teacher': {'miou': step / 10}})
-  (workdir / 'config.json').write_text(setup.to_json(run.config))
-  (workdir / 'dataset.json').write_text(json.dumps({
-    'classes': run.dataset.classes, 'palette': np.asarray(run.dataset.palette).tolist()}))
   return workdir

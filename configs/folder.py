@@ -13,11 +13,12 @@ the data where it is not set: --mode inspect says what and why, gta_jax/data/pro
     tiny   | ResNet-10 of a quarter width, images of half size | random              | comparisons
 
 `small` is the default wherever it runs, also on a GPU: a config is read before jax looks for
-devices, and the same command should mean the same run everywhere. Its rate was chosen on images
-that no table has (docs/results.md). `base` and `large` were never run here: `base` has the paper's
-rate for VOC, `large` UniMatch V2's. Its authors' logs have 82.1 for it on VOC with 183 masks and
-nothing else, more than any method here is reported with on ResNet-101 at that split. It sees
-patches of 14 pixels: where structures are thinner, data.image_scale=2 may help (untried).
+devices, and the same command should mean the same run everywhere. Its rate lies between two that
+did equally well on images held back (docs/results.md). `base` and `large` were never run here:
+`base` has the paper's rate for VOC, `large` UniMatch V2's. Its authors' logs have 82.1 for it on
+VOC with 183 masks and nothing else, more than any method here is reported with on ResNet-101 at
+that split. It sees patches of 14 pixels: where structures are thinner, data.image_scale=2 may help
+(untried).
 
 `tiny`, which leaves nothing to the data but the range of 16-bit images, is what docs/results.md has
 for CamVid, and when it does not help.

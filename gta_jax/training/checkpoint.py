@@ -177,8 +177,9 @@ class Checkpoints:
       return self._checkpointer.restore(path, args=ocp.args.Composite(**items))
     except (KeyError, ValueError) as error:  # Not damage: the files have their digests.
       raise ValueError(
-        f'{path} was saved with another network, method or optimiser than the config now says; '
-        'restore config.json and dataset.json, or give the values that the run had.') from error
+        f'{path} was saved with another network, method or optimiser than the config now says '
+        f'({_reason(error)}); restore config.json and dataset.json, or give the values that the '
+        'run had.') from error
 
   def _record_path(self, step: int) -> Path:
     return self.folder / f'{step}.json'
@@ -200,9 +201,8 @@ class Checkpoints:
     self._prune()
 
   def _failed(self, step: int, error: Exception) -> None:
-    reason = str(error).strip().partition('\n')[0][:200]
-    note(f'step {step} could not be saved ({type(error).__name__}: {reason}); the run goes '
-               f'on, its newest checkpoint is that of step {self.last_step}')
+    note(f'step {step} could not be saved ({_reason(error)}); the run goes on, its newest '
+         f'checkpoint is that of step {self.last_step}')
     self._prune()
 
   def _prune(self) -> None:
@@ -261,6 +261,11 @@ def _check_files(folder: Path) -> dict[str, Any]:
   if bad:
     raise ValueError(f'{", ".join(bad)} changed or disappeared since')
   return record
+
+
+def _reason(error: Exception) -> str:
+  """The kind and the first line of what a library raised."""
+  return f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}'
 
 
 def _abstract(tree: Any) -> Any:

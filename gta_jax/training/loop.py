@@ -67,7 +67,7 @@ def train(
 
 
 def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dict[str, Any]:
-  _write_config(run, workdir)
+  write_config(run, workdir)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
     workdir / 'skipped.json' if sharding.is_first_process() else None))
@@ -169,7 +169,7 @@ def _check_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None
     number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
 
 
-def _write_config(run: Run, workdir: Path) -> None:
+def write_config(run: Run, workdir: Path) -> None:
   """Writes config.json, dataset.json and the lists of ids."""
   if not sharding.is_first_process():
     return
