@@ -20,8 +20,8 @@ class NotFiniteError(RuntimeError):
 def skip_not_finite(step: Step) -> Step:
   """A step that changes nothing where its losses or the state after it are not finite.
 
-  Whole numbers go on, the step and the optimisers' counts with it, so that the order of the data
-  and the rates stay those of the step's number.
+  The step and the optimisers' counts go on, so that the order of the data and the rates stay those
+  of the step's number.
 
   Returns: the step; its metrics have skipped_steps, 0 or 1.
   """
@@ -32,7 +32,8 @@ def skip_not_finite(step: Step) -> Step:
     finite = _all_finite((losses, after))
 
     def as_before() -> TrainState:
-      return jax.tree.map(lambda new, old: old if _is_float(new) else new, after, state)
+      counted = jax.tree.map(lambda new, old: old if _is_float(new) else new, after, state)
+      return counted.replace(memory=state.memory)  # Its whole numbers say where its floats are.
 
     # A branch, not a choice leaf by leaf: that has XLA compute the step inside hundreds of fusions,
     # and compile for minutes on a CPU.

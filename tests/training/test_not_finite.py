@@ -17,13 +17,17 @@ from tests.runs import tiny_config
 
 def test_a_step_that_is_not_finite_changes_only_numbers_that_count():
   method, tools = make_method('gta'), tiny.make_tools(tiny.linear_network())
-  # A schedule that counts, as Adam's corrections do.
-  state = tiny.first_state(method, tools).replace(memory=(jnp.int32(0),))
+  state = tiny.first_state(method, tools)
+  # Adam's corrections count; so does a queue, but where its floats are.
+  state = state.replace(memory=(jnp.int32(0),),
+                        optimizers=state.optimizers | {'count': jnp.int32(0)})
   warmup = method.stages(tools)[0].step
 
   def counting(state, batches):
     after, metrics = warmup(state, batches)
-    return after.replace(memory=(state.memory[0] + 1,)), metrics
+    count = state.optimizers['count'] + 1
+    return after.replace(memory=(state.memory[0] + 1,),
+                         optimizers=after.optimizers | {'count': count}), metrics
 
   step = jax.jit(skip_not_finite(counting))
   batches = {'labelled': tiny.make_batches()[0]}
@@ -40,7 +44,7 @@ def test_a_step_that_is_not_finite_changes_only_numbers_that_count():
   for a, b in zip(*map(jax.tree.leaves, (after, broken)), strict=True):
     if jnp.issubdtype(a.dtype, jnp.floating):
       np.testing.assert_array_equal(a, b)
-  assert after.memory == (1,)
+  assert (after.optimizers['count'], after.memory) == (1, (0,))
 
 
 def test_a_state_that_is_not_finite_is_named_wherever_it_is():
