@@ -1,5 +1,6 @@
 """What the network and the unlabelled images have brought, as a sentence."""
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from gta_jax.evaluation.bootstrap import miou_difference
 from gta_jax.evaluation.metrics import iou
+from gta_jax.training.logs import note
 from gta_jax.training.workdir_files import read_json
 
 _FILE = 'confusions.npz'
@@ -44,7 +46,7 @@ def read_run(workdir: Path, *, name: str, network: str) -> Scored | None:
   try:
     with np.load(path) as found:
       return Scored(name, tuple(found['/ids'].tolist()), found[network])
-  except (KeyError, OSError, ValueError) as error:
+  except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is damaged ({error}); remove it.') from error
 
 
@@ -61,14 +63,15 @@ def read_baseline(workdir: Path) -> Scored | None:
 
 
 def verdict(method: Scored, *others: Scored | None) -> str:
-  """How far a method is from others on the same images; those of other images are left out.
+  """How far a method is from others on the same images and classes; others are left out.
 
   Each difference has the 95 % interval of a paired bootstrap over the images.
   """
   parts = [f'On {len(method.ids)} validation images {method.name} has mIoU '
            f'{100 * method.miou:.1f}.']
   for other in others:
-    if other is None or sorted(other.ids) != sorted(method.ids):
+    if other is None or sorted(other.ids) != sorted(method.ids) or (
+        other.confusions.shape != method.confusions.shape):
       continue
     place = {id: i for i, id in enumerate(other.ids)}
     found = miou_difference(
@@ -84,9 +87,16 @@ def verdict(method: Scored, *others: Scored | None) -> str:
 
 
 def over_baseline(workdir: Path, network: str) -> str:
-  """The verdict on a run beside the pixel classifier of its folder; says how to get one if none."""
-  scored = read_run(workdir, name=f'the {network}', network=network)
-  baseline = read_baseline(workdir)
+  """The verdict on a run beside the pixel classifier of its folder; says how to get one if none.
+
+  A damaged file is named and the verdict left out: a run does not end for want of it.
+  """
+  try:
+    scored = read_run(workdir, name=f'the {network}', network=network)
+    baseline = read_baseline(workdir)
+  except ValueError as error:
+    note(f'there is no verdict: {error}')
+    return ''
   if scored is None:
     return ''
   if baseline is None:

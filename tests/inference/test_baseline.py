@@ -50,9 +50,11 @@ def test_the_verdict_says_how_far_and_how_sure():
     'are +28.0 points, 95 % interval +28.0 to +28.0: it is better on images like these.')
   assert 'worse on images' in verdict.verdict(forest, network)
   assert 'no difference is shown' in verdict.verdict(network, scored('it', right=9))
+  padded = np.pad(network.confusions, ((0, 0), (0, 1), (0, 1)))
+  assert 'Against' not in verdict.verdict(network._replace(confusions=padded), forest)
 
 
-def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path):
+def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path, capsys):
   rng = np.random.default_rng(0)
   counts = rng.integers(0, 9, (3, 2, 2))
   verdict.write_confusions(tmp_path, ('a', 'b', 'c'), {'teacher': counts})
@@ -61,6 +63,10 @@ def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path):
   (tmp_path / 'baseline.json').write_text(json.dumps(
     {'ids': ['c', 'a', 'b'], 'confusions': counts[[2, 0, 1]].tolist()}))
   assert '+0.0 points, 95 % interval +0.0 to +0.0' in verdict.over_baseline(tmp_path, 'teacher')
-  (tmp_path / 'confusions.npz').write_bytes(b'no')
-  with pytest.raises(ValueError, match=r'confusions\.npz is damaged'):
-    verdict.over_baseline(tmp_path, 'teacher')
+  whole = (tmp_path / 'confusions.npz').read_bytes()
+  for damaged in (b'no', b'', whole[:-30]):
+    (tmp_path / 'confusions.npz').write_bytes(damaged)
+    with pytest.raises(ValueError, match=r'confusions\.npz is damaged'):
+      verdict.read_run(tmp_path, name='it', network='teacher')
+    assert verdict.over_baseline(tmp_path, 'teacher') == ''
+    assert 'confusions.npz is damaged' in capsys.readouterr().err
