@@ -1,5 +1,6 @@
 """Unreadable examples of training: replaced, carried to the consumer, named once, and limited."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -71,8 +72,11 @@ class Skipped:
       self._note(f'skips {id!r} ({len(self._now)} of at most {self._limit}): {reason}')
 
   def _write(self) -> None:
-    if self._path:
-      partial = self._path.with_suffix('.partial')
+    if not self._path:
+      return
+    partial = self._path.with_suffix('.partial')
+    # A full disk ends no run: the next one that is skipped writes them all.
+    with contextlib.suppress(OSError):
       partial.write_text(json.dumps(self.reasons, indent=2) + '\n')
       os.replace(partial, self._path)
 

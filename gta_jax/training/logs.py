@@ -27,6 +27,36 @@ def note(text: str, stream: TextIO | None = None) -> None:
   out.flush()
 
 
+class AppendedFile:
+  """A file that only grows. What a full disk refuses is kept, and written with what comes next."""
+
+  def __init__(self, path: Path):
+    """Makes the file with the first thing that is written."""
+    self._path, self._file, self._left, self._refused = path, None, b'', False
+
+  def write(self, data: bytes) -> None:
+    """Appends; that it cannot is said once, as a run does not end for want of a line."""
+    self._left += data
+    try:
+      if self._file is None:
+        self._file = self._path.open('ab', buffering=0)
+      while self._left:
+        self._left = self._left[self._file.write(self._left):]
+    except OSError as error:
+      if not self._refused:
+        note(f'{self._path} cannot be written ({error}); the run goes on, and tries again')
+      self._refused = True
+    else:
+      self._refused = False
+
+  def close(self) -> None:
+    """Tries once more to write what is left."""
+    if self._left:
+      self.write(b'')
+    if self._file:
+      self._file.close()
+
+
 class MetricWriter:
   """Appends scalars to `metrics.jsonl`, sentences to `notes.jsonl`, both to TensorBoard's events.
 
@@ -48,56 +78,51 @@ class MetricWriter:
     directory.mkdir(parents=True, exist_ok=True)
     _truncate(directory / 'metrics.jsonl', start_step, evaluated=evaluated)
     _truncate(directory / 'notes.jsonl', start_step, evaluated=True)
-    self._file = (directory / 'metrics.jsonl').open('a', encoding='utf-8')
-    self._notes = directory / 'notes.jsonl'
+    self._metrics = AppendedFile(directory / 'metrics.jsonl')
+    self._notes = AppendedFile(directory / 'notes.jsonl')
     self._events = None
     if tensorboard:
-      from tensorboardX import SummaryWriter  # noqa: PLC0415  Inference does not need it.
+      from gta_jax.training.events import EventWriter  # noqa: PLC0415  Inference needs none.
 
-      self._events = SummaryWriter(
-        str(directory),
-        purge_step=start_step + 1,
-        # Names are of one second; a run that resumes within it must not overwrite.
-        filename_suffix=f'.{time.time_ns()}',
-      )
+      self._events = EventWriter(directory, start_step=start_step)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes one line {'step': step, **scalars}; what is not finite becomes null there."""
     values = {name: float(value) for name, value in scalars.items()}
     finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-    self._file.write(json.dumps({'step': int(step), **finite}, allow_nan=False) + '\n')
-    self._file.flush()
+    self._metrics.write(_line({'step': int(step), **finite}))
     if self._events:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, int(step))
+      self._events.scalars(int(step), values)
 
   def note(self, step: int, text: str) -> None:
     """Writes a sentence that the user should read as {'step': step, 'note': text}."""
-    with self._notes.open('a', encoding='utf-8') as file:
-      file.write(json.dumps({'step': int(step), 'note': text}) + '\n')
+    self._notes.write(_line({'step': int(step), 'note': text}))
     self.text(step, 'notes', text)
 
   def text(self, step: int, name: str, text: str) -> None:
     """Adds a markdown text to the events alone."""
     if self._events:
-      self._events.add_text(name, text, int(step))
+      self._events.text(int(step), name, text)
 
   def picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """Adds a picture, uint8 [H,W,3] RGB, to the events alone."""
     if self._events:
-      self._events.add_image(name, picture, int(step), dataformats='HWC')
+      self._events.picture(int(step), name, picture)
 
   def close(self) -> None:
-    """Flushes and closes both; call it on errors too, or the last events are lost."""
-    self._file.close()
-    if self._events:
-      self._events.close()
+    """Closes all; what a full disk has refused until then is tried once more."""
+    for file in filter(None, (self._metrics, self._notes, self._events)):
+      file.close()
 
   def __enter__(self) -> 'MetricWriter':
     return self
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+  return json.dumps(values, allow_nan=False).encode() + b'\n'
 
 
 def _truncate(path: Path, last_step: int, *, evaluated: bool) -> None:

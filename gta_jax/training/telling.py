@@ -93,12 +93,16 @@ class Telling(contextlib.ExitStack):
       # The first process would be waited for in the next step, and gloo gives up after 30 s.
       collections.deque(predict(shown_ids(self._run, found)), maxlen=0)
       return
-    if found.by_image:
-      verdict.write_confusions(
-        self._workdir, self._run.dataset.validation, dict(found.by_image))
-    picture = write_snapshot(
-      self._run, self._workdir, step, found, predict, command=self._page.command,
-      timing=self.pace.summary())
+    try:
+      if found.by_image:
+        verdict.write_confusions(
+          self._workdir, self._run.dataset.validation, dict(found.by_image))
+      picture = write_snapshot(
+        self._run, self._workdir, step, found, predict, command=self._page.command,
+        timing=self.pace.summary())
+    except OSError as error:  # Of a full disk, say; the scores go into the log and the checkpoint.
+      self.progress.note(f'the page about step {step} could not be written: {error}')
+      return
     if picture is not None:
       self.writer.picture(step, 'validation', picture)
     self._page.write()

@@ -4,6 +4,7 @@ import json
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
+from gta_jax.training import logs
 from gta_jax.training.logs import MetricWriter, Progress, final_table
 
 
@@ -70,6 +71,40 @@ def test_a_new_run_drops_what_an_earlier_one_left_without_a_checkpoint(tmp_path)
       writer.write(1, {'a': value})
   assert lines(tmp_path) == [{'step': 1, 'a': 2.0}]
   assert points(tmp_path) == [('a', 1)]
+
+
+class SmallDisk(io.BytesIO):
+  """A file with room for so many bytes more."""
+
+  room = 0
+
+  def write(self, data):
+    if not SmallDisk.room:
+      raise OSError('no space left')
+    taken = data[:SmallDisk.room]
+    SmallDisk.room -= len(taken)
+    return super().write(taken)
+
+  def close(self):
+    pass
+
+
+def test_what_a_full_disk_refuses_is_said_once_and_written_later(tmp_path, monkeypatch, capsys):
+  files, SmallDisk.room = {}, 5000
+  with monkeypatch.context() as patch:
+    patch.setattr(logs.Path, 'open', lambda path, *_, **__: files.setdefault(path, SmallDisk()))
+    with MetricWriter(tmp_path) as writer:
+      for step, room in ((1, 5000), (2, 9), (3, 0), (4, 5000)):
+        SmallDisk.room = room
+        writer.write(step, {'a': step})
+        writer.note(step, 'x')
+  for path, file in files.items():
+    path.write_bytes(file.getvalue())
+  assert lines(tmp_path) == [{'step': step, 'a': float(step)} for step in (1, 2, 3, 4)]
+  assert len((tmp_path / 'notes.jsonl').read_text().splitlines()) == 4
+  assert [step for tag, step in points(tmp_path) if tag == 'a'] == [1, 2, 3, 4]
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 3 and all('cannot be written (no space left)' in line for line in said)
 
 
 def test_progress_writes_plain_lines_where_there_is_no_terminal():

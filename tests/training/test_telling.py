@@ -119,6 +119,19 @@ def test_processes_that_do_not_speak_predict_as_long_as_the_one_that_does(tmp_pa
   assert asked == ['val/000001', 'val/000000'] and not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_costs_the_page_and_not_the_scores(tmp_path, monkeypatch, capsys):
+  def fail(*_, **__):
+    raise OSError('no room')
+
+  monkeypatch.setattr(telling, 'write_snapshot', fail)
+  run = setup.make_run(tiny_config())
+  scores = {'teacher': Scores.from_confusion(np.eye(7, dtype=np.int64))}
+  with telling.Telling(run, tmp_path, Page(), [4], first_step=0, evaluated=False) as speaking:
+    speaking.show(4, Evaluation(scores, {}, {}), lambda ids: iter(()))
+  assert 'step 4 could not be written: no room' in capsys.readouterr().err
+  assert 'val/teacher_miou' in (tmp_path / 'metrics.jsonl').read_text()
+
+
 def test_a_page_that_cannot_be_written_ends_no_run(capsys):
   def fail():
     raise OSError('no room')
