@@ -21,7 +21,7 @@ from gta_jax.inference import finished
 from gta_jax.inference.predict import ImageReader, find_images
 from gta_jax.methods.contract import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
-from gta_jax.training import loop, setup
+from gta_jax.training import same_run, setup
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.logs import MetricWriter
 
@@ -206,7 +206,7 @@ FILES = ['configs/shapes.py', 'folder', 'configs/none.py', '', 'configs', 'READM
 
 def fuzz_overrides(rng: Rng, base: Path, work: Path) -> str:
   """As the command parses, then everything that is checked before work starts."""
-  names = [*loop.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
+  names = [*same_run.flatten(shapes.get_config().to_dict()), 'optim.rat', 'data', 'x.y', 'method']
   file = str(rng.choice(FILES, p=[.65, .15, .05, .05, .05, .05])) + str(rng.choice(COLONS))
   chosen = {str(rng.choice(names)): str(rng.choice(VALUES)) for _ in range(rng.integers(1, 4))}
   if rng.random() < 0.5:

@@ -12,7 +12,7 @@ from benchmarks.fuzz_cases import WRONG, Path, Rng, damage, maybe_worse, picture
 from gta_jax.data.convert import FORMATS, convert
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
-from gta_jax.training import loop, setup
+from gta_jax.training import same_run, setup
 from gta_jax.training.checkpoint import Checkpoints
 from tests import runs, tiny
 
@@ -95,8 +95,8 @@ def _intact_run(base: Path) -> Path:
   if workdir.exists():
     return workdir
   run = setup.make_run(runs.tiny_config())
-  loop.write_config(run, workdir)
-  state = run.initial_state()
+  same_run.write_same(run, workdir)
+  state = run.drawn_state()
   with Checkpoints(workdir / 'checkpoints') as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state)

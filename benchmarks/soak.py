@@ -149,7 +149,7 @@ def differences(one: Path, other: Path) -> list[str]:
   from gta_jax.training import setup  # noqa: PLC0415
   from gta_jax.training.checkpoint import Checkpoints  # noqa: PLC0415
 
-  like = setup.make_run(setup.from_json(one / 'config.json')).initial_state()
+  like = setup.make_run(setup.from_json(one / 'config.json')).abstract_state()
   found: list[str] = []
 
   def leaves(workdir: Path, which: str) -> dict[str, Any]:

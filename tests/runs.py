@@ -29,7 +29,7 @@ def final_state(workdir: Path, config: ml_collections.ConfigDict) -> TrainState:
   """The state of the newest checkpoint."""
   made = setup.make_run(config)
   with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
-    return checkpoints.restore(checkpoints.last_step, made.initial_state())
+    return checkpoints.restore(checkpoints.last_step, made.abstract_state())
 
 
 def lines(workdir: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from gta_jax.reporting.runs import Record, labels_of
 from gta_jax.reporting.viewer import viewer_images
 from gta_jax.training import from_data
 from gta_jax.training.logs import percent
-from gta_jax.training.loop import flatten
+from gta_jax.training.same_run import flatten
 
 _MOST_CLASSES = 64  # of a confusion matrix; a larger one is not read by anybody
 

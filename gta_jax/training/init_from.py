@@ -1,8 +1,8 @@
 """The networks that a run starts from: drawn, pretrained, or those of a finished run.
 
 A semi-supervised run may begin where a supervised one has become flat: `train.init_from` names the
-workdir of that one. Only networks are taken over; optimisers, step and memory start anew, and so
-do heads that the other run's networks lack.
+workdir of that one. Only networks are taken over; optimisers and step start anew, and so do heads
+that the other run's networks lack.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 
+from gta_jax.devices import sharding
 from gta_jax.methods.contract import TrainState
+from gta_jax.models import pretrained, weights
 from gta_jax.ops import trees
 from gta_jax.ops.network import Variables
 from gta_jax.training.finished_run import load_networks, read_run
@@ -21,17 +23,21 @@ STUDENT = 'student'
 
 
 def first_state(run: Run) -> TrainState:
-  """The state before the first step, on every device.
+  """The state before the first step, on every device; fetches pretrained weights if need be.
 
-  Every network takes the variables of the network of the same name. One whose name the other run
-  does not score begins as that run's student, or as its network that predicts where it has none.
+  With train.init_from every network takes the variables of the network of the same name. One whose
+  name the other run does not score begins as that run's student, or as its network that predicts
+  where it has none. Of several that a method draws apart, because equal ones would stay equal, all
+  but the first keep the classifier that was drawn, unless the other run has their names too; this
+  holds for pretrained weights as well. What a method remembers of its first networks, as ST does to
+  begin again, is of these.
 
   Raises:
     ValueError: train.init_from names no finished run, or one with other classes or networks.
   """
-  state, source = run.initial_state(), run.config.train.init_from
+  source = run.config.train.init_from
   if not source:
-    return state
+    return _pretrained_state(run)
   config, described = read_run(Path(source))
   classes = tuple(described['classes'])
   if classes != tuple(run.dataset.classes):
@@ -40,10 +46,25 @@ def first_state(run: Run) -> TrainState:
       f'{", ".join(run.dataset.classes)}; name a run with the same classes in the same order.')
   scored = make_method_of(config).scored
   _, found, _ = load_networks(Path(source), config, num_classes=len(classes), names=scored)
+  found = sharding.local_copy(found)
   other = found.get(STUDENT, found[scored[0]])
-  return state.with_networks(**{
-    name: _taken_over(variables, found.get(name, other), source)
-    for name, variables in state.networks.items()})
+
+  state = run.drawn_state(lambda drawn: _taken_over(drawn, other, source))
+  begun = sharding.local_copy(state.networks)
+  named = {name: _taken_over(begun[name], variables, source)
+           for name, variables in found.items() if name in begun}
+  return state.with_networks(**sharding.replicate(named, sharding.make_mesh()))
+
+
+def _pretrained_state(run: Run) -> TrainState:
+  """Networks with the weights of model.weights, or drawn where it names none."""
+  model = run.config.model
+  if not model.weights:
+    return run.drawn_state()
+  state_dict = pretrained.load_state_dict(
+    weights.fetch(model.weights), item=model.weights_item or None)
+  return run.drawn_state(lambda drawn: pretrained.convert(
+    state_dict, drawn, scope=model.weights_scope, allow_other_classes=True)[0])
 
 
 def _taken_over(drawn: Variables, found: Variables, source: str) -> Variables:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
@@ -19,23 +18,17 @@ from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods.contract import Host, TrainState
 from gta_jax.ops.network import Variables
-from gta_jax.training import config_rules, verdict
+from gta_jax.training import verdict
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.init_from import first_state
 from gta_jax.training.logs import final_table, note, replace_text
 from gta_jax.training.not_finite import NotFiniteError, check_state
-from gta_jax.training.setup import Run, to_json
+from gta_jax.training.same_run import check_same, has_checkpoint, write_same
+from gta_jax.training.setup import Run
 from gta_jax.training.signals import Signals
 from gta_jax.training.steps import Steps, stage_borders
 from gta_jax.training.telling import Page, Telling
-from gta_jax.training.workdir_files import read_json, write_lists
 from gta_jax.training.workdir_lock import locked
-
-# Fields that may differ when a run goes on: they change its speed or its log, not its result.
-FREE_FIELDS = ('data.dir', 'data.store', 'data.mirror', 'data.threads', 'data.workers',
-               'data.prefetch', 'data.cache', 'data.skip_limit', 'model.remat', 'train.log_steps',
-               'train.checkpoint_steps', 'evaluate.batch', 'evaluate.pictures',
-               'evaluate.worst', 'evaluate.protocols')
 
 
 def train(
@@ -47,12 +40,12 @@ def train(
     run: everything that has been checked.
     workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, notes.jsonl,
       TensorBoard events, checkpoints, report.json, picture.png and results.json afterwards.
-    allow_config_change: go on although the config differs from the one that started the run.
+    allow_config_change: go on although the config or the data differ from what started the run.
     page: written after each evaluation, and at the end, by the process that writes.
   Returns: what results.json holds.
   Raises:
-    ValueError: the config differs from the one that started the run, or ends before the newest
-      checkpoint; or another run is under way in the folder.
+    ValueError: the config, the classes or the lists of images differ from those that started the
+      run, or it ends before the newest checkpoint; or another run is under way in the folder.
     DataError: more files became unreadable than data.skip_limit allows, or a validation file.
     WorkerError: a process that reads data was killed.
     NotFiniteError: with the step and the last good checkpoint.
@@ -61,13 +54,12 @@ def train(
   """
   # All that can be refused comes before anything is written. A run that goes on needs no weights.
   state = None if has_checkpoint(workdir) else first_state(run)
-  _check_config(run, workdir, allow_config_change=allow_config_change)
+  check_same(run, workdir, allow_config_change=allow_config_change)
   with locked(workdir):
     return _train(run, workdir, state, page or Page())
 
 
 def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dict[str, Any]:
-  write_config(run, workdir)
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
     workdir / 'skipped.json' if sharding.is_first_process() else None))
@@ -78,6 +70,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
       state = checkpoints.restore(first_step, run.abstract_state())
     elif state is None:  # None of the checkpoints is whole.
       state = first_state(run)
+    write_same(run, workdir)  # Not before the state is there: what cannot go on keeps its files.
     try:
       state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped, page)
     except NotFiniteError as error:
@@ -122,6 +115,8 @@ def _train_to_the_end(
       if stop < first_step or (stop == first_step and evaluated):
         continue
       if int(state.step) < stop:
+        if int(state.step) in _prepared_steps(run):
+          checkpoints.wait()  # What is prepared names the state that it is made with.
         state = steps.enter_stage(state)
       with signals.deferred():
         state = steps.advance(state, stop, signals)
@@ -137,64 +132,6 @@ def _train_to_the_end(
       if step in evaluations:
         _evaluate(run, state, step, telling, checkpoints)
   return state
-
-
-def _check_config(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
-  """Refuses to go on with another config, and processes that would not train one run."""
-  path = workdir / 'config.json'
-  text = to_json(run.config)
-  if path.exists() and not allow_config_change:
-    old, new = config_rules.DEFAULTS | flatten(read_json(path)), flatten(json.loads(text))
-    changed = [
-      f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
-      for key in sorted(old.keys() | new.keys())
-      if old.get(key) != new.get(key) and key not in FREE_FIELDS
-    ]
-    if changed:
-      raise ValueError(
-        f'{path} started this run with another config:\n' + '\n'.join(changed) +
-        '\nUse another --workdir, the old values, or --allow_config_change.')
-  trained = max((int(path.stem) for path in (workdir / 'checkpoints').glob('*.json')
-                 if path.stem.isdigit()), default=0)
-  if trained > run.total_steps:
-    raise ValueError(
-      f'{workdir} has been trained for {trained} steps, but train.epochs={run.config.train.epochs} '
-      f'makes {run.total_steps}; raise train.epochs, or use another --workdir.')
-  config = flatten(run.config.to_dict())
-  sharding.check_agreement(
-    # train.log_steps decides when processes meet, model.remat on the program they enter.
-    config={k: v for k, v in config.items()
-            if k not in FREE_FIELDS or k.startswith(('model.', 'train.'))},
-    images=(run.dataset.labelled, run.dataset.unlabelled, run.dataset.validation),
-    number_of_devices=jax.local_device_count(), jax_version=jax.__version__)
-
-
-def write_config(run: Run, workdir: Path) -> None:
-  """Writes config.json, dataset.json and the lists of ids."""
-  if not sharding.is_first_process():
-    return
-  workdir.mkdir(parents=True, exist_ok=True)
-  replace_text(workdir / 'config.json', to_json(run.config))
-  dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
-             'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
-  replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
-  write_lists(run.dataset, workdir / 'splits', split=run.config.data.split)
-  if run.inspection:
-    replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """A tree of mappings as one: {'a': {'b': 1}} -> {'a.b': 1}."""
-  flat = {}
-  for key, value in tree.items():
-    inner = isinstance(value, Mapping)
-    flat |= flatten(value, f'{prefix}{key}.') if inner else {f'{prefix}{key}': value}
-  return flat
-
-
-def has_checkpoint(workdir: Path) -> bool:
-  """Whether a run in this folder has saved anything."""
-  return any((workdir / 'checkpoints').glob('*.json'))
 
 
 def _scored(run: Run, state: TrainState) -> dict[str, Variables]:
@@ -235,9 +172,14 @@ def _evaluation_steps(run: Run) -> set[int]:
 def _saving_steps(run: Run) -> set[int]:
   """The steps after which the state is saved besides: on demand, and before a prepared stage."""
   every = run.config.train.checkpoint_steps
+  on_demand = set(range(every, run.total_steps, every)) if every else set()
+  return on_demand | (_prepared_steps(run) - {0})
+
+
+def _prepared_steps(run: Run) -> set[int]:
+  """The steps after which a stage begins that is prepared on the host."""
   starts = (0, *stage_borders(run.stages))
-  prepared = {start for start, stage in zip(starts, run.stages, strict=False) if stage.prepare}
-  return (set(range(every, run.total_steps, every)) if every else set()) | (prepared - {0})
+  return {start for start, stage in zip(starts, run.stages, strict=False) if stage.prepare}
 
 
 def _evaluate(

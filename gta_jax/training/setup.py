@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gta_jax.evaluation.windows import check_protocols
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import Method, Stage, Tools, TrainState
 from gta_jax.methods.registry import make_method, option_names
-from gta_jax.models import pretrained, weights
+from gta_jax.models import weights
 from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables, check_sides
@@ -29,7 +29,14 @@ from gta_jax.training import config_rules, from_data
 from gta_jax.training.workdir_files import read_json, tuples
 
 _MANY_CLASSES = 255  # enough for every method
+_CLASSIFIER = 'classifier'
 _FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
+
+Begin = Callable[[Variables], Variables]
+
+
+def _as_drawn(drawn: Variables) -> Variables:
+  return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,31 +69,34 @@ class Run:
   def total_steps(self) -> int:
     return self.tools.total_steps
 
-  def initial_state(self) -> TrainState:
-    """The state before the first step, on every device; fetches pretrained weights if need be."""
-    name, replaced = self.config.model.weights, self.config.train.init_from
-    file = weights.fetch(name) if name and not replaced else None
-    state = self._init(functools.partial(self._draw, file=file))
-    return sharding.replicate(state, sharding.make_mesh())
+  def drawn_state(self, begin: Begin = _as_drawn) -> TrainState:
+    """The state before the first step, on every device.
+
+    begin: what a drawn network begins as, such as pretrained; one that is drawn by itself keeps its
+      classifier, or networks that are to differ would not.
+    """
+    return sharding.replicate(self._init(begin), sharding.make_mesh())
 
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and placement of the state; needs neither weights nor memory."""
     everywhere = sharding.replicated(sharding.make_mesh())
-    state = jax.eval_shape(lambda: self._init(functools.partial(self._draw, file=None)))
+    state = jax.eval_shape(lambda: self._init(_as_drawn))
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
 
-  def _init(self, draw: Any) -> TrainState:
-    _, key = jax.random.split(jax.random.key(self.config.seed))
-    return self.method.init(key, draw, self.tools)
+  def _init(self, begin: Begin) -> TrainState:
+    seeded, key = jax.random.split(jax.random.key(self.config.seed))
+    init, crop = jax.jit(self.network.init, static_argnums=1), (self.config.data.crop,) * 2
 
-  def _draw(self, key: Array | None = None, *, file: Path | None) -> Variables:
-    """Variables of a network of its own, or those that the seed gives."""
-    crop = self.config.data.crop
-    seeded, _ = jax.random.split(jax.random.key(self.config.seed))
-    init = jax.jit(self.network.init, static_argnums=1)
-    variables = init(seeded if key is None else key, (crop, crop))
-    return _load_weights(file, self.config, variables) if file else variables
+    def draw(key: Array | None = None) -> Variables:
+      """Of a network of its own, or those that the seed gives."""
+      drawn = init(seeded if key is None else key, crop)
+      if key is None:
+        return begin(drawn)
+      return {kind: {**tree, _CLASSIFIER: drawn[kind][_CLASSIFIER]} if _CLASSIFIER in drawn[kind]
+              else tree for kind, tree in begin(drawn).items()}
+
+    return self.method.init(key, draw, self.tools)
 
 
 def make_run(
@@ -216,14 +226,6 @@ def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Ac
       f'{loss.ohem_threshold} do not go together, as the hard pixels are those of the whole batch; '
       'use model.remat=True and train.per_device_batch=0.')
   return accumulation
-
-
-def _load_weights(file: Path, config: ml_collections.ConfigDict, variables: Variables) -> Variables:
-  """The variables with what the file holds; the class layer stays for other classes."""
-  model = config.model
-  state_dict = pretrained.load_state_dict(file, item=model.weights_item or None)
-  return pretrained.convert(
-    state_dict, variables, scope=model.weights_scope, allow_other_classes=True)[0]
 
 
 def make_method_of(config: ml_collections.ConfigDict) -> Method:

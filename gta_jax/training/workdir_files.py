@@ -25,14 +25,23 @@ def read_json(path: Path) -> dict[str, Any]:
   return found
 
 
+def lists_of(dataset: Dataset, split: str) -> dict[str, tuple[str, ...]]:
+  """The ids of every role, by the name of their list below splits/."""
+  return {f'{split}/labeled': dataset.labelled, f'{split}/unlabeled': dataset.unlabelled,
+          'val': dataset.validation, 'test': dataset.test}
+
+
 def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
   """Writes the ids of every role below a folder, as data.split_lists reads them back."""
-  lists = {f'{split}/labeled': dataset.labelled, f'{split}/unlabeled': dataset.unlabelled,
-           'val': dataset.validation, 'test': dataset.test}
   (folder / split).mkdir(parents=True, exist_ok=True)
-  for name, ids in lists.items():
+  for name, ids in lists_of(dataset, split).items():
     if ids:
       replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+  """A list that write_lists wrote; none where it wrote none."""
+  return tuple(path.read_text('utf-8').splitlines()) if path.is_file() else ()
 
 
 def tuples(value: Any) -> Any:

@@ -183,7 +183,7 @@ def test_two_processes_agree_with_one_device(runs, name):
 def read_state(workdir: Path):
   with loop.Checkpoints(workdir / 'checkpoints') as checkpoints:
     assert checkpoints.last_step == processes.STEPS
-    state = checkpoints.restore(checkpoints.last_step, processes.make_run().initial_state())
+    state = checkpoints.restore(checkpoints.last_step, processes.make_run().abstract_state())
   return state.replace(key=jax.random.key_data(state.key))
 
 

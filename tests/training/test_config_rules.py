@@ -6,7 +6,7 @@ import pytest
 from configs import cityscapes, folder, shapes, voc
 from gta_jax.methods.registry import option_names
 from gta_jax.training import config_rules
-from gta_jax.training.loop import flatten
+from gta_jax.training.same_run import flatten
 
 
 def config(**changes):

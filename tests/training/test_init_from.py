@@ -32,12 +32,31 @@ def test_networks_are_taken_over_by_role_and_the_rest_is_new(finished):
 
 
 def test_a_role_that_the_other_run_lacks_begins_as_its_student(finished):
+  """A second one that learns by itself has a classifier of its own, or it would stay the first."""
   workdir, _ = finished
-  end = final_state(workdir, tiny_config()).networks
+  student = final_state(workdir, tiny_config()).networks['student']
   found = start(workdir, '4,method=cps').networks
-  assert found.keys() - end.keys()
-  for name, variables in found.items():
-    assert_equal(variables, end.get(name, end['student']))
+  assert_equal(found['first'], student)
+  for kind, tree in student.items():
+    for key, leaves in tree.items():
+      differ = jax.tree.map(lambda a, b: np.any(a != b), found['second'][kind][key], leaves)
+      assert any(jax.tree.leaves(differ)) == (key == 'classifier'), (kind, key)
+
+
+def test_what_is_no_segmenter_is_not_taken_over(finished):
+  """GCT's flaw detector has a classifier too."""
+  end = final_state(finished[0], tiny_config()).networks
+  found = start(finished[0], '4,method=gct').networks
+  assert_equal({name: found[name] for name in ('student', 'assistant')},
+               {name: end[name] for name in ('student', 'assistant')})
+  assert 'detector' in found
+
+
+def test_a_method_that_begins_again_begins_as_the_other_run_ended(finished):
+  found = start(finished[0], '4,method=st')
+  student = final_state(finished[0], tiny_config()).networks['student']
+  assert_equal(found.networks['student'], student)
+  assert_equal(found.memory['initial'], student)
 
 
 def test_heads_that_the_other_run_lacks_are_drawn(finished):

@@ -1,5 +1,6 @@
 """Runs that are interrupted, started again, or started again otherwise."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 
 import launch
 from gta_jax.inference import evaluations
-from gta_jax.training import logs, loop, setup
+from gta_jax.training import logs, loop, same_run, setup
 from gta_jax.training.signals import Interrupted
 from tests.runs import final_state, lines, tiny_config
 from tests.torch_names import torch_state
@@ -62,6 +63,36 @@ def test_another_config_in_the_same_folder_is_refused_and_shown(finished):
     loop.train(setup.make_run(tiny_config(**{'optim.rate': 0.5})), workdir)
 
 
+def test_other_data_in_the_same_folder_are_refused_and_shown(finished, tmp_path):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  run, kept = setup.make_run(tiny_config()), (workdir / 'dataset.json').read_bytes()
+
+  def go_on(**changes):
+    changed = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, **changes))
+    loop.train(changed, workdir)
+
+  labelled, unlabelled = run.dataset.labelled, run.dataset.unlabelled
+  for changes, message in [
+    ({'classes': run.dataset.classes[::-1]}, 'with the classes .*; the data have .* now'),
+    ({'labelled': labelled[::-1]}, f"4/labeled.txt .* 4 images, .* number 1, '{labelled[0]}' ->"),
+    ({'unlabelled': unlabelled[1:]}, '4/unlabeled.txt started .* 8 images, the data have 7 now'),
+    ({'validation': (*run.dataset.validation, 'more')}, "number 4, nothing -> 'more'"),
+  ]:
+    with pytest.raises(ValueError, match=rf'(?s){message}.*--allow_config_change'):
+      go_on(**changes)
+  assert (workdir / 'dataset.json').read_bytes() == kept
+  go_on(test=('more',))
+
+
+def test_a_run_that_cannot_go_on_keeps_its_files(finished, tmp_path):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  kept = {name: (workdir / name).read_bytes() for name in ('config.json', 'dataset.json')}
+  wider = setup.make_run(tiny_config(**{'model.width': 0.25}))
+  with pytest.raises(ValueError, match='was saved with another network'):
+    loop.train(wider, workdir, allow_config_change=True)
+  assert {name: (workdir / name).read_bytes() for name in kept} == kept
+
+
 def test_a_config_without_the_newest_fields_is_completed_and_goes_on(tmp_path):
   config = tiny_config()
   del config.data.skip_limit, config.train.non_finite, config.train.per_device_batch
@@ -69,7 +100,7 @@ def test_a_config_without_the_newest_fields_is_completed_and_goes_on(tmp_path):
   (tmp_path / 'config.json').write_text(setup.to_json(config))
   made = setup.make_run(config)
   assert made.config.to_dict() == tiny_config().to_dict()
-  loop._check_config(made, tmp_path, allow_config_change=False)
+  same_run.check_same(made, tmp_path, allow_config_change=False)
 
 
 def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
@@ -77,15 +108,15 @@ def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
   before = (workdir / 'config.json').read_bytes()
   shorter = setup.make_run(tiny_config(**{'train.epochs': 2}))
   with pytest.raises(ValueError, match=r'for 12 steps, but train.epochs=2.0 makes 8; raise'):
-    loop._check_config(shorter, workdir, allow_config_change=True)
+    same_run.check_same(shorter, workdir, allow_config_change=True)
   assert (workdir / 'config.json').read_bytes() == before
 
 
 def test_processes_agree_on_what_they_meet_at(tmp_path, monkeypatch):
   """Between two starts these may change; between two processes they would wait for ever."""
   found = {}
-  monkeypatch.setattr(loop.sharding, 'check_agreement', lambda **values: found.update(values))
-  loop._check_config(setup.make_run(tiny_config()), tmp_path, allow_config_change=False)
+  monkeypatch.setattr(same_run.sharding, 'check_agreement', lambda **values: found.update(values))
+  same_run.check_same(setup.make_run(tiny_config()), tmp_path, allow_config_change=False)
   config = found['config']
   assert {'train.log_steps', 'train.checkpoint_steps', 'model.remat', 'seed'} <= config.keys()
   assert not {'data.store', 'data.threads', 'evaluate.batch'} & config.keys()
@@ -126,7 +157,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 
 @pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
-  start = setup.make_run(tiny_config()).initial_state().networks['student']
+  start = setup.make_run(tiny_config()).drawn_state().networks['student']
   path = tmp_path / 'weights.safetensors'
   backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
   save_file(torch_state(backbone, prefixes={'backbone': ''}), path)
@@ -134,7 +165,7 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
   config = tiny_config(**changes, **{'train.epochs': 1})
   results = loop.train(setup.make_run(config), tmp_path / 'run')
   path.unlink()
-  assert loop.has_checkpoint(tmp_path / 'run')
+  assert same_run.has_checkpoint(tmp_path / 'run')
   again = loop.train(setup.make_run(config, resumed=True), tmp_path / 'run')
   assert again['last'] == results['last'] and again['seconds_from_step'] == 4
   with pytest.raises(ValueError, match='weights.safetensors does not exist'):

@@ -15,6 +15,7 @@ from gta_jax.methods.registry import METHODS, RECIPES
 from gta_jax.methods.supervised import Supervised
 from gta_jax.models import weights
 from gta_jax.training import from_data, setup
+from gta_jax.training.init_from import first_state
 from tests.runs import tiny_config
 from tests.torch_names import torch_state
 
@@ -194,13 +195,13 @@ def test_bad_configs_are_refused_before_work_starts(overrides, message):
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   """Only the backbone is taken; the decoder stays as it was drawn."""
   made = setup.make_run(tiny_config())
-  start = made.initial_state().networks['student']
+  start = made.drawn_state().networks['student']
   backbone = {kind: {'backbone': tree['backbone']} for kind, tree in start.items()}
   state = torch_state(backbone, prefixes={'backbone': ''})
   path = tmp_path / 'weights.safetensors'
   save_file(state, path)
   config = tiny_config(**{'model.weights': str(path)})
-  loaded = setup.make_run(config).initial_state().networks['student']
+  loaded = first_state(setup.make_run(config)).networks['student']
   np.testing.assert_array_equal(
     loaded['params']['backbone']['layer4_0']['bn2']['bias'], state['layer4.0.bn2.bias'])
   jax.tree.map(np.testing.assert_array_equal, loaded['params']['decoder'],

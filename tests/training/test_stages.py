@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -114,6 +115,26 @@ STOPS = {
                    ('steps', 1)],
   'dmt': [('steps', 3), ('images', 5), ('images', 9), ('steps', 3), ('images', 1)],
 }
+
+
+def test_nothing_is_prepared_before_the_state_that_it_is_made_with_is_kept(tmp_path, monkeypatch):
+  done, finish = [], loop.Checkpoints._finish
+
+  def slowly(checkpoints, record):
+    time.sleep(0.5)
+    finish(checkpoints, record)
+    done.append('kept')
+
+  def prepare(host, state):
+    done.append('prepared')
+    raise RuntimeError('enough')
+
+  monkeypatch.setattr(loop.Checkpoints, '_finish', slowly)
+  run = make_run('st')
+  stages = run.stages[0], run.stages[1]._replace(prepare=prepare)
+  with pytest.raises(RuntimeError, match='enough'):
+    loop.train(dataclasses.replace(run, stages=stages), tmp_path)
+  assert done == ['kept', 'prepared']
 
 
 @pytest.mark.parametrize('method', [
