@@ -8,6 +8,7 @@ import numpy as np
 
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
+from gta_jax.data.listing import visible_files
 
 _MASKS = ('.png', '.bmp', '.tif', '.tiff')
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
@@ -152,9 +153,7 @@ def read_pair(root: Path) -> Source:
 def find(folder: Path, suffixes: Sequence[str], left_out: dict[str, str]) -> dict[str, Path]:
   """Path below the folder without its suffix -> file; others are left out with the reason."""
   found: dict[str, Path] = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_dir() or path.name.startswith('.'):
-      continue
+  for path in visible_files(folder):
     id = path.relative_to(folder).with_suffix('').as_posix()
     if path.suffix.lower() not in suffixes:
       left_out[str(path)] = f'its suffix is none of {", ".join(suffixes)}'

@@ -22,6 +22,7 @@ from gta_jax.data.files import (
   read_bytes,
   read_ends,
 )
+from gta_jax.data.listing import visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
@@ -217,8 +218,8 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
     raise DataError(f'{folder} does not exist; a data folder holds images/, masks/, classes.txt '
                     'and splits/val.txt.')
   found, others = {}, {}
-  for path in sorted(folder.rglob('*')):
-    if path.name.startswith('.') or not path.suffix:
+  for path in visible_files(folder):
+    if not path.suffix:
       continue
     id = path.relative_to(folder).with_suffix('').as_posix()
     if path.suffix.lower() not in suffixes:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
+from gta_jax.data.listing import visible_files
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
@@ -63,11 +64,10 @@ def find_images(folder: Path, *, recursive: bool = False) -> dict[str, Path]:
   if not folder.is_dir():
     raise DataError(f'{folder} is not a folder; give one with images.')
   found: dict[str, Path] = {}
-  for path in sorted(folder.rglob('*') if recursive else folder.iterdir()):
-    inside = path.relative_to(folder)
-    hidden = any(part.startswith('.') for part in inside.parts)
-    if path.suffix.lower() not in IMAGE_SUFFIXES or hidden or path.is_dir():
+  for path in visible_files(folder, recursive=recursive):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
       continue
+    inside = path.relative_to(folder)
     id = inside.with_suffix('').as_posix()
     if id in found:
       raise DataError(

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from gta_jax.data.class_list import read_classes
+from gta_jax.data.convert import convert
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
-from gta_jax.inference.predict import ImageReader
+from gta_jax.inference.predict import ImageReader, find_images
 
 SIZE = (12, 16)
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), SIZE)
@@ -176,6 +177,16 @@ def test_what_no_list_names_is_used_and_counted(tmp_path):
   (root / 'splits' / '1' / 'unlabeled.txt').write_text('c\nf')
   with pytest.raises(DataError, match="'f'.*both unlabelled and test"):
     check(read_folder(root, labelled='1'))
+
+
+def test_copies_that_programs_keep_for_themselves_are_no_images(tmp_path):
+  root = make(tmp_path / '.data', image=grey)
+  for folder in ('images', 'masks'):
+    save(root / folder / '.ipynb_checkpoints' / 'a-checkpoint.png', grey(0))
+  assert read_folder(root, labelled='1').unlabelled == ('c', 'd', 'e')
+  assert len(find_images(root, recursive=True)) == 6 + 3
+  report = convert(root, tmp_path / 'out', layout='masks')
+  assert (report.images, report.masks) == (6, 3)
 
 
 def test_a_suffix_that_is_not_read_is_named(tmp_path):
