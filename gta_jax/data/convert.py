@@ -119,11 +119,16 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
 
 def _is_usable(item: Item, left_out: dict[str, str]) -> bool:
   try:
-    FileReader({item.id: str(item.image)}, {}).size(item.id)
+    _size(item)
   except DataError as error:
     left_out[str(item.image)] = str(error)
     return False
   return True
+
+
+def _size(item: Item) -> tuple[int, int]:
+  """(H,W) of an image. Raises DataError for what cannot be read; 16 bits can, by any range."""
+  return FileReader({item.id: str(item.image)}, {}, (0, 2**16 - 1)).size(item.id)
 
 
 def _write_mask(
@@ -132,7 +137,7 @@ def _write_mask(
   """Writes a mask; returns why it was left out, or None."""
   try:
     ids = numbering.ids(item)
-    size = FileReader({item.id: str(item.image)}, {}).size(item.id)
+    size = _size(item)
     if ids.shape != size:
       raise DataError(f'it has height and width {ids.shape}, its image {size}')
   except DataError as error:

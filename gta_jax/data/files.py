@@ -74,7 +74,9 @@ class FileReader:
   def size(self, id: str) -> tuple[int, int]:
     path = self.images[id]
     check_whole(*read_ends(path), path)
-    size = image_size(path, path)
+    with open_image(path, path) as image:
+      _is_deep(image, path, self.pixel_range)
+      size = image.height, image.width
     if id in self.masks:
       mask_size = self._mask_size(self.masks[id])
       if mask_size != size:
@@ -164,16 +166,12 @@ def decode_image(
   # Some versions of OpenCV fill the missing part of a truncated JPEG with grey and say nothing.
   check_whole(data[:_TAIL], data[-_TAIL:], path)
   with open_image(io.BytesIO(data), path) as image:
-    deep = bits_of(image, path) == 16
+    deep = _is_deep(image, path, pixel_range)
     if not deep and not data.startswith((_JPEG, _PNG)):
       try:
         return np.asarray(image.convert('RGB'))
       except Exception as error:  # As above.
         raise damaged(path) from error
-  if deep and not pixel_range:
-    raise DataError(
-      f'{path} has 16 bits a channel, and no range of its values is known; convert it to 8 bits, '
-      'as images of training are, or give --config.data.pixel_range=BLACK,WHITE before training.')
   pixels = decode_pixels(data, path)
   return scale_to_8_bits(pixels, pixel_range) if deep else pixels
 
@@ -208,6 +206,19 @@ def bits_of(image: ImageFile.ImageFile, path: str | os.PathLike) -> int:
   if image.mode not in _MODES_OF_8_BITS:
     raise DataError(f'{path} has pixels of kind {image.mode}; {_CONVERT}')
   return 8
+
+
+def _is_deep(
+  image: ImageFile.ImageFile, path: str | os.PathLike, pixel_range: Sequence[int]
+) -> bool:
+  """Whether an image has 16 bits a channel. Raises DataError where these have no range, and as
+  bits_of does."""
+  deep = bits_of(image, path) == 16
+  if deep and not pixel_range:
+    raise DataError(
+      f'{path} has 16 bits a channel, and no range of its values is known; convert it to 8 bits, '
+      'as images of training are, or give --config.data.pixel_range=BLACK,WHITE before training.')
+  return deep
 
 
 def _check_tiff(image: TiffImageFile, path: str | os.PathLike) -> None:

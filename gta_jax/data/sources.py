@@ -27,8 +27,8 @@ class ImageReader(Protocol):
   def size(self, id: str) -> tuple[int, int]:
     """(H,W) from the headers alone.
 
-    Raises DataError for what can be seen without decoding: a missing or truncated file, a mask of
-    the wrong kind, a mask that is not of its image's size.
+    Raises DataError for what can be seen without decoding: a missing or truncated file, pixels that
+    image(id) would refuse, a mask of the wrong kind, a mask that is not of its image's size.
     """
     ...
 

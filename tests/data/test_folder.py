@@ -100,6 +100,25 @@ def test_other_pixels_are_refused_by_name(tmp_path, array):
     read_folder(root, labelled='1').reader.image('a')
 
 
+@pytest.mark.parametrize(('suffix', 'array', 'message'), [
+  ('png', np.ones(SIZE, np.uint16), r'b\.png has 16 bits a channel, and no range.*convert'),
+  ('tif', np.ones(SIZE, np.float32), r'b\.tif has pixels that are not read'),
+  ('tif', np.ones(SIZE, np.int16), r'b\.tif has pixels that are not read'),
+])
+def test_pixels_of_validation_images_are_checked_before_a_run(tmp_path, suffix, array, message):
+  root = make(tmp_path / 'data', image=grey)
+  (root / 'images' / 'b.png').unlink()
+  save(root / 'images' / f'b.{suffix}', array)
+  dataset = read_folder(root, labelled='1')
+  assert dataset.pixel_range == ()
+  for read in (lambda: check(dataset), lambda: dataset.reader.image('b')):
+    with pytest.raises(DataError, match=message):
+      read()
+  # A conversion takes 16 bits: their range is found when the folder is read.
+  report = convert(root, tmp_path / 'out', layout='masks')
+  assert report.images == (6 if suffix == 'png' else 5)
+
+
 def test_pages_and_turned_tiffs_are_refused(tmp_path):
   page = Image.fromarray(grey(3))
   page.save(tmp_path / 'a.tif', save_all=True, append_images=[page])
