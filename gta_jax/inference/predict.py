@@ -200,7 +200,10 @@ def _chunks(
 def _read_ahead(
   reader: ImageReader, chunks: Sequence[Sequence[str]], skip: Callable[[str, DataError], None]
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The images of each chunk, read while the one before is in use."""
+  """The images of each chunk, read while the one before is in use.
+
+  Raises: what is no DataError, such as a lack of memory, after the other images of its chunk.
+  """
   def gather(futures: Mapping[str, Future]) -> dict[str, np.ndarray]:
     for id, future in futures.items():
       if isinstance(error := future.exception(), DataError):
@@ -213,6 +216,9 @@ def _read_ahead(
       ahead = {id: pool.submit(reader.image, id) for id in chunk}
       if found := gather(waiting):
         yield found
+      for future in waiting.values():  # Neither seen as a mask nor told as skipped otherwise.
+        if not isinstance(future.exception(), DataError):
+          future.result()
       waiting, found = ahead, {}
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_mask
+from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, decode_mask
+from gta_jax.inference import predict
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import ImageReader, find_images, predict_folder
 from gta_jax.ops.resizing import resize_bilinear
@@ -94,6 +95,22 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
   assert [path.name for path in written] == ['a.png', 'd.png']
   assert list(skipped) == ['b', 'c'] and 'c.bmp is damaged' in skipped['c']
   assert not list(out.rglob('*.partial'))
+
+
+def test_what_is_no_matter_of_the_file_ends_the_prediction_after_what_could_be_read(
+  tmp_path, monkeypatch
+):
+  def fail(data, path, pixel_range):
+    if path.endswith('b.png'):
+      raise MemoryError('no room')
+    return decode_image(data, path, pixel_range)
+
+  for name in 'abcdefgh':
+    write(tmp_path / 'in' / f'{name}.png')
+  monkeypatch.setattr(predict, 'decode_image', fail)
+  with pytest.raises(MemoryError, match='no room'):
+    run(tmp_path / 'in', tmp_path / 'out')
+  assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['a.png']
 
 
 def test_folders_maps_probabilities_and_areas(tmp_path):
