@@ -44,10 +44,10 @@ def training_stream(
     dataset: Dataset, *, stream: str, batch_size: int, crop_size: int, seed: int,
     scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE, jitter: float = 0.0,
-    label_sampling: str = 'reshuffled', oracle: bool = False, confidence: bool = False,
-    start_step: int = 0,
-    process_index: int = 0, process_count: int = 1, threads: int = 2, workers: int = 0,
-    prefetch: int = 4, skipped: skipping.Skipped | None = None) -> Generator[Batch, None, None]:
+    label_sampling: str = 'reshuffled', oracle: bool = False, pseudo: bool = False,
+    confidence: bool = False, start_step: int = 0, process_index: int = 0, process_count: int = 1,
+    threads: int = 2, workers: int = 0, prefetch: int = 4,
+    skipped: skipping.Skipped | None = None) -> Generator[Batch, None, None]:
   """Endless batches; every pass over the ids is a new permutation of them.
 
   Global batch i is examples [i B, (i+1) B) of one sequence that depends on the seed alone, with
@@ -67,13 +67,13 @@ def training_stream(
     label_sampling: 'reshuffled' permutes the labelled ids anew in every pass over them; 'once', as
       the release, repeats the list, samples it to the unlabelled length once a run, and permutes
       that.
-    oracle: unlabelled batches carry 'label' as well (255 where there is no mask), for diagnostics.
+    oracle: unlabelled batches carry 'label', for diagnostics: 255 where no mask can be read.
+    pseudo: they carry it to be trained on; a mask that cannot be read is one of the unreadable.
     confidence: batches with 'label' carry 'confidence' uint8 [B,H,W] as well, of a reader that has
       confidence(id), cut and resized like the label.
     threads: each makes whole batches, in this process or in each worker.
     workers: spawned processes; 0 reads in this one.
-    prefetch: batches made ahead, in this process or in each worker; at least one a thread, so
-      max(prefetch, threads).
+    prefetch: batches made ahead, in this process or in each worker; at least one a thread.
     skipped: counts the unreadable examples of the batches taken; None refuses the first.
   Returns: an iterator with close(); labelled {'image' uint8 [B,H,W,3], 'label' uint8 [B,H,W]},
     unlabelled {'image', 'valid' bool [B,H,W]}. next() raises DataError for more unreadable files
@@ -90,8 +90,8 @@ def training_stream(
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)
   colours = ColourJitter(jitter if stream == 'labelled' else 0.0)
   example = _MakeExample(ids, dataset.reader, crop, colours, num_classes=len(dataset.classes),
-                         label=stream == 'labelled' or oracle, valid=stream == 'unlabelled',
-                         confidence=confidence)
+                         label=stream == 'labelled' or pseudo, oracle=oracle,
+                         valid=stream == 'unlabelled', confidence=confidence)
   batches = (
       _ReshuffledIds(ids, order_seed)
       .random_map(example, seed=crop_seed)
@@ -121,6 +121,7 @@ class _MakeExample:
   colours: ColourJitter
   num_classes: int
   label: bool
+  oracle: bool
   valid: bool
   confidence: bool = False
 
@@ -147,20 +148,29 @@ class _MakeExample:
 
   def _read(self, id: str) -> tuple[np.ndarray, np.ndarray | None]:
     image = self.reader.image(id)
-    if not self.label:
+    if not self.label and not self.oracle:
       return image, None
+    unknown = np.full(image.shape[:2], IGNORE, np.uint8)
     if not self.reader.has_mask(id):
-      return image, np.full(image.shape[:2], IGNORE, np.uint8)
+      return image, unknown
+    try:
+      return image, self._read_label(id, image.shape[:2])
+    except DataError:
+      if self.label:
+        raise
+      return image, unknown
+
+  def _read_label(self, id: str, size: tuple[int, ...]) -> np.ndarray:
     label = self.reader.mask(id)
-    if label.shape != image.shape[:2]:
-      raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image '
-                      f'{image.shape[:2]}; export the mask at the size of its image.')
+    if label.shape != size:
+      raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image {size}; '
+                      'export the mask at the size of its image.')
     if ((label >= self.num_classes) & (label != IGNORE)).any():
       raise DataError(f'The mask of {id!r} holds ids that are neither below {self.num_classes} nor '
                       f'{IGNORE} (ignore); it has changed since the run began, restore it.')
     if self.confidence:  # As a second channel it goes the way of the label.
       label = np.stack([label, cast(_ConfidentReader, self.reader).confidence(id)], -1)
-    return image, label
+    return label
 
 
 class _ReshuffledIds(grain.MapDataset):

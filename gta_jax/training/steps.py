@@ -219,7 +219,7 @@ def _stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
     fill=fill_colour(run.network), padding_label=data.padding_label, jitter=data.jitter,
-    label_sampling=data.label_sampling, oracle=data.oracle or pseudo,
+    label_sampling=data.label_sampling, oracle=data.oracle, pseudo=pseudo,
     confidence=pseudo and hasattr(dataset.reader, 'confidence'),
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),
     process_count=processes, threads=data.threads, workers=data.workers, prefetch=data.prefetch,

@@ -104,7 +104,7 @@ def test_the_stream_cuts_label_and_confidence_alike(tmp_path):
   reader = ConfidentMaskReader(data.reader, masks, doubts, (pseudo_masks._CODES,) * 3)
   stage = with_pseudo_masks(data, reader)
   with contextlib.closing(training_stream(
-      stage, stream='unlabelled', batch_size=2, crop_size=16, seed=0, oracle=True,
+      stage, stream='unlabelled', batch_size=2, crop_size=16, seed=0, pseudo=True,
       confidence=True)) as batches:
     for batch in itertools.islice(batches, 3):
       assert batch['confidence'].dtype == batch['label'].dtype == np.uint8

@@ -62,19 +62,35 @@ def test_names_of_an_earlier_part_are_kept_but_do_not_count_for_the_limit(tmp_pa
   assert Skipped(1, path=path).reasons == {}
 
 
+def with_bad_mask(bad, id):
+  class Turned(NumberReader):
+    def mask(self, id_):
+      if id_ == id and bad == 'file':
+        raise DataError(f'{id}.png is damaged')
+      mask = super().mask(id_) if id_ != id or bad == 'size' else np.full((12, 16), 254, np.uint8)
+      return mask[1:] if id_ == id and bad == 'size' else mask
+
+  return dataclasses.replace(numbers(), reader=Turned(), classes=tuple(map(str, range(200))))
+
+
 @pytest.mark.parametrize('bad', ['size', 'ids', 'file'])
 def test_masks_that_turn_bad_are_replaced_too(bad):
-  class Turned(NumberReader):
-    def mask(self, id):
-      if id == '3' and bad == 'file':
-        raise DataError('3.png is damaged')
-      mask = super().mask(id) if id != '3' or bad == 'size' else np.full((12, 16), 254, np.uint8)
-      return mask[1:] if id == '3' and bad == 'size' else mask
-
-  dataset = dataclasses.replace(numbers(), reader=Turned(), classes=tuple(map(str, range(200))))
   skipped, _ = skipping()
-  assert 3 not in order(8, dataset, skipped=skipped)
+  assert 3 not in order(8, with_bad_mask(bad, '3'), skipped=skipped)
   assert skipped.reasons.keys() == {'3'}
+
+
+@pytest.mark.parametrize('bad', ['size', 'ids', 'file'])
+def test_bad_masks_for_diagnostics_change_nothing_that_is_trained_on(bad):
+  dataset, options = with_bad_mask(bad, '9'), {'stream': 'unlabelled', 'crop_size': 8}
+  found = take(8, dataset, oracle=True, **options)
+  labels = np.concatenate([batch.pop('label') for batch in found])
+  assert_same(found, take(8, numbers(), **options))
+  bad_ones = np.concatenate([batch['image'] for batch in found]).max((1, 2, 3)) == 9
+  assert bad_ones.any() and (labels[bad_ones] == 255).all()
+  assert (labels[~bad_ones].min((1, 2)) < 255).all()
+  with pytest.raises(DataError, match='9'):  # Labels that are trained on are another matter.
+    take(8, dataset, pseudo=True, **options)
 
 
 def test_workers_carry_what_was_skipped_and_a_killed_one_is_named():
