@@ -25,13 +25,15 @@ class _Rule:
   optional: bool = False  # only some config files have the field
   known: tuple[str, ...] = ()
   length: int | None = None
+  or_empty: bool = False
 
   def allows(self, value: Any) -> bool:
     if value is None:
       return self.or_none
     if self.tuple_of:
       one = dataclasses.replace(self, tuple_of=False, or_none=False)
-      right_length = isinstance(value, tuple | list) and self.length in (None, len(value))
+      right_length = isinstance(value, tuple | list) and (
+        self.length in (None, len(value)) or (self.or_empty and not value))
       return right_length and all(map(one.allows, value))
     if self.kind in (bool, str):
       return isinstance(value, self.kind) and (not self.known or value in self.known)
@@ -49,6 +51,7 @@ class _Rule:
       text += f' from {self.low} to {self.high}' if self.high < math.inf else f' >= {self.low}'
     if self.tuple_of:
       text = f'{"a tuple" if self.length is None else f"{self.length} values"}, each {text}'
+    text += ', or ()' if self.or_empty else ''
     return f'{text}, or None' if self.or_none else text
 
 
@@ -103,8 +106,8 @@ RULES = {
   'model.auxiliary': _Rule(bool),
   'model.dtype': _Rule(str),
   'model.remat': _Rule(bool, optional=True),
-  'model.mean': _real(0, 1, tuple_of=True, optional=True),
-  'model.std': _real(0, 10, tuple_of=True, optional=True),
+  'model.mean': _real(0, 1, tuple_of=True, length=3, or_empty=True, optional=True),
+  'model.std': _real(_TINY, 10, tuple_of=True, length=3, or_empty=True, optional=True),
   'model.weights': _Rule(str),
   'model.weights_item': _Rule(str),
   'model.weights_scope': _Rule(str, known=('backbone', 'all')),

@@ -40,11 +40,19 @@ def test_every_field_has_a_rule():
   ('optim.rate', -0.1), ('optim.momentum', 1.0), ('optim.momentum', None),
   ('optim.rate', '0.1'), ('loss.ohem_threshold', 1.5), ('loss.class_weights', (float('nan'),)),
   ('train.epochs', 0.0), ('train.log_steps', 0), ('evaluate.batch', 0), ('data.split', 5),
-  ('data.size', 8), ('data.skip_limit', -1),
+  ('data.size', 8), ('data.skip_limit', -1), ('model.mean', (0.5,)), ('model.std', (0.5, 0.5)),
+  ('model.std', (0, 0, 0)),
 ])
 def test_values_out_of_range_or_of_another_kind_are_refused(name, value):
   with pytest.raises(ValueError, match=rf'^{name}=.* is not possible; use .*\.$'):
     config_rules.check(config(**{name: value}))
+
+
+def test_mean_and_deviation_are_three_values_or_those_of_the_weights():
+  config_rules.check(config(**{'model.mean': (0.0, 0.5, 1), 'model.std': [0.2, 0.2, 0.2]}))
+  config_rules.check(config(**{'model.mean': (), 'model.std': ()}))
+  with pytest.raises(ValueError, match=r'use 3 values, each a number from 0 to 1, or \(\)\.'):
+    config_rules.check(config(**{'model.mean': (0.5,)}))
 
 
 def test_what_only_two_fields_together_rule_out():
