@@ -232,7 +232,8 @@ def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
   while len(chosen) < count and (gain := (present & missing).sum(axis=1)).any():
     chosen.append(int(gain.argmax()))
     missing &= ~present[chosen[-1]]
-  rest = [i for i in range(len(order)) if i not in set(chosen)]
+  taken = set(chosen)
+  rest = [i for i in range(len(order)) if i not in taken]
   chosen += rest[:count - len(chosen)]
   lacking = [classes[int(i)] for i in np.flatnonzero(~present[chosen].any(axis=0))]
   note = f'Drew {count} of {len(candidates)} images with masks (seed {seed}), as no list names them'

@@ -124,9 +124,10 @@ def choose_images(
   kept = workdir / 'splits' / own.data.split / 'labeled.txt'
   if kept.is_file():
     labelled = tuple(kept.read_text('utf-8').splitlines())
+    taken = set(labelled)
     rest = dict.fromkeys((*dataset.unlabelled, *dataset.labelled))
     dataset = dataclasses.replace(
-      dataset, labelled=labelled, unlabelled=tuple(id for id in rest if id not in set(labelled)))
+      dataset, labelled=labelled, unlabelled=tuple(id for id in rest if id not in taken))
   model = load_model(workdir, which=which)
   ranking = label_next.rank(
     model, dataset, count=count, network=network,

@@ -188,7 +188,8 @@ def write(
                  f'{ranking.distance[number]:.4f}', thumbnail])
   write_classes(out / 'classes.txt', Classes(model.classes, model.palette, (IGNORE_COLOUR,)))
   together = (*dataset.labelled, *ranking.ids)
-  rest = tuple(id for id in dataset.unlabelled if id not in set(together))
+  taken = set(together)
+  rest = tuple(id for id in dataset.unlabelled if id not in taken)
   write_lists(dataclasses.replace(dataset, labelled=together, unlabelled=rest), out / 'splits',
               split=str(len(together)))
   text = io.StringIO()
