@@ -88,7 +88,8 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
         workdir / 'picture.png', run.network, _scored(run, state), run.dataset,
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
-        crop=run.config.data.crop, image_scale=run.config.data.image_scale)
+        crop=run.config.data.crop, image_scale=run.config.data.image_scale,
+        drop_share=run.config.method.get('drop_fraction', 0.2))
       page.write()
       print(final_table(results))
       print(said)

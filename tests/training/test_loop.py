@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -27,6 +28,16 @@ def test_a_run_leaves_what_was_promised(finished):
   assert results['best']['teacher']['miou'] == pytest.approx(best)
   with Image.open(workdir / 'picture.png') as picture:
     assert picture.size[0] > 500
+
+
+def test_the_last_picture_marks_the_share_that_the_run_drops(finished, tmp_path, monkeypatch):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  shares = []
+  monkeypatch.setattr(
+    loop, 'write_picture', lambda *_, drop_share=None, **__: shares.append(drop_share))
+  run = setup.make_run(tiny_config(**{'method.drop_fraction': 0.35}))
+  loop.train(run, workdir, allow_config_change=True)  # Nothing but the results is left to do.
+  assert shares == [0.35]
 
 
 def test_metrics_tell_of_both_phases(finished):
