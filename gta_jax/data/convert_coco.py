@@ -1,27 +1,33 @@
 """COCO's JSON as a source of a conversion: instances, stuff and panoptic segmentation."""
 
+import collections
+import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from gta_jax.data.convert_masks import Item, Source, read_mask
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
+from gta_jax.data.listing import visible_files
 
-_BACKGROUND = 'background'
+_ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
 
 
 def read_coco(root: Path) -> Source:
   """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
 
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
-  pixels of no segment are void. A file whose name holds val or test fills that list.
+  pixels of no segment are void. A file whose name holds val or test fills that list. An image is
+  the file whose path ends with file_name; where two do, see _Images.find, it is left out.
 
   Raises: DataError where there is no such JSON, or one is damaged.
   """
-  folder = root / 'annotations' if (root / 'annotations').is_dir() else root
+  folder = root / _ANNOTATIONS if (root / _ANNOTATIONS).is_dir() else root
   paths = sorted(folder.glob('*.json'))
   if not paths:
     raise DataError(f'{folder} holds no .json file; COCO\'s layout has annotations/*.json.')
@@ -45,32 +51,103 @@ def read_coco(root: Path) -> Source:
   return _source(root, content, numbers, tuple(classes))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+  """The images below a folder.
+
+  Attributes:
+    by_name: bare name -> paths below the folder.
+    folders: names of the folders on these paths.
+    stems: of the annotation files.
+  """
+
+  by_name: Mapping[str, Sequence[Path]]
+  folders: Collection[str]
+  stems: Collection[str]
+
+  def find(self, file_name: str, stem: str) -> list[Path]:
+    """What the annotation file `stem` may mean: file_name is relative to some folder of images.
+
+    That is the folder whose name `stem` ends with (instances_train2017: train2017), if the image is
+    there, and no folder that belongs to another annotation file in this way.
+    """
+    *folders, name = PurePosixPath('/', file_name).parts
+    # Folders in front that are not here are those of the machine that wrote the file.
+    here = [*itertools.takewhile(self.folders.__contains__, reversed(folders))]
+    end = (*reversed(here), name)
+    found = [path for path in self.by_name.get(name, ()) if path.parts[-len(end):] == end]
+    own = [path for path in found if _goes_with(stem, path.parts[:-len(end)])]
+    return own or [path for path in found if not any(
+      _goes_with(other, path.parts[:-len(end)]) for other in self.stems)]
+
+
+def _goes_with(stem: str, folders: Sequence[str]) -> bool:
+  return any(re.search(rf'(^|[\W_]){re.escape(folder)}$', stem) for folder in folders)
+
+
+def _find_images(root: Path, content: Mapping[Path, dict[str, Any]]) -> _Images:
+  """All but the masks of panoptic annotations."""
+  masks = {path.with_suffix('') / Path(str(annotation.get('file_name'))).name
+           for path, one in content.items() for annotation in one['annotations']
+           if 'segments_info' in annotation}
+  by_name: dict[str, list[Path]] = {}
+  for path in visible_files(root):
+    inside = path.relative_to(root)
+    is_mask = inside.parts[0] == _ANNOTATIONS or path in masks
+    if path.suffix.lower() in IMAGE_SUFFIXES and not is_mask:
+      by_name.setdefault(path.name, []).append(inside)
+  folders = {folder for paths in by_name.values() for path in paths for folder in path.parts[:-1]}
+  return _Images(by_name, folders, {path.stem for path in content})
+
+
 def _source(
   root: Path, content: Mapping[Path, dict[str, Any]], numbers: Mapping[int, int],
   classes: tuple[str, ...],
 ) -> Source:
-  files = {path.name: path for path in sorted(root.rglob('*'))
-           if path.suffix.lower() in IMAGE_SUFFIXES}
+  images, left_out = _find_images(root, content), {}
+  found = {path: _locate(path, one, images, left_out) for path, one in content.items()}
+  stems = collections.Counter(
+    file.stem for file in {file for files in found.values() for file in files.values()})
   items: dict[str, Item] = {}
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
-  left_out: dict[str, str] = {}
   for path, one in content.items():
     name = next((key for key in ('val', 'test') if key in path.stem), 'train')
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in one['annotations']:
       by_image.setdefault(annotation.get('image_id'), []).append(annotation)
     for image in one['images']:
-      file = files.get(Path(str(image['file_name'])).name)
-      id = Path(str(image['file_name'])).stem
+      file = found[path].get(str(image['file_name']))
       if file is None:
-        left_out[str(image['file_name'])] = 'no such file below the folder'
-      elif id in items:
+        continue
+      id = file.stem if stems[file.stem] == 1 else file.with_suffix('').as_posix()
+      if id in items:
         left_out[f'{image["file_name"]} of {path.name}'] = 'there is one of this name already'
-      else:
-        found = by_image.get(image['id'], [])
-        items[id] = Item(id, file, _reader(path, image, found, numbers) if found else None)
-        lists[name].append(id)
+        continue
+      drawn = by_image.get(image['id'], [])
+      items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
+      lists[name].append(id)
   return Source(list(items.values()), lists, left_out, classes)
+
+
+def _locate(
+  path: Path, one: dict[str, Any], images: _Images, left_out: dict[str, str]
+) -> dict[str, Path]:
+  """file_name -> the image below the folder, where there is no doubt about it."""
+  found = {name: images.find(name, path.stem)
+           for name in dict.fromkeys(str(image['file_name']) for image in one['images'])}
+  uses = collections.Counter(files[0] for files in found.values() if len(files) == 1)
+  located = {}
+  for name, files in found.items():
+    if len(files) == 1 and uses[files[0]] == 1:
+      located[name] = files[0]
+    elif len(files) == 1:
+      left_out[f'{name} of {path.name}'] = (
+        f'another file_name may mean {files[0]} as well; put both into the folders that they name')
+    else:
+      left_out[f'{name} of {path.name}'] = (
+        f'it may be {" or ".join(map(str, files[:3]))}; put the folder into file_name'
+        if files else 'no such file below the folder, or in that of another annotation file alone')
+  return located
 
 
 def _reader(

@@ -110,6 +110,63 @@ def test_coco_panoptic(tmp_path):
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'val'), expected)
 
 
+def panoptic(root, stem, file_names, category=0, below='annotations'):
+  """Every pixel of these images is of the category, 0 or 1."""
+  folder = root / below / stem
+  segments = [{'id': 1, 'category_id': category}]
+  annotations = []
+  for i, name in enumerate(file_names):
+    mask = f'{name.split("/")[-1][:-4]}.png'
+    save(folder / mask, np.full((*SIZE, 3), (1, 0, 0)))
+    annotations.append({'image_id': i, 'file_name': mask, 'segments_info': segments})
+  folder.with_suffix('.json').write_text(json.dumps({
+    'images': [{'id': i, 'file_name': name} for i, name in enumerate(file_names)],
+    'categories': [{'id': 0, 'name': 'cat'}, {'id': 1, 'name': 'dog'}],
+    'annotations': annotations}))
+
+
+@pytest.mark.parametrize('above', ['', 'images/', 'JPEGImages/'])
+def test_coco_images_of_one_name_keep_their_own_masks(tmp_path, above):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for category, split in enumerate(('train2017', 'val2017')):
+    photo(root / f'{above}{split}' / '1.png')
+    panoptic(root, f'instances_{split}', ['1.png'], category)
+  photo(root / f'{above}val2017' / '2.png')
+  panoptic(root, 'panoptic_train2017', ['2.png'])  # The image of this name is not its own.
+  report = convert(root, out, layout='coco')
+  assert report.lists == {'train': 1, 'val': 1} and report.masks == 2
+  for category, split in enumerate(('train2017', 'val2017')):
+    id = f'{above}{split}/1'
+    assert (out / 'images' / f'{id}.png').resolve() == root / f'{id}.png'
+    assert (ids_of(out, id) == category).all()
+  assert list(report.left_out) == ['2.png of panoptic_train2017.json']
+  assert 'no such file' in report.text()
+
+
+def test_coco_masks_are_no_images_where_annotations_have_no_folder(tmp_path):
+  photo(tmp_path / 'in' / 'images' / '1.png')
+  panoptic(tmp_path / 'in', 'train', ['1.png'], below='')
+  convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  image = (tmp_path / 'out' / 'images' / '1.png').resolve()
+  assert image == tmp_path / 'in' / 'images' / '1.png'
+
+
+def test_coco_file_names_are_the_ends_of_paths_and_doubts_are_left_out(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for path in ('a/1', 'b/1', 'a/2', 'b/2', 'a/3', 'a/4', 'a/5', 'a/6'):
+    photo(root / f'{path}.png')
+  panoptic(root, 'all', ['1.png', 'a/2.png', '/home/me/a/3.png', 'c/4.png', 'b/5.png', 'c/6.png',
+                         'd/6.png'])
+  report = convert(root, out, layout='coco')
+  assert (out / 'splits' / 'train.txt').read_text().split() == ['2', '3', '4']
+  assert (out / 'images' / '2.png').resolve() == root / 'a' / '2.png'
+  assert {name.split()[0]: reason.split(';')[0] for name, reason in report.left_out.items()} == {
+    '1.png': 'it may be a/1.png or b/1.png',
+    'b/5.png': 'no such file below the folder, or in that of another annotation file alone',
+    'c/6.png': 'another file_name may mean a/6.png as well',
+    'd/6.png': 'another file_name may mean a/6.png as well'}
+
+
 def test_refuses_and_leaves_nothing(tmp_path):
   root, out = tmp_path / 'in', tmp_path / 'out'
   with pytest.raises(DataError, match='is not a folder'):
