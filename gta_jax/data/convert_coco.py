@@ -16,14 +16,17 @@ from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
 from gta_jax.data.listing import visible_files
 
 _ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
+# List -> words of an annotation file's name that fill it, the first one first; all others train.
+_LISTS = {'val': {'val', 'valid', 'validation', 'minival'}, 'test': {'test', 'testing', 'testdev'}}
 
 
 def read_coco(root: Path) -> Source:
   """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
 
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
-  pixels of no segment are void. A file whose name holds val or test fills that list. An image is
-  the file whose path ends with file_name; where two do, see _Images.find, it is left out.
+  pixels of no segment are void. A file whose name holds the word val or test, as val2017, fills
+  that list. An image is the file whose path ends with file_name; where two do, see _Images.find, it
+  is left out.
 
   Raises: DataError where there is no such JSON, or one is damaged.
   """
@@ -111,7 +114,8 @@ def _source(
   items: dict[str, Item] = {}
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
   for path, one in content.items():
-    name = next((key for key in ('val', 'test') if key in path.stem), 'train')
+    words = {*re.split('[^a-z]+', path.stem.lower())}
+    name = next((name for name, known in _LISTS.items() if words & known), 'train')
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in one['annotations']:
       by_image.setdefault(annotation.get('image_id'), []).append(annotation)

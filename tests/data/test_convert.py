@@ -119,7 +119,7 @@ def panoptic(root, stem, file_names, category=0, below='annotations'):
     mask = f'{name.split("/")[-1][:-4]}.png'
     save(folder / mask, np.full((*SIZE, 3), (1, 0, 0)))
     annotations.append({'image_id': i, 'file_name': mask, 'segments_info': segments})
-  folder.with_suffix('.json').write_text(json.dumps({
+  (root / below / f'{stem}.json').write_text(json.dumps({
     'images': [{'id': i, 'file_name': name} for i, name in enumerate(file_names)],
     'categories': [{'id': 0, 'name': 'cat'}, {'id': 1, 'name': 'dog'}],
     'annotations': annotations}))
@@ -141,6 +141,16 @@ def test_coco_images_of_one_name_keep_their_own_masks(tmp_path, above):
     assert (ids_of(out, id) == category).all()
   assert list(report.left_out) == ['2.png of panoptic_train2017.json']
   assert 'no such file' in report.text()
+
+
+@pytest.mark.parametrize(('stem', 'name'), [
+  ('latest', 'train'), ('instances_trainval2014', 'train'), ('valley', 'train'),
+  ('instances_val2017', 'val'), ('Validation', 'val'), ('instances_minival2014', 'val'),
+  ('image_info_test-dev2017', 'test'), ('my.test', 'test')])
+def test_coco_lists_follow_the_words_of_a_files_name(tmp_path, stem, name):
+  photo(tmp_path / 'in' / 'images' / '1.png')
+  panoptic(tmp_path / 'in', stem, ['1.png'])
+  assert convert(tmp_path / 'in', tmp_path / 'out', layout='coco').lists == {name: 1}
 
 
 def test_coco_masks_are_no_images_where_annotations_have_no_folder(tmp_path):
