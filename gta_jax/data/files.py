@@ -80,8 +80,9 @@ class FileReader:
     if id in self.masks:
       mask_size = self._mask_size(self.masks[id])
       if mask_size != size:
+        turned = ' as it is stored, its EXIF orientation aside' * (mask_size == size[::-1])
         raise DataError(f'{self.masks[id]} has height and width {mask_size}, but {path} has '
-                        f'{size}; export the mask at the size of its image.')
+                        f'{size}{turned}; export the mask at the size of its image.')
     return size
 
   def _mask_size(self, path: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """A user's folder: images/, masks/, classes.txt and splits/ become a Dataset."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -22,6 +21,7 @@ from gta_jax.data.files import (
   read_bytes,
   read_ends,
 )
+from gta_jax.data.folder_notes import OTHER_IMAGES, of_masks, of_turned, of_unlisted
 from gta_jax.data.listing import visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
@@ -35,10 +35,6 @@ from gta_jax.data.sources import Dataset, draw_covering
 
 _THREADS = 8
 _SAMPLE = 200  # images or masks that are decoded to learn how all of them are meant
-# Said with their number where they lie among the images; others, such as .txt, are no images.
-_OTHER_IMAGES = ('.gif', '.jfif', '.jp2', '.jxl', '.avif', '.heic', '.heif', '.ppm', '.pgm', '.pbm',
-                 '.psd', '.svg', '.exr', '.hdr', '.npy', '.npz', '.dcm', '.nii', '.czi', '.lif',
-                 '.nd2', '.raw', '.dng', '.cr2', '.nef', '.arw')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +105,9 @@ def read_folder(
     images.read, {id: masks.read[id] for id in images.read if id in masks.read},
     tuple(pixel_range or ()), classes.code)
   reader, notes = _with_white(reader, classes.names)
+  notes += of_masks(images.read, masks.read, masks.others)
   splits = pathlib.Path(lists) if lists else root / 'splits'
-  validation = _read_list(splits / 'val.txt', images)
+  validation = _read_validation(splits / 'val.txt', images, reader)
   test = _read_optional_list(splits / 'test.txt', images) or ()
   elsewhere = {*validation, *test}
   train = _read_optional_list(splits / 'train.txt', images)
@@ -121,43 +118,32 @@ def read_folder(
   elif labelled.isdecimal():
     candidates = [id for id in train or sorted(images.read)
                   if reader.has_mask(id) and id not in elsewhere]
-    chosen, note = draw_covering(
-      candidates, reader, count=int(labelled), classes=classes.names, seed=seed)
+    try:
+      chosen, note = draw_covering(
+        candidates, reader, count=int(labelled), classes=classes.names, seed=seed)
+    except DataError as error:
+      raise DataError(' '.join([str(error), *notes])) from error
     notes.append(note)
   else:
     known = sorted(path.name for path in splits.iterdir() if path.is_dir())
     raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
                     f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
   listed = {*elsewhere, *chosen, *(train or ()), *(unlabelled or ())}
-  notes += _of_unlisted(images, listed, used=unlabelled is None)
+  notes += of_unlisted(images.read, images.others, listed, used=unlabelled is None)
   if unlabelled is None:
     unlabelled = tuple(sorted(images.read.keys() - elsewhere - set(chosen)))
   for id in (*chosen, *validation):
     if not reader.has_mask(id) and id in masks.others:
       raise DataError(f'{masks.others[id]} is a mask under a suffix that is not read; convert it '
                       f'to one of {", ".join(MASK_SUFFIXES)} (not to .jpg, which changes ids).')
+  notes += of_turned([
+    images.read[id] for id in spread((*chosen, *validation), _SAMPLE) if id in reader.masks])
   if pixel_range is None:
     reader, more = _with_pixel_range(reader, (*chosen, *unlabelled))
     notes += more
   return Dataset(
     root.resolve().name, classes.names, classes.palette, chosen, unlabelled, validation, reader,
     ' '.join(notes), test=test, pixel_range=reader.pixel_range)
-
-
-def _of_unlisted(images: _Files, listed: set[str], *, used: bool) -> list[str]:
-  """What becomes of images that no list names, as sentences."""
-  notes = []
-  if unlisted := len(images.read.keys() - listed):
-    notes.append(f'{unlisted} images are in no list; ' + (
-      'they are used as unlabelled ones: list what must stay out in splits/test.txt.'
-      if used else 'they are not used, as there is a list unlabeled.txt.'))
-  others = collections.Counter(
-    suffix for path in images.others.values()
-    if (suffix := pathlib.PurePath(path).suffix.lower()) in _OTHER_IMAGES)
-  if others:
-    found = ', '.join(f'{count} {suffix}' for suffix, count in sorted(others.items()))
-    notes.append(f'Not read below images/: {found}; convert them to use them.')
-  return notes
 
 
 def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
@@ -233,6 +219,18 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
   return _Files(found, {id: path for id, path in others.items() if id not in found})
 
 
+def _read_validation(
+  path: pathlib.Path, images: _Files, reader: FolderReader
+) -> tuple[str, ...]:
+  if not path.exists():
+    masked = sorted(reader.masks)
+    raise DataError(
+      f'{path} does not exist; list there, one a line, the ids of images to score on, such as '
+      f'{masked[-1] if masked else "ID"}, say a fifth of the {len(masked)} that have masks. They '
+      'are never trained on.')
+  return _read_list(path, images)
+
+
 def _read_optional_list(path: pathlib.Path, images: _Files) -> tuple[str, ...] | None:
   return _read_list(path, images) if path.exists() else None
 
@@ -258,5 +256,5 @@ def _read_list(path: pathlib.Path, images: _Files) -> tuple[str, ...]:
 
 def _readings(line: str) -> tuple[str, ...]:
   """A line as an id, then as one with a suffix behind it."""
-  suffixed = line.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_IMAGES))
+  suffixed = line.lower().endswith((*IMAGE_SUFFIXES, *OTHER_IMAGES))
   return (line, line[:line.rfind('.')]) if suffixed else (line,)

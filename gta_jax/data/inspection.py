@@ -17,7 +17,7 @@ from gta_jax.data.folder import FolderReader, spread
 from gta_jax.data.sources import Dataset
 from gta_jax.data.structures import median_width, survivors
 
-_VERSION = 1  # of what is found; another one makes what was kept be found anew
+_VERSION = 2  # of what is found; another one makes what was kept be found anew
 _THREADS = 4
 # At most so many files, evenly spread, and so many pixels, are looked at.
 _HEADERS, _MASKS, _WIDTHS, _LOOKS = 5000, 400, 32, 32
@@ -110,14 +110,17 @@ def inspect(dataset: Dataset) -> Inspection:
   found = Inspection(
     digest=digest(dataset), name=dataset.name, sizes=sizes, kinds=kinds, grey=grey,
     images={role: len(ids) for role, ids in roles.items()}, classes=list(dataset.classes),
-    pixels={role: of[0][:-1].tolist() for role, of in counts.items()},
-    holding={role: of[1][:-1].tolist() for role, of in counts.items()},
-    void={role: round(float(of[0][-1] / max(of[0].sum(), 1)), 4) for role, of in counts.items()},
-    widths=widths, looks={role: of[0] for role, of in looks.items()}, remarks=[],
-    looked_at={'headers': headers, **{f'{role} masks': of[2] for role, of in counts.items()},
+    pixels={role: of.sum(0)[:-1].tolist() for role, of in counts.items()},
+    holding={role: (of > 0).sum(0)[:-1].tolist() for role, of in counts.items()},
+    void={role: round(float(of[:, -1].sum() / max(of.sum(), 1)), 4) for role, of in counts.items()},
+    widths=widths, looks={role: of[0] for role, of in looks.items()},
+    remarks=_of_two_codes(dataset, np.concatenate([*counts.values()])),
+    looked_at={'headers': headers, **{
+      f'{role} masks': [len(of), len(roles[role])] for role, of in counts.items()},
                'masks for widths': measured,
                **{f'{role} images': of[1] for role, of in looks.items()}})
-  return dataclasses.replace(found, remarks=[*_of_classes(found), *_of_looks(found)])
+  return dataclasses.replace(
+    found, remarks=[*found.remarks, *_of_classes(found), *_of_looks(found)])
 
 
 def _roles(dataset: Dataset) -> dict[str, tuple[str, ...]]:
@@ -150,15 +153,12 @@ def _kinds(
   return kinds, sizes, [counts.total(), sum(map(len, roles.values()))]
 
 
-def _count_classes(
-  dataset: Dataset, ids: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-  """Pixels and masks of each class and, last, of IGNORE; how many were looked at of how many."""
+def _count_classes(dataset: Dataset, ids: Sequence[str]) -> np.ndarray:
+  """Pixels of each class and, last, of IGNORE, [N,K+1], in the masks that are looked at."""
   places = [*range(len(dataset.classes)), IGNORE]
-  sample = spread(ids, _MASKS)
-  counts = np.array(_parallel(
-    lambda id: np.bincount(dataset.reader.mask(id).ravel(), minlength=256)[places], sample))
-  return counts.sum(0), (counts > 0).sum(0), [len(sample), len(ids)]
+  return np.array(_parallel(
+    lambda id: np.bincount(dataset.reader.mask(id).ravel(), minlength=256)[places],
+    spread(ids, _MASKS)))
 
 
 def _widths(dataset: Dataset, most: int) -> tuple[list[float | None], list[int]]:
@@ -194,6 +194,19 @@ def _looks(
             for i, name in enumerate(('brightness', 'contrast'))}
     looks[role] = look, [len(sample), len(roles[role])]
   return looks, all_grey
+
+
+def _of_two_codes(dataset: Dataset, counts: np.ndarray) -> list[str]:
+  """Masks of two classes of which some look like 0 and 255 and others hold 1; counts: [N,K+1]."""
+  if len(dataset.classes) != 2:
+    return []
+  zero, one, void = counts.T > 0
+  white = zero & void & ~one
+  if not white.any() or not one.any():
+    return []
+  return [f'{white.sum()} of {len(counts)} masks looked at hold 0 and 255 alone, {one.sum()} hold '
+          f'1: in all of them 255 is no label. If 255 is {dataset.classes[1]!r} in the former, '
+          'write 1 there.']
 
 
 def _of_classes(found: Inspection) -> list[str]:

@@ -15,6 +15,7 @@ from gta_jax.data.files import IGNORE, DataError
 
 _T = TypeVar('_T')
 _CHECK_THREADS = 8
+_NAMED = 10  # files that are named in one error
 
 
 class ImageReader(Protocol):
@@ -115,8 +116,14 @@ class CachedReader:
 
 
 def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
+  """What the function gives of each id. Raises DataError with the files that it refuses."""
   with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
-    return list(pool.map(function, ids))
+    futures = [pool.submit(function, id) for id in ids]
+    refused = [error for future in futures if isinstance(error := future.exception(), DataError)]
+  if len(refused) > 1:
+    raise DataError(f'{len(refused)} files cannot be used:\n' + '\n'.join(
+      f'  {error}' for error in refused[:_NAMED]) + '\n  ...' * (len(refused) > _NAMED))
+  return [future.result() for future in futures]
 
 
 def check(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -131,6 +138,11 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
   """
   splits = {'labelled': dataset.labelled, 'unlabelled': dataset.unlabelled,
             'validation': dataset.validation, 'test': dataset.test}
+  if len(dataset.classes) < 2:
+    raise DataError(
+      f'classes.txt of {dataset.name} names {", ".join(dataset.classes)} alone, which leaves nothing '
+      'to tell apart; write a line for what it is not, such as background, before it (its masks are '
+      'then 0 and 1, or 0 and 255).')
   for name in ('labelled', 'validation'):
     if not splits[name]:
       raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
@@ -183,7 +195,7 @@ def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]
     if not present:
       raise DataError(f'All pixels of {where} are {IGNORE} (ignore); export class ids, the colours '
                       'of classes.txt, or 0 and 255 for two classes.')
-    if len(present) == 1 and len(dataset.classes) > 1:
+    if len(present) == 1:
       raise DataError(
         f'Beside {IGNORE} (ignore), {where} hold {present[0]!r} alone, so that there is nothing to '
         'tell apart and any score would be perfect; add masks that show the other classes. (Masks '

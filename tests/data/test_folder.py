@@ -231,3 +231,42 @@ def test_a_class_may_be_called_ignore(tmp_path):
   (tmp_path / 'classes.txt').write_text('ignore\nb 1 2 3\n')
   found = read_classes(tmp_path / 'classes.txt')
   assert found.names == ('ignore', 'b') and found.ignored == ()
+
+
+def test_masks_that_belong_to_no_image_are_said(tmp_path):
+  root = make(tmp_path, image=grey)
+  (root / 'masks' / 'f.png').rename(root / 'masks' / 'F.png')
+  save(root / 'masks' / 'c.jpg', grey(0))
+  note = read_folder(root, labelled='1').note
+  assert '1 masks have the name of no image, such as' in note and 'F.png: a mask is called' in note
+  assert '1 masks are not read, such as' in note and 'c.jpg; convert' in note
+  with pytest.raises(DataError, match=r'(?s)3 labelled images are wanted, but 1 .*F\.png'):
+    read_folder(root, labelled='3')
+
+
+def test_a_missing_list_of_validation_images_is_explained(tmp_path):
+  root = make(tmp_path, image=grey)
+  (root / 'splits' / 'val.txt').unlink()
+  with pytest.raises(DataError, match=r'val\.txt does not exist; .* such as f, .* the 3 that have'):
+    read_folder(root, labelled='1')
+
+
+def test_images_that_are_shown_turned_are_said(tmp_path):
+  root = make(tmp_path, image=grey, suffix='jpg')
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / 'images' / 'a.jpg', exif=exif)
+  dataset = read_folder(root, labelled='1')
+  assert '1 of 2 images with masks are to be shown turned (EXIF), such as' in dataset.note
+  check(dataset)
+  save(root / 'masks' / 'a.png', IDS.T)
+  with pytest.raises(DataError, match='as it is stored, its EXIF orientation aside; export'):
+    check(read_folder(root, labelled='1'))
+
+
+def test_all_bad_files_are_named_at_once(tmp_path):
+  root = make(tmp_path, image=grey)
+  for id in 'cd':
+    (root / 'images' / f'{id}.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+  with pytest.raises(DataError, match=r'(?s)2 files cannot be used:\n  .*c\.png.*\n  .*d\.png'):
+    check(read_folder(root, labelled='1'))

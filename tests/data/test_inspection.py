@@ -49,6 +49,16 @@ def look_at(root):
   return dataset, inspect(dataset)
 
 
+def test_masks_of_two_classes_in_two_codes_are_said(tmp_path):
+  root = make(tmp_path)
+  assert not any('255 is no label' in text for text in look_at(root)[1].remarks)
+  mask = np.zeros((64, 80), np.uint8)
+  mask[:, 10:13] = 255
+  write(root / 'masks' / '01.png', mask)
+  found = look_at(root)[1]
+  assert found.remarks[0].startswith('1 of 4 masks looked at hold 0 and 255 alone, 3 hold 1')
+
+
 def test_the_facts_are_those_of_the_files(tmp_path):
   dataset, found = look_at(make(tmp_path))
   assert found.images == {'labelled': 2, 'unlabelled': 20, 'validation': 2, 'test': 0}
