@@ -140,9 +140,9 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
             'validation': dataset.validation, 'test': dataset.test}
   if len(dataset.classes) < 2:
     raise DataError(
-      f'classes.txt of {dataset.name} names {", ".join(dataset.classes)} alone, which leaves nothing '
-      'to tell apart; write a line for what it is not, such as background, before it (its masks are '
-      'then 0 and 1, or 0 and 255).')
+      f'classes.txt of {dataset.name} names {", ".join(dataset.classes)} alone, which leaves '
+      'nothing to tell apart; write a line for what it is not, such as background, before it (its '
+      'masks are then 0 and 1, or 0 and 255).')
   for name in ('labelled', 'validation'):
     if not splits[name]:
       raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
