@@ -77,7 +77,8 @@ def convert(
   found = FORMATS[layout](source)
   if classes is not None:
     named = read_classes(classes)
-    found = dataclasses.replace(found, classes=named.names, palette=named.palette)
+    found = dataclasses.replace(
+      found, classes=named.names, palette=named.palette, ignored=named.ignored)
   partial = out.with_name(f'.{out.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
   try:

@@ -9,6 +9,7 @@ import numpy as np
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import visible_files
+from gta_jax.data.masks import Colour, mask_kind
 
 _MASKS = ('.png', '.bmp', '.tif', '.tiff')
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
@@ -36,6 +37,7 @@ class Source:
     classes: names by id; None where the masks have to tell how many there are.
     palette: uint8 [K,3]; None for VOC's colours.
     notes: sentences about what was decided.
+    ignored: colours of pixels without a label, besides VOC's.
   """
 
   items: Sequence[Item]
@@ -44,6 +46,7 @@ class Source:
   classes: tuple[str, ...] | None = None
   palette: np.ndarray | None = None
   notes: tuple[str, ...] = ()
+  ignored: tuple[Colour, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,8 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
     palette = np.array([_colour(code) for code in known], np.uint8) if codes else None
     notes.append('No list of classes was found: rename those in classes.txt.')
   colours = {_code(colour): i for i, colour in enumerate(() if palette is None else palette)}
-  return Numbering(names, palette, {_code(_VOID): IGNORE, **colours}, binary, tuple(notes))
+  void = {_code(colour): IGNORE for colour in (_VOID, *found.ignored)}
+  return Numbering(names, palette, {**void, **colours}, binary, tuple(notes))
 
 
 def read_voc(root: Path) -> Source:
@@ -176,13 +180,13 @@ def _pair(
   left_out |= {str(path): 'no image has its name' for path in of_masks.values()}
   for name, ids in lists.items():
     left_out |= {f'{id} of {name}.txt': 'no such image' for id in ids if id not in found}
-  classes, palette = None, None
+  classes, palette, ignored = None, None, ()
   if (root / 'classes.txt').is_file():
     named = read_classes(root / 'classes.txt')
-    classes, palette = named.names, named.palette
+    classes, palette, ignored = named.names, named.palette, named.ignored
   elif (root / 'labelmap.txt').is_file():
     classes, palette = _read_labelmap(root / 'labelmap.txt')
-  return Source(items, lists, left_out, classes, palette)
+  return Source(items, lists, left_out, classes, palette, ignored=ignored)
 
 
 def _reader(path: Path) -> Callable[[], np.ndarray]:
@@ -194,6 +198,8 @@ def read_mask(path: Path) -> np.ndarray:
   with open_image(path, path) as image:
     if image.mode not in ('1', 'L', 'P', 'RGB', 'RGBA'):
       raise DataError(f'{path} has pixels of kind {image.mode}; export it with 8 bits a channel.')
+    if image.mode == 'L':
+      mask_kind(image, path)  # Fewer bits would be stretched.
     if image.format == 'JPEG':
       raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageFile
@@ -49,6 +50,8 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
       pixels = np.asarray(image)
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
+    if image.mode == 'P':
+      _check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
     ids = _ids_of_colours(pixels, path, code)
   else:
@@ -72,6 +75,28 @@ def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
       return _COLOURS
   kind = f'grey with {_grey_bits(image)} bits' if stretched else f'{image.mode} with {bits} bits'
   raise DataError(f'{path} is {kind} a channel; {_NEEDED}')
+
+
+def _check_indices(
+  indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode
+) -> None:
+  """Refuses indices whose colours are all those of classes, but of others than the indices name.
+
+  Programs that save a coloured mask with a palette number the colours as they like.
+
+  Args:
+    indices: uint8 [H,W].
+    palette: R, G, B of index 0, then of index 1, ...
+  """
+  classes = {colour: id for id, colour in enumerate(code.palette)}
+  used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
+  named = {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
+  wrong = [i for i, id in named.items() if id != i]
+  if wrong and None not in named.values():
+    raise DataError(
+      f'{path} has a palette that gives index {wrong[0]} the colour of class {named[wrong[0]]} in '
+      'classes.txt; save it as RGB, or let classes.txt have the colours in the order of the '
+      'palette.')
 
 
 def _grey_bits(image: ImageFile.ImageFile) -> int:

@@ -199,3 +199,16 @@ def test_refuses_and_leaves_nothing(tmp_path):
   (out / 'mine').touch()
   with pytest.raises(DataError, match='there already'):
     convert(root, out, layout='masks')
+
+
+def test_ignored_colours_and_grey_of_fewer_bits(tmp_path):
+  for name in 'ab':
+    photo(tmp_path / 'in' / 'images' / f'{name}.png')
+  colours = np.array([[0, 0, 0], [250, 50, 0], [255, 255, 255]])
+  mask = np.resize([0, 1, 2], SIZE)
+  save(tmp_path / 'in' / 'masks' / 'a.png', colours[mask])
+  bits = Image.fromarray(np.resize(np.array([0, 1], np.uint8), SIZE))
+  bits.save(tmp_path / 'in' / 'masks' / 'b.png', bits=4)
+  (tmp_path / 'in' / 'classes.txt').write_text('sky 0 0 0\ncar 250 50 0\nignore 255 255 255\n')
+  convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), np.where(mask == 2, 255, mask))

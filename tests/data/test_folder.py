@@ -270,3 +270,16 @@ def test_all_bad_files_are_named_at_once(tmp_path):
     (root / 'images' / f'{id}.png').write_bytes(b'\x89PNG\r\n\x1a\n')
   with pytest.raises(DataError, match=r'(?s)2 files cannot be used:\n  .*c\.png.*\n  .*d\.png'):
     check(read_folder(root, labelled='1'))
+
+
+def test_a_palette_in_another_order_than_the_classes_is_refused(tmp_path):
+  root = make(tmp_path, image=grey)
+  for palette in ([0, 0, 0, 255, 0, 0, 0, 0, 255], [7, 7, 7, 8, 8, 8, 9, 9, 9]):
+    mask = Image.fromarray(IDS)
+    mask.putpalette(palette + [6] * (768 - len(palette)))
+    mask.save(root / 'masks' / 'a.png')
+    np.testing.assert_array_equal(read_folder(root, labelled='1').reader.mask('a'), IDS)
+  mask.putpalette([0, 0, 0, 0, 0, 255, 255, 0, 0] + [6] * 759)
+  mask.save(root / 'masks' / 'a.png')
+  with pytest.raises(DataError, match=r'a\.png .*index 1 the colour of class 2 in classes\.txt'):
+    check(read_folder(root, labelled='1'))
