@@ -16,6 +16,7 @@ from gta_jax.devices import runtime
 
 Config = ml_collections.ConfigDict
 Flags = flags.FlagValues
+_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: name of the program, and arguments; None for those of this process.
   Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
     process of data.workers, 5 where predict left out images that it could not read, 75
-    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on.
+    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on. 130 where
+    SIGINT ended what is no training.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   argv = sys.argv if argv is None else argv
@@ -66,6 +68,9 @@ def _run(values: Flags, argv: Sequence[str]) -> int:
   except Interrupted as error:
     print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
     return os.EX_TEMPFAIL
+  except KeyboardInterrupt as error:
+    print(f'stopped{f": {error}" if str(error) else ""}', file=sys.stderr)
+    return _INTERRUPTED
   except Exception:
     print('error: this should not have happened, please report it with what follows. The run goes '
           'on from its last checkpoint when it is started again.', file=sys.stderr)

@@ -135,7 +135,8 @@ def predict_folder(
     overwrite: whether results that are there already are replaced.
   Returns: what was written, and what was not.
   Raises: DataError before any work for folders that cannot be used (see check_folders), an unknown
-    network, and results that are there already.
+    network, and results that are there already. KeyboardInterrupt says how many images are done;
+    areas.csv holds these, whatever ended the work.
   """
   images, out = Path(images), Path(out)
   network = model.check_network(network)
@@ -147,25 +148,31 @@ def predict_folder(
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
   if overlays:
     write_image(out / 'overlays' / 'legend.png', legend(model.classes, model.palette))
-  with Progress(len(reader.paths), unit='image') as progress:
-    def skip(id: str, error: DataError) -> None:
-      skipped[id] = str(error)
-      progress.advance()
-
-    for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
-      ids = list(chunk)
-      found = model.label(list(chunk.values()), network=network)
-      for index, prediction in found:
-        id, image = ids[index], chunk[ids[index]]
-        if probabilities:
-          _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
-            image, network=network).astype(np.float16))
-        _write_pictures(out, id, image, prediction, model.palette, wanted)
-        written.append(out / f'{id}.png')
-        areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
+  try:
+    with Progress(len(reader.paths), unit='image') as progress:
+      def skip(id: str, error: DataError) -> None:
+        skipped[id] = str(error)
         progress.advance()
-        progress.show({})
-  replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
+
+      for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
+        ids = list(chunk)
+        found = model.label(list(chunk.values()), network=network)
+        for index, prediction in found:
+          id, image = ids[index], chunk[ids[index]]
+          if probabilities:
+            _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
+              image, network=network).astype(np.float16))
+          _write_pictures(out, id, image, prediction, model.palette, wanted)
+          written.append(out / f'{id}.png')
+          areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
+          progress.advance()
+          progress.show({})
+  except KeyboardInterrupt:
+    raise KeyboardInterrupt(
+      f'{len(written)} of {len(reader.paths)} images are done, see {out / AREAS}; begin anew with '
+      '--overwrite or another --out.') from None
+  finally:
+    replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
   return Outcome(sorted(written), dict(sorted(skipped.items())))
 
 

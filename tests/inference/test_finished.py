@@ -54,6 +54,16 @@ def test_prediction_of_a_folder(finished, tmp_path):
     assert mask.mode == 'P' and mask.size == (61, 33) and np.asarray(mask).max() < 7
 
 
+def test_an_interruption_is_one_sentence_and_a_status(monkeypatch, capsys):
+  def interrupt(*_, **options):
+    raise KeyboardInterrupt('3 of 5 images are done.')
+
+  monkeypatch.setattr(inference, 'predict_images', interrupt)
+  arguments = ['gta-jax', '--mode', 'predict', '--workdir', 'w', '--images', 'in', '--out', 'out']
+  assert launch.main(arguments) == 130
+  assert capsys.readouterr().err == 'stopped: 3 of 5 images are done.\n'
+
+
 def test_a_workdir_without_a_run_is_refused(tmp_path):
   with pytest.raises(ValueError, match='config.json is missing'):
     inference.evaluate_run(tmp_path, None)

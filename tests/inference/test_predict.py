@@ -113,6 +113,24 @@ def test_what_is_no_matter_of_the_file_ends_the_prediction_after_what_could_be_r
   assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['a.png']
 
 
+def test_an_interrupted_prediction_keeps_the_areas_of_what_is_done(tmp_path, monkeypatch):
+  def interrupt(out, id, *rest):
+    if id == 'd':
+      raise KeyboardInterrupt
+    write_pictures(out, id, *rest)
+
+  for name in 'abcde':
+    write(tmp_path / 'in' / f'{name}.png')
+  write_pictures = predict._write_pictures
+  monkeypatch.setattr(predict, '_write_pictures', interrupt)
+  out = tmp_path / 'out'
+  with pytest.raises(KeyboardInterrupt, match='3 of 5 images are done .* --overwrite or another'):
+    run(tmp_path / 'in', out)
+  rows = list(csv.reader((out / 'areas.csv').read_text().splitlines()))
+  assert [row[0] for row in rows] == ['image', 'a', 'b', 'c']
+  assert sorted(path.name for path in out.glob('*.png')) == ['a.png', 'b.png', 'c.png']
+
+
 def test_folders_maps_probabilities_and_areas(tmp_path):
   images, out = tmp_path / 'in', tmp_path / 'out'
   write(images / 'a.png')
