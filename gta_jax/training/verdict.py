@@ -6,20 +6,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gta_jax.data.splits import ids_sha256
 from gta_jax.evaluation.bootstrap import miou_difference
 from gta_jax.evaluation.metrics import iou
 from gta_jax.training.logs import note
-from gta_jax.training.workdir_files import read_json
+from gta_jax.training.workdir_files import read_ids, read_json
 
 _FILE = 'confusions.npz'
 
 
 class Scored(NamedTuple):
-  """name: in a sentence. ids: of validation images. confusions: int64 [N,K,K] in their order."""
+  """What is compared.
+
+  name: in a sentence.
+  ids: of validation images.
+  confusions: int64 [N,K,K] in their order.
+  labelled_sha256: of the ids whose masks it learnt from; '' if not known.
+  """
 
   name: str
   ids: tuple[str, ...]
   confusions: np.ndarray
+  labelled_sha256: str = ''
 
   @property
   def miou(self) -> float:
@@ -45,9 +53,16 @@ def read_run(workdir: Path, *, name: str, network: str) -> Scored | None:
     return None
   try:
     with np.load(path) as found:
-      return Scored(name, tuple(found['/ids'].tolist()), found[network])
+      return Scored(
+        name, tuple(found['/ids'].tolist()), found[network], _labelled_sha256(workdir))
   except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is damaged ({error}); remove it.') from error
+
+
+def _labelled_sha256(workdir: Path) -> str:
+  lists = list((workdir / 'splits').glob('*/labeled.txt'))
+  # A run that went on with another split has several, and learnt from all of them.
+  return ids_sha256(read_ids(lists[0])) if len(lists) == 1 else ''
 
 
 def read_baseline(workdir: Path) -> Scored | None:
@@ -57,13 +72,16 @@ def read_baseline(workdir: Path) -> Scored | None:
     return None
   found = read_json(path)
   try:
-    return Scored('the pixel classifier', tuple(found['ids']), np.array(found['confusions']))
+    return Scored('the pixel classifier', tuple(found['ids']), np.array(found['confusions']),
+                  found.get('labelled_sha256', ''))
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{path} is damaged ({error}); run --mode baseline again.') from error
 
 
 def verdict(method: Scored, *others: Scored | None) -> str:
   """How far a method is from others on the same images and classes; others are left out.
+
+  One that learnt from other masks is named and not compared: the masks would be the difference.
 
   Each difference has the 95 % interval of a paired bootstrap over the images.
   """
@@ -72,6 +90,10 @@ def verdict(method: Scored, *others: Scored | None) -> str:
   for other in others:
     if other is None or sorted(other.ids) != sorted(method.ids) or (
         other.confusions.shape != method.confusions.shape):
+      continue
+    if '' not in (of := {method.labelled_sha256, other.labelled_sha256}) and len(of) > 1:
+      parts.append(f'It is not compared with {other.name}, which learnt from other masks; use one '
+                   'split for both.')
       continue
     place = {id: i for i, id in enumerate(other.ids)}
     found = miou_difference(

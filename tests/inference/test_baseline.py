@@ -7,6 +7,7 @@ import pytest
 
 from configs import folder
 from gta_jax import command
+from gta_jax.data.splits import ids_sha256
 from gta_jax.inference import baseline
 from gta_jax.training import verdict
 from tests.data.test_inspection import make
@@ -52,6 +53,20 @@ def test_the_verdict_says_how_far_and_how_sure():
   assert 'no difference is shown' in verdict.verdict(network, scored('it', right=9))
   padded = np.pad(network.confusions, ((0, 0), (0, 1), (0, 1)))
   assert 'Against' not in verdict.verdict(network._replace(confusions=padded), forest)
+
+
+def test_what_learnt_from_other_masks_is_not_compared(tmp_path):
+  counts = np.tile(np.eye(2, dtype=int), (2, 1, 1))
+  verdict.write_confusions(tmp_path, ('a', 'b'), {'teacher': counts})
+  (tmp_path / 'splits' / '2').mkdir(parents=True)
+  (tmp_path / 'splits' / '2' / 'labeled.txt').write_text('d\nc\n')
+  for labelled, compared in ((['c', 'd'], True), (['c', 'e'], False)):
+    (tmp_path / 'baseline.json').write_text(json.dumps({
+      'ids': ['a', 'b'], 'confusions': counts.tolist(), 'labelled_sha256': ids_sha256(labelled)}))
+    said = verdict.over_baseline(tmp_path, 'teacher')
+    assert ('Against the pixel classifier' in said) == compared
+    assert ('not compared with the pixel classifier, which learnt from other masks' in said) != (
+      compared)
 
 
 def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path, capsys):
