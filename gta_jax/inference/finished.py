@@ -17,12 +17,13 @@ from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import check_protocols
-from gta_jax.inference import evaluations, export, label_next
+from gta_jax.inference import evaluations, export, label_next, run_data
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.training import config_rules, setup
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import evaluation_sheet, replace_text
+from gta_jax.training.workdir_files import read_ids
 
 
 def evaluate_run(
@@ -55,7 +56,7 @@ def evaluate_run(
     workdir, own, num_classes=len(described['classes']), which=which,
     names=setup.make_method_of(own).scored)
   check_protocols(network, chosen)
-  dataset = _make_dataset(workdir, config, own, described)
+  dataset = run_data.make_dataset(workdir, config, own, described['classes'])
   if split == 'test':
     if not dataset.test:
       raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
@@ -78,21 +79,6 @@ def evaluate_run(
   replace_text(workdir / 'evaluation.md', evaluation_sheet(every))
   print(evaluation_sheet(every[-1:]))
   return every[-1]
-
-
-def _make_dataset(
-  workdir: Path, config: ml_collections.ConfigDict, own: ml_collections.ConfigDict, described: dict
-) -> sources.Dataset:
-  """The data set of a config, to be seen as the run in `workdir` has seen its own."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
-    config.data.pixel_range = own.data.get('pixel_range', ())
-  dataset = setup.make_dataset(config)
-  if list(dataset.classes) != described['classes']:
-    raise ValueError(
-      f'{workdir} was trained for {", ".join(described["classes"])}, the data set has '
-      f'{", ".join(dataset.classes)}; use the same classes in the same order.')
-  return dataset
 
 
 def choose_images(
@@ -118,16 +104,13 @@ def choose_images(
   own, described = read_run(workdir)
   if config is not None:
     config_rules.check(config)
-  dataset = _make_dataset(workdir, config or own, own, described)
+  dataset = run_data.make_dataset(workdir, config or own, own, described['classes'])
   sources.check(dataset)
-  # A drawn split is drawn otherwise once there are more masks: the run's own list counts.
-  kept = workdir / 'splits' / own.data.split / 'labeled.txt'
-  if kept.is_file():
-    labelled = tuple(kept.read_text('utf-8').splitlines())
-    taken = set(labelled)
-    rest = dict.fromkeys((*dataset.unlabelled, *dataset.labelled))
+  if kept := read_ids(workdir / 'splits' / own.data.split / 'labeled.txt'):
+    every = dict.fromkeys((*dataset.unlabelled, *dataset.labelled))
+    taken = dict.fromkeys(id for id in kept if id in every)
     dataset = dataclasses.replace(
-      dataset, labelled=labelled, unlabelled=tuple(id for id in rest if id not in taken))
+      dataset, labelled=tuple(taken), unlabelled=tuple(id for id in every if id not in taken))
   model = load_model(workdir, which=which)
   ranking = label_next.rank(
     model, dataset, count=count, network=network,

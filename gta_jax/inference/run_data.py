@@ -1,0 +1,83 @@
+"""The data set of a finished run, with the images that the run itself was trained on."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from gta_jax.data.files import DataError
+from gta_jax.data.listing import visible_files
+from gta_jax.data.sources import Dataset
+from gta_jax.training import setup
+from gta_jax.training.workdir_files import read_ids
+
+
+def make_dataset(
+  workdir: Path, config: ml_collections.ConfigDict, own: ml_collections.ConfigDict,
+  classes: Sequence[str],
+) -> Dataset:
+  """The data set of a config, to be seen as the run in `workdir` has seen its own.
+
+  A split that the run has drawn is not drawn again, but read from WORKDIR/splits: with more masks,
+  or fewer, the draw would be another one, or fail. Validation and test lists are the folder's.
+
+  Args:
+    workdir: of the run.
+    config: of the data set.
+    own: the run's config.
+    classes: of the run.
+  Raises: ValueError for other classes, DataError for data that cannot be used.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
+    config.data.pixel_range = own.data.get('pixel_range', ())
+  labelled = _drawn(workdir, config, own)
+  dataset = _read_with(labelled, config) if labelled else setup.make_dataset(config)
+  if dataset.classes != tuple(classes):
+    raise ValueError(
+      f'{workdir} was trained for {", ".join(classes)}, the data set has '
+      f'{", ".join(dataset.classes)}; use the same classes in the same order.')
+  return dataset
+
+
+def is_own(config: ml_collections.ConfigDict, own: ml_collections.ConfigDict) -> bool:
+  """Whether a config names the data of the run itself: elsewhere equal ids may be other images."""
+  return (config.data.source, config.data.dir) == (own.data.source, own.data.dir)
+
+
+def _drawn(
+  workdir: Path, config: ml_collections.ConfigDict, own: ml_collections.ConfigDict
+) -> tuple[str, ...]:
+  """The labelled ids that the run drew from this folder, those still there; else none."""
+  data, split = config.data, own.data.split
+  if data.source != 'folder' or not is_own(config, own) or data.split != split or (
+      _lists(config) / split).is_dir():
+    return ()
+  ids = read_ids(workdir / 'splits' / split / 'labeled.txt')
+  for folder in (Path(data.dir, 'images'), Path(data.dir, 'masks')):
+    there = {path.relative_to(folder).with_suffix('').as_posix() for path in visible_files(folder)
+             } if folder.is_dir() else set()
+    ids = tuple(id for id in ids if id in there)
+  return ids
+
+
+def _read_with(labelled: Sequence[str], config: ml_collections.ConfigDict) -> Dataset:
+  """The folder of a config with these labelled images in the place of a draw."""
+  lists, split = _lists(config), config.data.split
+  with tempfile.TemporaryDirectory() as name:
+    Path(name, split).mkdir()
+    Path(name, split, 'labeled.txt').write_text(''.join(f'{id}\n' for id in labelled), 'utf-8')
+    for role in ('train', 'val', 'test'):
+      if (lists / f'{role}.txt').is_file():
+        shutil.copy(lists / f'{role}.txt', name)
+    config.data.split_lists = name
+    try:
+      return setup.make_dataset(config)
+    except DataError as error:
+      raise DataError(str(error).replace(name, str(lists))) from None
+
+
+def _lists(config: ml_collections.ConfigDict) -> Path:
+  return Path(config.data.split_lists or Path(config.data.dir, 'splits'))
