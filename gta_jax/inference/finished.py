@@ -43,7 +43,8 @@ def evaluate_run(
     dataset (its name), images, validation_sha256 of their ids, and protocols: protocol's name ->
     network's name -> miou, pixel_accuracy and iou by class.
   Raises:
-    ValueError: no run, a data set with other classes, or an unknown protocol.
+    ValueError: no run, a data set with other classes, images that the run was trained on, or an
+      unknown protocol.
   """
   own, described = read_run(workdir)
   if config is not None:
@@ -61,6 +62,8 @@ def evaluate_run(
     if not dataset.test:
       raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
+  run_data.check_unseen(
+    workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))
   sources.check(dataset)
   sharding.check_agreement(
     checkpoint=step, protocols=[one.name for one in chosen], images=dataset.validation)

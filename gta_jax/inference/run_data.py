@@ -11,6 +11,7 @@ from gta_jax.data.files import DataError
 from gta_jax.data.listing import visible_files
 from gta_jax.data.sources import Dataset
 from gta_jax.training import setup
+from gta_jax.training.logs import note
 from gta_jax.training.workdir_files import read_ids
 
 
@@ -45,6 +46,34 @@ def make_dataset(
 def is_own(config: ml_collections.ConfigDict, own: ml_collections.ConfigDict) -> bool:
   """Whether a config names the data of the run itself: elsewhere equal ids may be other images."""
   return (config.data.source, config.data.dir) == (own.data.source, own.data.dir)
+
+
+def check_unseen(
+  workdir: Path, ids: Sequence[str], *, split: str, same_data: bool = True
+) -> None:
+  """Refuses to score images whose masks the run has learnt from, and tells of unlabelled ones.
+
+  Args:
+    workdir: of the run.
+    ids: to be scored.
+    split: their name, for messages.
+    same_data: see is_own.
+  Raises: ValueError naming one of the images.
+  """
+  def seen(role: str) -> list[str]:
+    learnt = {id for path in (workdir / 'splits').glob(f'*/{role}.txt') for id in read_ids(path)}
+    return sorted(learnt & set(ids))
+
+  if labelled := seen('labeled'):
+    text = (f'{labelled[0]!r} (and {len(labelled) - 1} more) of the {len(ids)} {split} images '
+            f'trained the run in {workdir} with a mask')
+    if same_data:
+      raise ValueError(f'{text}, so that its score says nothing; take it out of '
+                       f'splits/{split}.txt, or train anew without it, in another --workdir.')
+    note(f'{text}, if it is the same image: its score would say nothing.')
+  if unlabelled := seen('unlabeled'):
+    note(f'{unlabelled[0]!r} (and {len(unlabelled) - 1} more) of the {len(ids)} {split} images '
+         f'trained the run in {workdir} without a mask: scores of new images may be lower.')
 
 
 def _drawn(

@@ -23,3 +23,25 @@ def test_scores_need_no_labelled_images_beside_those_of_the_run(folder_run, caps
   (folder_run / 'data' / 'splits' / 'test.txt').write_text('lost\n')
   assert command.main([*EVALUATE, '--split', 'test']) == 2
   assert 'data/splits/test.txt, line 1: no image below' in capsys.readouterr().err
+
+
+def test_images_that_the_run_was_trained_on_are_refused_or_named(folder_run, capsys):
+  assert command.main(EVALUATE) == 0
+  assert 'trained the run' not in capsys.readouterr().err
+  shutil.copy('data/masks/00.png', 'data/masks/04.png')
+  (folder_run / 'data' / 'splits' / 'test.txt').write_text('04\n')
+  assert command.main([*EVALUATE, '--split', 'test']) == 0
+  assert "'04' (and 0 more) of the 1 test images trained the run in run without a mask" in (
+    capsys.readouterr().err)
+  (folder_run / 'data' / 'splits' / 'test.txt').write_text('04\n01\n')
+  assert command.main([*EVALUATE, '--split', 'test']) == 2
+  said = capsys.readouterr().err
+  assert "'01' (and 0 more) of the 2 test images trained the run in run with a mask" in said
+  assert 'take it out of splits/test.txt' in said
+  # Equal names elsewhere may be other images.
+  (folder_run / 'data').rename(folder_run / 'other')
+  elsewhere = ['--config', 'folder:2,model=tiny', '--config.data.dir=other']
+  (folder_run / 'other' / 'splits' / 'val.txt').write_text('01\n')
+  (folder_run / 'other' / 'splits' / 'test.txt').unlink()
+  assert command.main([*EVALUATE, *elsewhere]) == 0
+  assert 'if it is the same image' in capsys.readouterr().err
