@@ -17,12 +17,12 @@ from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import check_protocols
-from gta_jax.inference import evaluations, export, label_next, run_data
+from gta_jax.inference import begun, evaluations, export, label_next, run_data
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.training import config_rules, setup
 from gta_jax.training.finished_run import load_networks, read_run
-from gta_jax.training.logs import evaluation_sheet, replace_text
+from gta_jax.training.logs import evaluation_sheet, note, replace_text
 from gta_jax.training.workdir_files import read_ids
 
 
@@ -115,6 +115,7 @@ def choose_images(
     dataset = dataclasses.replace(
       dataset, labelled=tuple(taken), unlabelled=tuple(id for id in every if id not in taken))
   model = load_model(workdir, which=which)
+  _tell_of_step(workdir, model)
   ranking = label_next.rank(
     model, dataset, count=count, network=network,
     drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
@@ -152,6 +153,11 @@ def load_model(
     batch_size=batch_size or config.evaluate.batch, step=step)
 
 
+def _tell_of_step(workdir: Path, model: Model) -> None:
+  if said := begun.unfinished(workdir, model.step):
+    note(said)
+
+
 def predict_images(
   workdir: Path, config: ml_collections.ConfigDict | None, *, images: Path, out: Path,
   which: str = 'last', recursive: bool = False, **options: Any,
@@ -174,6 +180,7 @@ def predict_images(
   check_folders(
     images, out, recursive=recursive, pixel_range=own.data.get('pixel_range', ()))
   model = load_model(workdir, which=which, batch_size=config.evaluate.batch if config else None)
+  _tell_of_step(workdir, model)
   written, skipped = predict_folder(
     model, images=images, out=out, recursive=recursive, **options)
   print(f'{len(written)} masks are in {out}')

@@ -1,6 +1,7 @@
 """Evaluation and prediction by the command, from the workdir of a finished run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
     inference.evaluate_run(workdir, None, split='test')
 
 
-def test_prediction_of_a_folder(finished, tmp_path):
+def test_prediction_of_a_folder(finished, tmp_path, capsys):
   workdir, _ = finished
   images = tmp_path / 'in'
   images.mkdir()
@@ -52,6 +53,13 @@ def test_prediction_of_a_folder(finished, tmp_path):
   assert status == 0
   with Image.open(tmp_path / 'out' / 'b.png') as mask:
     assert mask.mode == 'P' and mask.size == (61, 33) and np.asarray(mask).max() < 7
+  assert 'has not ended' not in capsys.readouterr().err
+  stopped = shutil.copytree(workdir, tmp_path / 'stopped')
+  (stopped / 'results.json').unlink()
+  for steps in (' of 12', ''):
+    inference.predict_images(stopped, None, images=images, out=tmp_path / 'out', overwrite=True)
+    assert f'The networks are of step 12{steps}: the run has not ended.' in capsys.readouterr().err
+    (stopped / 'report.json').write_text('damaged')
 
 
 def test_an_interruption_is_one_sentence_and_a_status(monkeypatch, capsys):
