@@ -96,12 +96,28 @@ def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> lis
     if number < options.rounds and arm == ASKED:
       asked = folder / 'asked'
       if not (asked / 'label_next.csv').is_file():
+        hidden = hide_masks(data, folder / 'hidden', {*labelled, *held_back})
         launch('--mode', 'label_next', '--workdir', folder / 'run', '--count', options.count,
-               '--out', asked, '--overwrite')
+               '--out', asked, '--overwrite', '--config', f'folder:{len(labelled)}',
+               '--config.data.dir', hidden, '--config.data.split_lists', lists)
       labelled = read_list(asked / 'splits' / str(len(labelled) + options.count) / 'labeled.txt')
     elif number < options.rounds:
       labelled = labelled + [id for id in order if id not in set(labelled)][:options.count]
   return scores
+
+
+def hide_masks(data: Path, out: Path, kept: set[str]) -> Path:
+  """The folder in links, with these masks alone: images that have one are not asked for."""
+  for source in sorted((data / 'masks').rglob('*')):
+    inside = source.relative_to(data)
+    if inside.relative_to('masks').with_suffix('').as_posix() in kept:
+      (out / inside).parent.mkdir(parents=True, exist_ok=True)
+      (out / inside).unlink(missing_ok=True)
+      (out / inside).symlink_to(source.resolve())
+  for name in ('images', 'classes.txt'):
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to((data / name).resolve())
+  return out
 
 
 def table(scores: dict[str, list[list[float]]], first: int, count: int) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gta_jax.data import folder
 from gta_jax.models.layers import conv
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -65,3 +66,17 @@ def test_both_ways_to_label_start_alike_and_are_compared_by_seed():
   assert '| labelled images | 10 | 15 |' in text
   assert '| label_next, 2 seeds | 15.0 ± 7.1 | 35.0 ± 7.1 |' in text
   assert '| difference of a seed | +0.0 ± 0.0 | +8.0 ± 2.8 |' in text
+
+
+def test_masks_of_images_to_be_asked_for_are_hidden(tmp_path):
+  labelling = importlib.import_module('label_next')
+  data = labelling.write_shapes(tmp_path / 'data', training=4, validation=2)
+  ids = [f'train/{path.stem}' for path in sorted((data / 'masks' / 'train').iterdir())]
+  val = (data / 'splits' / 'val.txt').read_text().split()
+  for kept in (ids[:2], ids[:3]):
+    labelling.write_list(tmp_path / 'lists' / '9' / 'labeled.txt', kept)
+    labelling.write_list(tmp_path / 'lists' / 'val.txt', val)
+    hidden = labelling.hide_masks(data, tmp_path / 'hidden', {*kept, *val})
+    found = folder.read_folder(hidden, labelled='9', lists=tmp_path / 'lists')
+    assert len(found.unlabelled) == 4 - len(kept) and found.labelled == tuple(kept)
+    assert not any(map(found.reader.has_mask, found.unlabelled))

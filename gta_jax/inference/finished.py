@@ -90,6 +90,9 @@ def choose_images(
 ) -> Path:
   """Ranks the unlabelled images of a run by what a label of each would teach; see label_next.
 
+  Those of a folder that have a mask already are passed over: nobody need draw it again. The masks
+  of published data sets are only hidden, and count for nothing.
+
   Args:
     workdir: of the run.
     config: None for the run's own; another one names another place of the data.
@@ -116,13 +119,17 @@ def choose_images(
       dataset, labelled=tuple(taken), unlabelled=tuple(id for id in every if id not in taken))
   model = load_model(workdir, which=which)
   _tell_of_step(workdir, model)
+  asked, known = label_next.without_masks(dataset) if own.data.source == 'folder' else (dataset, 0)
   ranking = label_next.rank(
-    model, dataset, count=count, network=network,
+    model, asked, count=count, network=network,
     drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
   lists = label_next.write(
     ranking, model, dataset, out, network=network, overwrite=overwrite)
-  print(f'{len(ranking.ids)} of {len(dataset.unlabelled)} unlabelled images are in {out}: '
+  print(f'{len(ranking.ids)} of {len(asked.unlabelled)} unlabelled images are in {out}: '
         'correct the masks there, which hold 255 where nothing is known.')
+  if known:
+    print(f'{known} more have a mask already and were not ranked: to train with it, move their ids '
+          f'from {lists / "unlabeled.txt"} to labeled.txt.')
   if own.data.source == 'folder':
     print(f'Then copy them into {(config or own).data.dir}/masks and train with '
           f'--config folder:{lists.name} --config.data.split_lists={lists.parent}')

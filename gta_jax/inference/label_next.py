@@ -102,6 +102,20 @@ def rank(
                  threshold)
 
 
+def without_masks(dataset: Dataset) -> tuple[Dataset, int]:
+  """The data set with those unlabelled images that have no mask, and how many have one.
+
+  Raises: ValueError where all of them have one.
+  """
+  unlabelled = tuple(id for id in dataset.unlabelled if not dataset.reader.has_mask(id))
+  known = len(dataset.unlabelled) - len(unlabelled)
+  if known and not unlabelled:
+    raise ValueError(
+      f'All {known} unlabelled images of {dataset.name} have a mask already; add their ids to '
+      'splits/NAME/labeled.txt and train, or add images without masks.')
+  return dataclasses.replace(dataset, unlabelled=unlabelled), known
+
+
 def uncertainty(confidence: np.ndarray) -> float:
   """Mean of 1 - confidence over the most uncertain quarter of an image's regions.
 

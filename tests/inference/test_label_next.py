@@ -17,6 +17,7 @@ from gta_jax.inference import label_next
 from gta_jax.inference.model import Model
 from tests import tiny
 
+LABEL_NEXT = ['gta-jax', '--mode', 'label_next', '--workdir', 'run', '--count', '3']
 NETWORK = tiny.linear_network()
 VARIABLES = NETWORK.init(jax.random.key(0), (8, 8))
 PALETTE = np.eye(3, dtype=np.uint8) * 200
@@ -83,6 +84,20 @@ def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
   assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
   with pytest.raises(ValueError, match='count 0; both must be at least 1'):
     label_next.rank(model(), data, count=0, drop_share=0.3)
+
+
+def test_images_of_a_folder_that_have_a_mask_are_not_asked_for(folder_run, capsys):
+  for number in range(4, 23):
+    shutil.copy('data/masks/00.png', f'data/masks/{number:02}.png')
+  assert launch.main(LABEL_NEXT) == 0
+  said = capsys.readouterr().out
+  assert '1 of 1 unlabelled images are in' in said and '19 more have a mask already' in said
+  lists = folder_run / 'run' / 'label_next' / 'splits' / '3'
+  assert (lists / 'labeled.txt').read_text().split()[-1] == '23'
+  assert len((lists / 'unlabeled.txt').read_text().split()) == 19
+  shutil.copy('data/masks/00.png', 'data/masks/23.png')
+  assert launch.main([*LABEL_NEXT, '--overwrite']) == 2
+  assert 'All 20 unlabelled images of data have a mask already' in capsys.readouterr().err
 
 
 def test_a_run_is_told_what_to_label_and_nothing_is_overwritten(finished, tmp_path, capsys):
