@@ -131,8 +131,9 @@ def choose_images(
     print(f'{known} more have a mask already and were not ranked: to train with it, move their ids '
           f'from {lists / "unlabeled.txt"} to labeled.txt.')
   if own.data.source == 'folder':
-    print(f'Then copy them into {(config or own).data.dir}/masks and train with '
-          f'--config folder:{lists.name} --config.data.split_lists={lists.parent}')
+    place = (config or own).data.dir
+    print(f'Then copy them into {place}/masks and train:')
+    print(begun.command_with_lists(workdir, own, data=place, lists=lists))
   return out / label_next.FILE
 
 

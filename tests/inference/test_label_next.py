@@ -1,7 +1,9 @@
 """Which images are asked for first, and what is written about them."""
 
 import csv
+import shlex
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from PIL import Image
 
 import launch
+from gta_jax import command_flags
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import decode_mask
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.windows import Images
-from gta_jax.inference import label_next
+from gta_jax.inference import begun, label_next
 from gta_jax.inference.model import Model
+from gta_jax.training import setup
 from tests import tiny
 
 LABEL_NEXT = ['gta-jax', '--mode', 'label_next', '--workdir', 'run', '--count', '3']
@@ -84,6 +88,34 @@ def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
   assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
   with pytest.raises(ValueError, match='count 0; both must be at least 1'):
     label_next.rank(model(), data, count=0, drop_share=0.3)
+
+
+def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
+  folder_run, capsys, monkeypatch
+):
+  assert launch.main(LABEL_NEXT) == 0
+  said = capsys.readouterr().out
+  assert 'copy them into' in said and '0 and 255' not in said
+  words = shlex.split(said.splitlines()[-2])
+  values = command_flags.parse(words)
+  assert values.workdir == 'run-5' and words[:3] == [
+    'gta-jax', '--config', 'folder:5,model=tiny,method=sup_only']
+  assert (values.config.data.crop, values.config.train.labelled_batch) == (32, 2)
+  for path in (folder_run / 'run' / 'label_next' / 'masks').iterdir():
+    shutil.copy(path, 'data/masks')
+  assert len(setup.make_dataset(values.config).labelled) == 5
+  # Neither recorded, nor written as the command line above.
+  own = setup.from_json(folder_run / 'run' / 'config.json')
+  where = {'data': 'new data', 'lists': Path('out/splits/7')}
+  ours = " '--config.data.dir=new data' --config.data.split_lists=out/splits --workdir=run-7"
+  (folder_run / 'run' / 'report.json').unlink()
+  assert begun.command_with_lists(Path('run'), own, **where) == (
+    'gta-jax --config folder:7,method=sup_only' + ours)
+  kept = ('python launch.py -config=folder:split=2,model=base --workdir=w --config.seed 3 '
+          '--config.data.split 2 --config.data.split_lists x')
+  monkeypatch.setattr(begun, '_snapshot', lambda _: {'command': kept})
+  assert begun.command_with_lists(Path('run'), own, **where) == (
+    'python launch.py --config folder:7,model=base --config.seed 3' + ours)
 
 
 def test_images_of_a_folder_that_have_a_mask_are_not_asked_for(folder_run, capsys):
