@@ -132,7 +132,7 @@ def choose_images(
           f'from {lists / "unlabeled.txt"} to labeled.txt.')
   if own.data.source == 'folder':
     place = (config or own).data.dir
-    print(f'Then copy them into {place}/masks and train:')
+    print(f'{label_next.copying_advice(dataset, Path(place), out)} and train:')
     print(begun.command_with_lists(workdir, own, data=place, lists=lists))
   return out / label_next.FILE
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
+from gta_jax.data.folder import FolderReader
 from gta_jax.data.sources import Dataset
 from gta_jax.data.writing import replace_bytes
 from gta_jax.devices import sharding
@@ -210,6 +211,16 @@ def write(
   csv.writer(text, lineterminator='\n').writerows(rows)
   replace_bytes(out / FILE, text.getvalue().encode())
   return out / 'splits' / str(len(together))
+
+
+def copying_advice(dataset: Dataset, folder: Path, out: Path) -> str:
+  """How the masks of OUT come into those of a data folder, whose ids may be written otherwise."""
+  advice = f'Then copy them into {folder / "masks"}'
+  if isinstance(dataset.reader, FolderReader) and dataset.reader.code.white != IGNORE:
+    advice = (f'The masks in {folder / "masks"} hold 0 and 255, those in {out / "masks"} hold 0, 1 '
+              'and, where nothing is known, 255. Mixed, 255 would lose its meaning: first write 1 '
+              'in the place of 255 in all old masks (docs/how_to/label_next.md). ' + advice)
+  return advice
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

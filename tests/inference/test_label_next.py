@@ -118,6 +118,15 @@ def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
     'python launch.py --config folder:7,model=base --config.seed 3' + ours)
 
 
+def test_masks_of_0_and_255_are_to_be_renumbered_before_others_join_them(folder_run, capsys):
+  for path in (folder_run / 'data' / 'masks').iterdir():
+    Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+  assert launch.main(LABEL_NEXT) == 0
+  said = capsys.readouterr().out
+  assert 'data/masks hold 0 and 255, those in run/label_next/masks hold 0, 1 and' in said
+  assert 'write 1 in the place of 255 in all old masks' in said
+
+
 def test_images_of_a_folder_that_have_a_mask_are_not_asked_for(folder_run, capsys):
   for number in range(4, 23):
     shutil.copy('data/masks/00.png', f'data/masks/{number:02}.png')
