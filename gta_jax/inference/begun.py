@@ -27,8 +27,10 @@ def command_with_lists(
     own: the run's config.
     data: the folder's place.
     lists: LISTS/SPLIT with labeled.txt.
+  Returns: the command; where none was kept, one with the method alone, and a line that says so.
   """
-  given = shlex.split(_snapshot(workdir).get('command', '')) or [
+  kept = shlex.split(_snapshot(workdir).get('command', ''))
+  given = kept or [
     'gta-jax', '--config', f'folder:{own.data.split},method={own.method.name}']
   new = {'config.data.dir': data, 'config.data.split_lists': lists.parent,
          'workdir': workdir.parent / f'{workdir.resolve().name}-{lists.name}'}
@@ -44,7 +46,9 @@ def command_with_lists(
       file, _, choices = value.partition(':')
       others = [one for one in choices.split(',') if '=' in one and not one.startswith('split=')]
       words += ['--config', f'{file}:{",".join([lists.name, *others])}']
-  return shlex.join([*words, *(f'--{name}={value}' for name, value in new.items())])
+  command = shlex.join([*words, *(f'--{name}={value}' for name, value in new.items())])
+  return command if kept else (
+    f'{command}\nThe run has kept no command: add model= and the fields that were set for it.')
 
 
 def _snapshot(workdir: Path) -> dict[str, Any]:

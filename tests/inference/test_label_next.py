@@ -110,7 +110,8 @@ def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
   ours = " '--config.data.dir=new data' --config.data.split_lists=out/splits --workdir=run-7"
   (folder_run / 'run' / 'report.json').unlink()
   assert begun.command_with_lists(Path('run'), own, **where) == (
-    'gta-jax --config folder:7,method=sup_only' + ours)
+    f'gta-jax --config folder:7,method=sup_only{ours}\n'
+    'The run has kept no command: add model= and the fields that were set for it.')
   kept = ('python launch.py -config=folder:split=2,model=base --workdir=w --config.seed 3 '
           '--config.data.split 2 --config.data.split_lists x')
   monkeypatch.setattr(begun, '_snapshot', lambda _: {'command': kept})
