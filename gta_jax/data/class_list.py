@@ -18,15 +18,17 @@ class Classes:
     names: the position is the id.
     palette: uint8 [K,3] RGB.
     ignored: colours of lines `ignore r g b`: of pixels without a label in coloured masks.
+    chosen: whether every class has a colour of the file's; others have VOC's.
   """
 
   names: tuple[str, ...]
   palette: np.ndarray
   ignored: tuple[Colour, ...] = ()
+  chosen: bool = False
 
   @property
   def code(self) -> MaskCode:
-    return MaskCode(tuple(map(tuple, self.palette.tolist())), self.ignored)
+    return MaskCode(tuple(map(tuple, self.palette.tolist())), self.chosen, self.ignored)
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
@@ -63,7 +65,8 @@ def read_classes(path: pathlib.Path) -> Classes:
   palette = default_palette(len(named))
   for index, (_, colour) in enumerate(named):
     palette[index] = palette[index] if colour is None else colour
-  return Classes(tuple(name for name, _ in named), palette, tuple(ignored))
+  return Classes(tuple(name for name, _ in named), palette, tuple(ignored),
+                 all(colour is not None for _, colour in named))
 
 
 def write_classes(path: pathlib.Path, classes: Classes) -> None:

@@ -199,7 +199,7 @@ def read_mask(path: Path) -> np.ndarray:
     if image.mode not in ('1', 'L', 'P', 'RGB', 'RGBA'):
       raise DataError(f'{path} has pixels of kind {image.mode}; export it with 8 bits a channel.')
     if image.mode == 'L':
-      mask_kind(image, path)  # Fewer bits would be stretched.
+      mask_kind(image, str(path))  # Fewer bits would be stretched.
     if image.format == 'JPEG':
       raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
     try:

@@ -24,11 +24,13 @@ class MaskCode:
 
   Attributes:
     palette: RGB of each class.
+    chosen: whether the user gave every class its colour.
     ignored: RGB of pixels without a label.
     white: the class that 255 stands for where the masks hold 0 and 255 alone; else IGNORE.
   """
 
   palette: tuple[Colour, ...] = ()
+  chosen: bool = False
   ignored: tuple[Colour, ...] = ()
   white: int = IGNORE
 
@@ -50,7 +52,7 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
       pixels = np.asarray(image)
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
-    if image.mode == 'P':
+    if image.mode == 'P' and code.chosen:
       _check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
     ids = _ids_of_colours(pixels, path, code)
@@ -88,15 +90,18 @@ def _check_indices(
     indices: uint8 [H,W].
     palette: R, G, B of index 0, then of index 1, ...
   """
-  classes = {colour: id for id, colour in enumerate(code.palette)}
+  classes: dict[tuple[int, ...], int] = {
+    **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
   used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
   named = {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
   wrong = [i for i, id in named.items() if id != i]
-  if wrong and None not in named.values():
+  distinct = len({*named.values()}) == len(named)  # Else the palette tells nothing apart.
+  if wrong and distinct and None not in named.values():
+    id = named[wrong[0]]
     raise DataError(
-      f'{path} has a palette that gives index {wrong[0]} the colour of class {named[wrong[0]]} in '
-      'classes.txt; save it as RGB, or let classes.txt have the colours in the order of the '
-      'palette.')
+      f'{path} has a palette that gives index {wrong[0]} the colour of '
+      f'{"ignored pixels" if id == IGNORE else f"class {id}"} in classes.txt; save it as RGB, or '
+      'let classes.txt have the colours in the order of the palette.')
 
 
 def _grey_bits(image: ImageFile.ImageFile) -> int:

@@ -35,10 +35,6 @@ _FEWEST_POOLED = 8  # images whose pooled features are normalised together witho
 Begin = Callable[[Variables], Variables]
 
 
-def _as_drawn(drawn: Variables) -> Variables:
-  return drawn
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A checked config, turned into values.
@@ -69,7 +65,7 @@ class Run:
   def total_steps(self) -> int:
     return self.tools.total_steps
 
-  def drawn_state(self, begin: Begin = _as_drawn) -> TrainState:
+  def drawn_state(self, begin: Begin = lambda drawn: drawn) -> TrainState:
     """The state before the first step, on every device.
 
     begin: what a drawn network begins as, such as pretrained; one that is drawn by itself keeps its
@@ -80,7 +76,7 @@ class Run:
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and placement of the state; needs neither weights nor memory."""
     everywhere = sharding.replicated(sharding.make_mesh())
-    state = jax.eval_shape(lambda: self._init(_as_drawn))
+    state = jax.eval_shape(lambda: self._init(lambda drawn: drawn))
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
 

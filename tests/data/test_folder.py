@@ -283,3 +283,15 @@ def test_a_palette_in_another_order_than_the_classes_is_refused(tmp_path):
   mask.save(root / 'masks' / 'a.png')
   with pytest.raises(DataError, match=r'a\.png .*index 1 the colour of class 2 in classes\.txt'):
     check(read_folder(root, labelled='1'))
+  (root / 'classes.txt').write_text('a 0 0 0\nc 0 0 255\nignore 255 0 0\n')
+  with pytest.raises(DataError, match=r'index 2 the colour of ignored pixels in classes\.txt'):
+    check(read_folder(root, labelled='1'))
+
+
+def test_a_palette_that_tells_nothing_is_no_matter(tmp_path):
+  for classes, colour in (('a\nb\nc', 128), ('a 0 0 0\nb 255 0 0\nc 0 0 255', 0)):
+    root = make(tmp_path / str(colour), image=grey, classes=classes)
+    mask = Image.fromarray(IDS)
+    mask.putpalette([0, 0, 0, 0, colour, 0, colour, 0, 0] + [0] * 759)  # VOC's 2 and 1
+    mask.save(root / 'masks' / 'a.png')
+    np.testing.assert_array_equal(read_folder(root, labelled='1').reader.mask('a'), IDS)
