@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -201,14 +202,27 @@ def test_refuses_and_leaves_nothing(tmp_path):
     convert(root, out, layout='masks')
 
 
+def save_4_bits(path, ids):
+  def chunk(kind, data):
+    return (len(data).to_bytes(4, 'big') + kind + data
+            + zlib.crc32(kind + data).to_bytes(4, 'big'))
+
+  height, width = ids.shape
+  rows = np.pad(ids[:, ::2] << 4 | ids[:, 1::2], ((0, 0), (1, 0)))
+  path.write_bytes(
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + b'\4\0\0\0\0')
+    + chunk(b'IDAT', zlib.compress(rows.astype(np.uint8).tobytes())) + chunk(b'IEND', b''))
+
+
 def test_ignored_colours_and_grey_of_fewer_bits(tmp_path):
   for name in 'ab':
     photo(tmp_path / 'in' / 'images' / f'{name}.png')
   colours = np.array([[0, 0, 0], [250, 50, 0], [255, 255, 255]])
   mask = np.resize([0, 1, 2], SIZE)
   save(tmp_path / 'in' / 'masks' / 'a.png', colours[mask])
-  bits = Image.fromarray(np.resize(np.array([0, 1], np.uint8), SIZE))
-  bits.save(tmp_path / 'in' / 'masks' / 'b.png', bits=4)
+  save_4_bits(tmp_path / 'in' / 'masks' / 'b.png', np.resize(np.array([0, 1], np.uint8), SIZE))
   (tmp_path / 'in' / 'classes.txt').write_text('sky 0 0 0\ncar 250 50 0\nignore 255 255 255\n')
   convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), np.where(mask == 2, 255, mask))
+  assert 'b.png is grey with 4 bits' in (tmp_path / 'out' / 'conversion.txt').read_text()
