@@ -1,10 +1,11 @@
 """What is odd about a user's folder and can still be meant, as sentences."""
 
 import collections
+import contextlib
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
-from gta_jax.data.files import DataError, open_image
+from gta_jax.data.files import open_image
 from gta_jax.data.masks import MASK_SUFFIXES
 
 # Said with their number where they lie among the images; others, such as .txt, are no images.
@@ -63,12 +64,11 @@ def of_turned(paths: Sequence[str]) -> list[str]:
   """That images with masks are stored turned, which programs that draw masks follow or not."""
   turned = []
   for path in paths:
-    try:
-      with open_image(path, path) as image:
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-          turned.append(path)
-    except DataError:  # `check` names it.
-      continue
+    # Pillow raises almost anything on damaged bytes; `check` names them.
+    with contextlib.suppress(Exception), open_image(path, path) as image:
+      # Pillow decodes a whole PNG for it; TIFFs are refused where they have one.
+      if image.format == 'JPEG' and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        turned.append(path)
   if not turned:
     return []
   return [f'{len(turned)} of {len(paths)} images with masks are to be shown turned (EXIF), such as '

@@ -124,7 +124,7 @@ def test_an_interrupted_prediction_keeps_the_areas_of_what_is_done(tmp_path, mon
   write_pictures = predict._write_pictures
   monkeypatch.setattr(predict, '_write_pictures', interrupt)
   out = tmp_path / 'out'
-  with pytest.raises(KeyboardInterrupt, match='3 of 5 images are done .* --overwrite or another'):
+  with pytest.raises(KeyboardInterrupt, match='3 of 5 images are done, .* --overwrite or another'):
     run(tmp_path / 'in', out)
   rows = list(csv.reader((out / 'areas.csv').read_text().splitlines()))
   assert [row[0] for row in rows] == ['image', 'a', 'b', 'c']
