@@ -115,19 +115,12 @@ def read_folder(
   if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
     chosen = _read_list(splits / labelled / 'labeled.txt', images)
     unlabelled = _read_optional_list(splits / labelled / 'unlabeled.txt', images)
-  elif labelled.isdecimal():
+  else:
     candidates = [id for id in train or sorted(images.read)
                   if reader.has_mask(id) and id not in elsewhere]
-    try:
-      chosen, note = draw_covering(
-        candidates, reader, count=int(labelled), classes=classes.names, seed=seed)
-    except DataError as error:
-      raise DataError(' '.join([str(error), *notes])) from error
+    chosen, note = _draw(
+      labelled, candidates, reader, splits, classes=classes.names, seed=seed, notes=notes)
     notes.append(note)
-  else:
-    known = sorted(path.name for path in splits.iterdir() if path.is_dir())
-    raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
-                    f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
   listed = {*elsewhere, *chosen, *(train or ()), *(unlabelled or ())}
   notes += of_unlisted(images.read, images.others, listed, used=unlabelled is None)
   if unlabelled is None:
@@ -144,6 +137,21 @@ def read_folder(
   return Dataset(
     root.resolve().name, classes.names, classes.palette, chosen, unlabelled, validation, reader,
     ' '.join(notes), test=test, pixel_range=reader.pixel_range)
+
+
+def _draw(
+  labelled: str, candidates: Sequence[str], reader: FolderReader, splits: pathlib.Path, *,
+  classes: Sequence[str], seed: int, notes: Sequence[str],
+) -> tuple[tuple[str, ...], str]:
+  """Draws as many as `labelled` says; an error has the notes too, which may say why too few."""
+  if not labelled.isdecimal():
+    known = sorted(path.name for path in splits.iterdir() if path.is_dir())
+    raise DataError(f'{splits / labelled} does not exist; name one of the splits there '
+                    f'({", ".join(known) or "none yet"}) or the number of labelled images to draw.')
+  try:
+    return draw_covering(candidates, reader, count=int(labelled), classes=classes, seed=seed)
+  except DataError as error:
+    raise DataError(' '.join([str(error), *notes])) from error
 
 
 def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:

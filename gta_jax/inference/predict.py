@@ -154,19 +154,15 @@ def predict_folder(
         skipped[id] = str(error)
         progress.advance()
 
-      for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
-        ids = list(chunk)
-        found = model.label(list(chunk.values()), network=network)
-        for index, prediction in found:
-          id, image = ids[index], chunk[ids[index]]
-          if probabilities:
-            _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
-              image, network=network).astype(np.float16))
-          _write_pictures(out, id, image, prediction, model.palette, wanted)
-          written.append(out / f'{id}.png')
-          areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
-          progress.advance()
-          progress.show({})
+      for id, image, prediction in _predict(model, network, reader, skip):
+        if probabilities:
+          _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
+            image, network=network).astype(np.float16))
+        _write_pictures(out, id, image, prediction, model.palette, wanted)
+        written.append(out / f'{id}.png')
+        areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
+        progress.advance()
+        progress.show({})
   except KeyboardInterrupt:
     raise KeyboardInterrupt(
       f'{len(written)} of {len(reader.paths)} images are done, see {out / AREAS}; begin anew with '
@@ -202,6 +198,16 @@ def _chunks(
       chunks.append([])
     chunks[-1].append(id)
   return chunks
+
+
+def _predict(
+  model: Model, network: str, reader: ImageReader, skip: Callable[[str, DataError], None]
+) -> Iterator[tuple[str, np.ndarray, Prediction]]:
+  """(id, image, prediction) of every image that can be read."""
+  for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
+    ids = list(chunk)
+    for index, prediction in model.label(list(chunk.values()), network=network):
+      yield ids[index], chunk[ids[index]], prediction
 
 
 def _read_ahead(

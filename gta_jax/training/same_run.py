@@ -76,12 +76,12 @@ def _check_data(run: Run, workdir: Path) -> None:
     raise ValueError(
       f'{path} started this run with the classes {", ".join(map(str, before))}; the data have '
       f'{", ".join(run.dataset.classes)} now. {_REMEDY.format("the old classes")}')
+  if not (workdir / 'splits' / split).is_dir():
+    return
   for name, now in lists_of(run.dataset, split).items():
     path = workdir / 'splits' / f'{name}.txt'
-    if name == 'test' or not (workdir / 'splits' / split).is_dir():
-      continue
     before = read_ids(path)
-    if before != now:
+    if name != 'test' and before != now:
       place = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b),
                    min(len(before), len(now)))
       one, other = (repr(ids[place]) if place < len(ids) else 'nothing' for ids in (before, now))

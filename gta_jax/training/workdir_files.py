@@ -41,7 +41,8 @@ def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
 
 def read_ids(path: Path) -> tuple[str, ...]:
   """A list that write_lists wrote; none where it wrote none."""
-  return tuple(path.read_text('utf-8').splitlines()) if path.is_file() else ()
+  # Not splitlines, which also cuts at characters that file names may hold.
+  return tuple(filter(None, path.read_bytes().decode().split('\n'))) if path.is_file() else ()
 
 
 def tuples(value: Any) -> Any:

@@ -45,3 +45,17 @@ def test_images_that_the_run_was_trained_on_are_refused_or_named(folder_run, cap
   (folder_run / 'other' / 'splits' / 'test.txt').unlink()
   assert command.main([*EVALUATE, *elsewhere]) == 0
   assert 'if it is the same image' in capsys.readouterr().err
+
+
+def test_a_drawn_split_goes_on_by_its_own_lists_after_masks_were_added(folder_run, capsys):
+  shutil.copy('data/masks/00.png', 'data/masks/04.png')
+  shutil.copy('data/masks/00.png', 'data/masks/05.png')
+  again = [
+    'gta-jax', '--config', 'folder:2,model=tiny,method=sup_only', '--config.data.dir=data',
+    '--workdir', 'run', '--config.data.crop=32', '--config.model.width=0.125',
+    '--config.train.labelled_batch=2', '--config.train.unlabelled_batch=10',
+    '--config.train.epochs=1', '--config.evaluate.pictures=1', '--config.evaluate.worst=0']
+  assert command.main(again) == 2
+  said = capsys.readouterr().err
+  assert '2/labeled.txt started this run' in said and 'data.split_lists=run/splits' in said
+  assert command.main([*again, '--config.data.split_lists=run/splits']) == 0

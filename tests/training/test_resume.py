@@ -18,6 +18,7 @@ import launch
 from gta_jax.inference import evaluations
 from gta_jax.training import logs, loop, same_run, setup
 from gta_jax.training.signals import Interrupted
+from gta_jax.training.workdir_files import read_ids, write_lists
 from tests.runs import final_state, lines, tiny_config
 from tests.torch_names import torch_state
 
@@ -82,6 +83,14 @@ def test_other_data_in_the_same_folder_are_refused_and_shown(finished, tmp_path)
       go_on(**changes)
   assert (workdir / 'dataset.json').read_bytes() == kept
   go_on(test=('more',))
+
+
+def test_lists_come_back_whatever_names_hold(tmp_path):
+  ids = ('a b', 'é', 'line\u2028separator', 'next\x85line', 'return\rcarriage')
+  dataset = dataclasses.replace(setup.make_run(tiny_config()).dataset, labelled=ids)
+  write_lists(dataset, tmp_path, split='5')
+  assert read_ids(tmp_path / '5' / 'labeled.txt') == ids
+  assert read_ids(tmp_path / 'none.txt') == ()
 
 
 def test_a_run_that_cannot_go_on_keeps_its_files(finished, tmp_path):
