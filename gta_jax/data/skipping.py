@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gta_jax.data.files import DataError
+from gta_jax.data.writing import replace_text
 
 # A batch's field of this name holds what was skipped, bytes [B]; no batch leaves a stream with it.
 FIELD = 'skipped'
@@ -74,11 +74,9 @@ class Skipped:
   def _write(self) -> None:
     if not self._path:
       return
-    partial = self._path.with_suffix('.partial')
     # A full disk ends no run: the next one that is skipped writes them all.
     with contextlib.suppress(OSError):
-      partial.write_text(json.dumps(self.reasons, indent=2) + '\n')
-      os.replace(partial, self._path)
+      replace_text(self._path, json.dumps(self.reasons, indent=2) + '\n')
 
 
 def _read_reasons(path: pathlib.Path | None) -> dict[str, str]:

@@ -11,7 +11,6 @@ which the first one writes: no process waits for another inside a program.
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from gta_jax.data.files import DataError
 from gta_jax.data.splits import ids_sha256
+from gta_jax.data.writing import replace_bytes, replace_text
 
 Make = Callable[[Sequence[str], set[str]], Iterator[tuple[str, Mapping[str, bytes]]]]
 _PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -64,7 +64,8 @@ class StageFiles:
         f'remove {self.folder}, so that it is made anew.')
     if not record.get('sha256'):
       if part[0] == 0:
-        _replace(self.record_path, json.dumps(expected, indent=2).encode())
+        self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self.record_path, json.dumps(expected, indent=2))
       self._make_missing(make, self.ids[part[0]::part[1]])
       self._finish(expected, first=part[0] == 0)
     elif part[0] == 0:
@@ -94,7 +95,9 @@ class StageFiles:
       return
     for id, files in make(ids, done):
       for kind, content in files.items():
-        _replace(self.path(kind, id), content)
+        path = self.path(kind, id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, content)
 
   def _finish(self, expected: Mapping[str, Any], *, first: bool) -> None:
     """Waits for the other processes; the first one completes the record."""
@@ -102,7 +105,7 @@ class StageFiles:
       while self._missing():
         time.sleep(_PAUSE)
       text = json.dumps({**expected, 'sha256': self._digest()}, indent=2)
-      _replace(self.record_path, text.encode())
+      replace_text(self.record_path, text)
     while not self._record().get('sha256'):
       time.sleep(_PAUSE)
 
@@ -128,11 +131,3 @@ class StageFiles:
     except ValueError as error:
       raise DataError(f'{self.record_path} is damaged ({error}); remove {self.folder}, so that it '
                       'is made anew.') from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-  """Writes a file so that it is there whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_bytes(content)
-  os.replace(partial, path)

@@ -12,3 +12,8 @@ def replace_bytes(path: Path, data: bytes | memoryview) -> None:
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+  """replace_bytes of text in UTF-8."""
+  replace_bytes(path, text.encode())

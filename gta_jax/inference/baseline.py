@@ -13,10 +13,11 @@ from gta_jax.data.files import IGNORE
 from gta_jax.data.pixel_features import pixel_features
 from gta_jax.data.sources import Dataset
 from gta_jax.data.splits import ids_sha256
+from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.metrics import Scores, confusion_matrix
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.training import config_rules, setup
-from gta_jax.training.logs import note, replace_text
+from gta_jax.training.logs import note
 
 _PIXELS = 60_000  # that the forest learns from, of all labelled images together
 _TREES = 100

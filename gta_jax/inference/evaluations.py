@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gta_jax.training.logs import replace_text
+from gta_jax.data.writing import replace_text
 from gta_jax.training.workdir_files import read_json
 
 # What two evaluations that are one have in common; they differ in their protocols.

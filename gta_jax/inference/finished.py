@@ -13,6 +13,7 @@ import numpy as np
 
 from gta_jax.data import sources
 from gta_jax.data.splits import ids_sha256
+from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
@@ -22,7 +23,7 @@ from gta_jax.inference.model import Model
 from gta_jax.inference.predict import check_folders, predict_folder
 from gta_jax.training import config_rules, setup
 from gta_jax.training.finished_run import load_networks, read_run
-from gta_jax.training.logs import evaluation_sheet, note, replace_text
+from gta_jax.training.logs import evaluation_sheet, note
 from gta_jax.training.workdir_files import read_ids
 
 

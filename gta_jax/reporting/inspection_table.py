@@ -11,8 +11,8 @@ from gta_jax.data import sources
 from gta_jax.data.files import DataError
 from gta_jax.data.inspection import Inspection
 from gta_jax.data.proposals import Proposal, shown
+from gta_jax.data.writing import replace_text
 from gta_jax.training import config_rules, from_data, setup
-from gta_jax.training.logs import replace_text
 from gta_jax.training.workdir_files import read_json
 
 _WIDTH = 100

@@ -6,12 +6,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from gta_jax.data.writing import replace_text
 from gta_jax.reporting import elements, sections
 from gta_jax.reporting.charts import make_charts, vega_bundle
 from gta_jax.reporting.runs import Record, labels_of, read_record, verdicts
 from gta_jax.reporting.seeds import seeds_table
 from gta_jax.reporting.viewer import viewer_images
-from gta_jax.training.logs import replace_text
 
 FILE = 'report.html'
 # Nothing is loaded from anywhere; Vega compiles the expressions of its charts. A page that is

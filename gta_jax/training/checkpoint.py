@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gta_jax.data.writing import replace_text
 from gta_jax.methods.contract import TrainState
 from gta_jax.ops.network import Variables
-from gta_jax.training.logs import note, replace_text
+from gta_jax.training.logs import note
 
 _REST = 'rest'  # the item that holds all but the networks
 # STEP, STEP.json, and what a killed save leaves of them; whatever else lies there is the user's.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-
-def replace_text(path: Path, text: str) -> None:
-  """Writes a file so that at any moment either the old or the new one is there, whole."""
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
+from gta_jax.data.writing import replace_text
 
 
 def note(text: str, stream: TextIO | None = None) -> None:

@@ -11,6 +11,7 @@ import jax
 
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.splits import ids_sha256
+from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.evaluation.pictures import write_picture
 from gta_jax.evaluation.protocols import WHOLE, Protocol
@@ -21,7 +22,7 @@ from gta_jax.ops.network import Variables
 from gta_jax.training import verdict
 from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.init_from import first_state
-from gta_jax.training.logs import final_table, note, replace_text
+from gta_jax.training.logs import final_table, note
 from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.same_run import check_same, has_checkpoint, write_same
 from gta_jax.training.setup import Run

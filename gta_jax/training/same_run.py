@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.training import config_rules
-from gta_jax.training.logs import replace_text
 from gta_jax.training.setup import Run, to_json
 from gta_jax.training.workdir_files import lists_of, read_ids, read_json, write_lists
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.layers import make_layers
 from gta_jax.evaluation.metrics import iou
 from gta_jax.evaluation.pictures import prediction_grid
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.evaluation.windows import Prediction
-from gta_jax.training.logs import replace_text
 from gta_jax.training.setup import Run
 from gta_jax.training.summary import device_line, parameter_counts
 from gta_jax.training.workdir_files import read_json

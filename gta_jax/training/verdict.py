@@ -1,5 +1,6 @@
 """What the network and the unlabelled images have brought, as a sentence."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gta_jax.data.splits import ids_sha256
+from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.bootstrap import miou_difference
 from gta_jax.evaluation.metrics import iou
 from gta_jax.training.logs import note
@@ -40,10 +42,9 @@ def write_confusions(
 ) -> None:
   """Keeps the counts of every validation image, int64 [N,K,K] by network."""
   arrays: dict[str, Any] = {'/ids': np.array(ids), **by_network}
-  partial = workdir / f'{_FILE}.partial'
-  with partial.open('wb') as file:
-    np.savez_compressed(file, **arrays)
-  partial.replace(workdir / _FILE)
+  file = io.BytesIO()
+  np.savez_compressed(file, **arrays)
+  replace_bytes(workdir / _FILE, file.getbuffer())
 
 
 def read_run(workdir: Path, *, name: str, network: str) -> Scored | None:

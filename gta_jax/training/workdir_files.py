@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gta_jax.data.sources import Dataset
-from gta_jax.training.logs import replace_text
+from gta_jax.data.writing import replace_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
