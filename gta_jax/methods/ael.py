@@ -49,7 +49,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, descend, forward, slope
+from gta_jax.methods.gradient_step import Objective, descend, forward, move_on, slope
 from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
@@ -182,16 +182,16 @@ class Ael(Supervised):
         state, *said = self.teach(tools, state, of_labelled, everywhere, keys[3])
         pseudo = (said[0], said[1], jax.random.uniform(keys[4], everywhere.shape))
       objective, move = self.labelled_objective(tools, labelled, pseudo, confidence, keys[5])
-      slopes = [slope(tools, state.networks['student'], objective)]
-      confidence = move(slopes[0].sums['means'])
+      variables = state.networks['student']
+      by_labelled, variables = move_on(slope(tools, variables, objective), variables)
+      confidence = move(by_labelled.sums['means'])
       pseudo = (labels, kappa, jax.random.uniform(jax.random.fold_in(keys[6], 0), labels.shape))
       objective = self.mixed_objective(tools, images, pseudo, confidence, keys[6])
-      variables = with_statistics(state.networks['student'], slopes[0].batch_stats)
-      slopes.append(slope(tools, variables, objective))
-      state, learnt = descend(state, 'student', optimizer, *slopes)
+      by_mixed = slope(tools, variables, objective)
+      state, learnt = descend(state, 'student', optimizer, by_labelled, by_mixed)
       state, decay = self.follow(tools, state)
 
-      kept = slopes[1].sums['kept']
+      kept = by_mixed.sums['kept']
       metrics |= learnt | decay | {
         'kept_share': jnp.sum(kept) / valid.size,
         'kept_share_by_class': kept / jnp.maximum(jnp.sum(kept), 1),

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, Slope, descend, forward, slope
+from gta_jax.methods.gradient_step import Objective, Slope, descend, forward, in_turn
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import Term, labelled_term, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -128,11 +128,10 @@ class Cps(Learners):
       divisor = jnp.maximum(jnp.sum(counted) + jnp.sum(valid), 1)
       seen = {LABELLED: (labelled.images, counted, {}, labelled.targets),
               CROSS: (images, valid, clean, ())}
-      found = {}
-      for i, kind in enumerate(self.order):
-        loss = self.make_loss(tools, labelled if kind == LABELLED else None, divisor)
-        found[kind] = slope(tools, both, Objective(loss, seen[kind], jax.random.fold_in(key, i)))
-        both = with_statistics(both, found[kind].batch_stats)
+      found = dict(zip(self.order, in_turn(tools, both, (
+        Objective(self.make_loss(tools, labelled if kind == LABELLED else None, divisor),
+                  seen[kind], jax.random.fold_in(key, i))
+        for i, kind in enumerate(self.order))), strict=True))
       first, second = (found[CROSS].rows[name] for name in NAMES)
       metrics = agreement(first, second, valid, tools.num_classes)
       for name in NAMES:

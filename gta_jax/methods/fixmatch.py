@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, descend, forward, slope
+from gta_jax.methods.gradient_step import Objective, descend, forward, move_on, slope
 from gta_jax.methods.learners import Learners, StrongView
 from gta_jax.methods.objectives import (
   Term,
@@ -46,7 +46,7 @@ from gta_jax.methods.supervised import LABELLED
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
-from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Logits, Params, Variables
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -112,10 +112,10 @@ class FixMatch(StrongView, Learners):
       images = unlabelled_images(tools, unlabelled)
       (evaluated,), _ = forward(tools, variables, images, key=key)
       other = jax.tree.map(next_images, label(evaluated, unlabelled['valid']))
-      weak = slope(tools, variables, self.weak(tools, labelled, images, unlabelled['valid'], key))
+      weak, variables = move_on(slope(
+        tools, variables, self.weak(tools, labelled, images, unlabelled['valid'], key)), variables)
       own, strong = weak.rows, self.strong_terms(tools, images, weak.rows, other, key_strong)
       objective, = passes(tools, strong, strong, joint=True, key=jax.random.fold_in(key, 1))
-      variables = with_statistics(variables, weak.batch_stats)
       state, metrics = descend(
         state, MODEL, optimizer, weak, slope(tools, variables, objective))
       metrics |= self.metrics(own, tools.num_classes)

@@ -7,7 +7,7 @@ micro-batch makes of the old ones. Dropout draws anew for each. To save memory w
 there is model.remat.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -66,21 +66,15 @@ def gradient_step(
 ) -> tuple[TrainState, Metrics]:
   """One step of a network down the gradient of the sum of the objectives (Eq. 8 or 11).
 
-  Each objective sees the running statistics that the one before it has left; all see the same
-  parameters.
-
   Args:
     tools: of the method.
     state: before the step.
     name: of the network.
     optimizer: of it.
-    *objectives: at least one.
+    *objectives: at least one; see in_turn.
   Returns: the state, and the metrics of `descend` with what else the objectives say.
   """
-  slopes, variables = [], state.networks[name]
-  for objective in objectives:
-    slopes.append(slope(tools, variables, objective))
-    variables = with_statistics(variables, slopes[-1].batch_stats)
+  slopes = in_turn(tools, state.networks[name], objectives)
   state, metrics = descend(state, name, optimizer, *slopes)
   for each in slopes:
     metrics |= each.sums
@@ -126,6 +120,31 @@ def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
   rows, found, count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)
   return found._replace(batch_stats=mean(found.batch_stats, count), rows=rows)
+
+
+def in_turn(
+  tools: Tools, variables: Variables, objectives: Iterable[Objective]
+) -> list[Slope]:
+  """The slope of each objective, one after the other (see move_on).
+
+  Each sees the running statistics that the one before it has left; all see the same parameters.
+  """
+  slopes: list[Slope] = []
+  for objective in objectives:
+    if slopes:
+      slopes[-1], variables = move_on(slopes[-1], variables)
+    slopes.append(slope(tools, variables, objective))
+  return slopes
+
+
+def move_on(found: Slope, variables: Variables) -> tuple[Slope, Variables]:
+  """The slope, and the variables with its running statistics, for the next pass of the network.
+
+  That pass waits for the slope's backward pass, whose activations are free by then; else XLA may
+  keep those of both. Compilers for GPUs honour such a barrier, that for CPUs drops it.
+  """
+  found, variables = jax.lax.optimization_barrier((found, variables))
+  return found, with_statistics(variables, found.batch_stats)
 
 
 def forward(

@@ -48,7 +48,7 @@ import optax
 
 from gta_jax.methods.accumulation import mean, over_micro_batches
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, Slope, descend, slope
+from gta_jax.methods.gradient_step import Objective, Slope, descend, in_turn
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import labelled_term, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -140,12 +140,10 @@ class PseudoSeg(Learners):
         labels = jnp.argmax(resize_bilinear(soft, valid.shape[1:3]), axis=-1)
         metrics |= oracle_metrics(jnp.where(valid, labels, IGNORE), unlabelled, tools.num_classes)
 
-      slopes = []
-      for objective in (self.pseudo_objective(tools, strong, seen, soft, keys[2]),
-                        self.labelled_objective(tools, batches[LABELLED], keys[3])):
-        slopes.append(slope(tools, with_statistics(variables, stats), objective))
-        stats = slopes[-1].batch_stats
-      slopes = [_scale_biases(each, self.bias_multiplier) for each in slopes]
+      slopes = [_scale_biases(each, self.bias_multiplier) for each in in_turn(
+        tools, with_statistics(variables, stats),
+        (self.pseudo_objective(tools, strong, seen, soft, keys[2]),
+         self.labelled_objective(tools, batches[LABELLED], keys[3])))]
       state, learnt = descend(state, MODEL, optimizer, *slopes)
       return state.replace(step=state.step + 1), metrics | learnt
 

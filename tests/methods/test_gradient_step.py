@@ -104,3 +104,13 @@ def test_what_cannot_be_cut_is_refused():
     take_step(network, Accumulation(4))
   with pytest.raises(ValueError, match='of one size'):
     over_micro_batches(None, (jnp.zeros(4), jnp.zeros(2)), TWO, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize('name', ['mean_teacher', 'fixmatch', 'cps', 'ael'])
+def test_a_pass_waits_for_the_pass_before(name):
+  """Else a GPU keeps the activations of both; a CPU can show the barrier alone, as it drops it."""
+  method = make_method(name)
+  tools = tiny.make_tools(tiny.linear_network())
+  state, step = tiny.first_state(method, tools), tiny.make_steps(method, tools)['main']
+  program = jax.make_jaxpr(step)(state, *tiny.make_batches(0))
+  assert 'optimization_barrier' in str(program)
