@@ -252,7 +252,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
          'convert: the first three, a layout; export: the others.')
   text('size', 'export: HEIGHTxWIDTH of images, 360x480; the crop by default.')
-  text('classes', 'convert: a classes.txt with names and colours, where the source has none.')
+  text('classes', 'convert: a classes.txt with names and colours, in the place of the source\'s.')
   switch('copy', 'convert: copies images, instead of symbolic links.')
   text('out', 'What is written: a data folder, masks and overlays, or a page.')
   names('workdirs', 'report: folders of several runs, A,B,..., in the place of --workdir.')

@@ -2,8 +2,8 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -12,11 +12,11 @@ from gta_jax.data import convert_coco, convert_masks
 from gta_jax.data.class_list import Classes, read_classes, write_classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import DataError, FileReader
-from gta_jax.data.sources import default_palette
 
-FORMATS: dict[str, Callable[[Path], Source]] = {
+FORMATS: dict[str, Callable[[Path, Classes | None], Source]] = {
   'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
-_LISTS = ('train', 'val', 'test')
+_HELD_OUT = ('val', 'test')
+_LABELLED = 'labeled'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def convert(
     source: folder in the other layout; nothing in it changes.
     out: the new folder, which must not exist or be empty. It appears when it is whole.
     layout: a key of FORMATS.
-    classes: a classes.txt with names and colours; of voc and masks, where SOURCE holds none.
+    classes: a classes.txt with names and colours, instead of SOURCE's; of voc and masks.
     copy: whether images are copied; they are symbolic links otherwise.
   Raises: DataError for a source that is not in this layout, an `out` that holds something, and
     where nothing is left.
@@ -74,11 +74,7 @@ def convert(
     raise DataError(f'{out} is there already; give a folder that does not exist.')
   if out.resolve().is_relative_to(source.resolve()):
     raise DataError(f'{out} lies in {source}; give a folder outside it.')
-  found = FORMATS[layout](source)
-  if classes is not None:
-    named = read_classes(classes)
-    found = dataclasses.replace(
-      found, classes=named.names, palette=named.palette, ignored=named.ignored)
+  found = FORMATS[layout](source, classes and read_classes(classes))
   partial = out.with_name(f'.{out.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
   try:
@@ -96,24 +92,29 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
   kept = [item for item in found.items if _is_usable(item, left_out)]
   masked = [item for item in kept if item.mask]
   numbering = convert_masks.number(found, [item for item in masked if item.mask], left_out)
-  palette = numbering.palette
-  if palette is None:
-    palette = default_palette(len(numbering.classes))
   (out / 'masks').mkdir(parents=True)
-  masks = 0
+  masks = set()
   for item in masked:
-    reason = _write_mask(item, numbering, out / 'masks' / f'{item.id}.png', palette)
-    masks += reason is None
+    reason = _write_mask(item, numbering, out / 'masks' / f'{item.id}.png')
     if reason:
       left_out[f'mask of {item.id}'] = reason
+    else:
+      masks.add(item.id)
   if not masks:
     raise DataError('No mask could be converted: ' + '; '.join(
       f'{name}: {reason}' for name, reason in list(left_out.items())[:3]) + '.')
+  held_out = {id for name in _HELD_OUT for id in found.lists.get(name, ())} - masks
   for item in kept:
-    _place(item, out / 'images' / f'{item.id}{item.image.suffix.lower()}', copy=copy)
-  write_classes(out / 'classes.txt', Classes(numbering.classes, palette))
-  report = Report(len(kept), masks, numbering.classes, _write_lists(found, kept, out / 'splits'),
-                  left_out, numbering.notes)
+    if item.id in held_out:
+      left_out[str(item.image)] = (
+        'val.txt or test.txt has it, but there is no mask to score it by; it must not train either')
+    else:
+      _place(item, out / 'images' / f'{item.id}{item.image.suffix.lower()}', copy=copy)
+  usable = {item.id for item in kept} - held_out
+  lists = _write_lists(found, usable, masks, out / 'splits', left_out)
+  write_classes(out / 'classes.txt', numbering.classes)
+  report = Report(
+    len(usable), len(masks), numbering.classes.names, lists, left_out, numbering.notes)
   (out / 'conversion.txt').write_text(report.text(), encoding='utf-8')
   return report
 
@@ -133,7 +134,7 @@ def _size(item: Item) -> tuple[int, int]:
 
 
 def _write_mask(
-  item: Item, numbering: convert_masks.Numbering, path: Path, palette: np.ndarray
+  item: Item, numbering: convert_masks.Numbering, path: Path
 ) -> str | None:
   """Writes a mask; returns why it was left out, or None."""
   try:
@@ -146,7 +147,7 @@ def _write_mask(
   path.parent.mkdir(parents=True, exist_ok=True)
   picture = Image.fromarray(ids)
   table = np.full((256, 3), 224, np.uint8)
-  table[: len(palette)] = palette
+  table[: len(numbering.classes.palette)] = numbering.classes.palette
   picture.putpalette(table.tobytes())
   picture.save(path)
   return None
@@ -160,12 +161,20 @@ def _place(item: Item, path: Path, *, copy: bool) -> None:
     path.symlink_to(item.image.resolve())
 
 
-def _write_lists(found: Source, kept: Sequence[Item], folder: Path) -> dict[str, int]:
+def _write_lists(
+  found: Source, usable: Collection[str], masks: Collection[str], folder: Path,
+  left_out: dict[str, str],
+) -> dict[str, int]:
   folder.mkdir()
-  counts, usable = {}, {item.id for item in kept}
-  for name in _LISTS:
-    ids = [id for id in dict.fromkeys(found.lists.get(name, ())) if id in usable]
+  counts = {}
+  for name, listed in found.lists.items():
+    ids = [id for id in dict.fromkeys(listed) if id in usable]
+    if PurePosixPath(name).name == _LABELLED:
+      left_out |= {f'{id} of {name}.txt': 'it has no mask' for id in ids if id not in masks}
+      ids = [id for id in ids if id in masks]
     if ids:
-      (folder / f'{name}.txt').write_text('\n'.join(ids) + '\n', encoding='utf-8')
+      path = folder / f'{name}.txt'
+      path.parent.mkdir(exist_ok=True)
+      path.write_text('\n'.join(ids) + '\n', encoding='utf-8')
       counts[name] = len(ids)
   return counts

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source, read_mask
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
 from gta_jax.data.listing import visible_files
+from gta_jax.data.sources import default_palette
 
 _ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
 # List -> words of an annotation file's name that fill it, the first one first; all others train.
 _LISTS = {'val': {'val', 'valid', 'validation', 'minival'}, 'test': {'test', 'testing', 'testdev'}}
 
 
-def read_coco(root: Path) -> Source:
+def read_coco(root: Path, classes: Classes | None = None) -> Source:
   """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
 
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
@@ -28,8 +30,13 @@ def read_coco(root: Path) -> Source:
   that list. An image is the file whose path ends with file_name; where two do, see _Images.find, it
   is left out.
 
-  Raises: DataError where there is no such JSON, or one is damaged.
+  An image without an annotation is an unlabelled one.
+
+  Raises: DataError where there is no such JSON, one is damaged, or `classes` are given.
   """
+  if classes:
+    raise DataError('COCO\'s JSON names the classes; leave --classes out, and rename them in the '
+                    'classes.txt that is written.')
   folder = root / _ANNOTATIONS if (root / _ANNOTATIONS).is_dir() else root
   paths = sorted(folder.glob('*.json'))
   if not paths:
@@ -45,13 +52,14 @@ def read_coco(root: Path) -> Source:
   names = [categories[id] for id in sorted(categories)]
   if len({*names}) < len(names):
     raise DataError(f'{folder} has two categories of one name; rename one.')
-  classes = names if panoptic == {True} else [_BACKGROUND, *names]
-  if not 0 < len(classes) <= IGNORE:
-    raise DataError(f'{folder} has {len(classes)} classes; 1 to {IGNORE} are possible.')
-  numbers = {id: i + len(classes) - len(names) for i, id in enumerate(sorted(categories))}
+  first = () if panoptic == {True} else (_BACKGROUND,)
+  if not 0 < len(first) + len(names) <= IGNORE:
+    raise DataError(
+      f'{folder} has {len(first) + len(names)} classes; 1 to {IGNORE} are possible.')
+  numbers = {id: i for i, id in enumerate(sorted(categories), len(first))}
   if panoptic == {False}:
     _need_pycocotools()
-  return _source(root, content, numbers, tuple(classes))
+  return _source(root, content, numbers, (*first, *names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +138,12 @@ def _source(
       drawn = by_image.get(image['id'], [])
       items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
       lists[name].append(id)
-  return Source(list(items.values()), lists, left_out, classes)
+  bare = sum(items[id].mask is None for id in lists['train'])
+  notes = (f'{bare} training images have no annotation: they are unlabelled images, not images of '
+           'nothing.',) if bare else ()
+  return Source(
+    list(items.values()), lists, left_out, Classes(classes, default_palette(len(classes))),
+    notes, numbered=True)
 
 
 def _locate(

@@ -1,20 +1,24 @@
 """Sources of a conversion whose masks are pictures: VOC's layout, and a pair of folders."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gta_jax.data.class_list import read_classes
+from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
-from gta_jax.data.listing import visible_files
-from gta_jax.data.masks import Colour, mask_kind
+from gta_jax.data.listing import composed, id_of, readings, visible_files
+from gta_jax.data.masks import MaskCode, classes_of_palette, mask_kind
+from gta_jax.data.sources import default_palette
 
 _MASKS = ('.png', '.bmp', '.tif', '.tiff')
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
 _VOID = (224, 224, 192)  # VOC's border
+_LISTS = ('train', 'val', 'test')
+_NO_COLOURS = MaskCode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,29 +36,26 @@ class Source:
 
   Attributes:
     items: its images.
-    lists: ids by list: train, val, test.
+    lists: ids by the name of their list below splits/: train, val, test, 46/labeled, 46/unlabeled.
     left_out: file -> why.
-    classes: names by id; None where the masks have to tell how many there are.
-    palette: uint8 [K,3]; None for VOC's colours.
+    classes: None where the masks have to tell them.
     notes: sentences about what was decided.
-    ignored: colours of pixels without a label, besides VOC's.
+    numbered: whether masks are known to hold ids of classes, 255 being void.
   """
 
   items: Sequence[Item]
   lists: Mapping[str, Sequence[str]]
   left_out: Mapping[str, str]
-  classes: tuple[str, ...] | None = None
-  palette: np.ndarray | None = None
+  classes: Classes | None = None
   notes: tuple[str, ...] = ()
-  ignored: tuple[Colour, ...] = ()
+  numbered: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
   """What the values of masks mean. colours: code -> id; binary: 255 is class 1."""
 
-  classes: tuple[str, ...]
-  palette: np.ndarray | None
+  classes: Classes
   colours: Mapping[int, int]
   binary: bool
   notes: tuple[str, ...]
@@ -65,10 +66,10 @@ class Numbering:
     mask = item.mask()
     if mask.ndim == 2:
       ids = np.where(mask == IGNORE, 1, mask).astype(np.uint8) if self.binary else mask
-      unknown = np.setdiff1d(ids, [*range(len(self.classes)), IGNORE])
+      unknown = np.setdiff1d(ids, [*range(len(self.classes.names)), IGNORE])
       if unknown.size:
-        raise DataError(f'it holds {unknown.tolist()[:10]}, but there are {len(self.classes)} '
-                        'classes; add them to classes.txt, or renumber')
+        raise DataError(f'it holds {unknown.tolist()[:10]}, but there are '
+                        f'{len(self.classes.names)} classes; add them to classes.txt, or renumber')
       return ids
     values, inverse = np.unique(_codes(mask), return_inverse=True)
     unknown = [value for value in values.tolist() if value not in self.colours]
@@ -90,7 +91,7 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
   Raises: DataError for masks without a sensible set of classes.
   """
   grey, codes = set(), set()
-  if found.classes is None or found.palette is None or len(found.classes) == 2:
+  if found.classes is None or (len(found.classes.names) == 2 and not found.numbered):
     for item in masked:
       assert item.mask
       try:
@@ -103,44 +104,48 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
       if len(codes) > 4 * IGNORE:
         raise DataError(f'The masks hold more than {4 * IGNORE} colours; they are no class '
                         'colours, or were saved as JPEG. Export them as PNG.')
-  notes, binary = list(found.notes), grey == {0, IGNORE} and len(found.classes or 'ab') == 2
+  # Without a list of classes, or with one of two.
+  notes, binary = list(found.notes), grey == {0, IGNORE}
   if binary:
     notes.append('Masks hold 0 and 255 alone: 255 was taken for class 1, not for void.')
-  names, palette = found.classes, found.palette
-  if names is None:
+  classes = found.classes
+  if classes is None:
     known = sorted(codes - {_code(_VOID)})
     count = len(known) if codes else 2 if binary else max(grey - {IGNORE}, default=0) + 1
     if not 0 < count <= IGNORE:
       raise DataError(f'The masks hold {count} classes; 1 to {IGNORE} are possible. Give '
                       '--classes, a classes.txt with the colours.')
     names = tuple(f'class{i}' for i in range(count))
-    palette = np.array([_colour(code) for code in known], np.uint8) if codes else None
+    colours = np.array([_colour(code) for code in known], np.uint8) if codes else (
+      default_palette(count))
+    classes = Classes(names, colours)
     notes.append('No list of classes was found: rename those in classes.txt.')
-  colours = {_code(colour): i for i, colour in enumerate(() if palette is None else palette)}
-  void = {_code(colour): IGNORE for colour in (_VOID, *found.ignored)}
-  return Numbering(names, palette, {**void, **colours}, binary, tuple(notes))
+  ids = {_code(colour): i for i, colour in enumerate(classes.palette)}
+  void = {_code(colour): IGNORE for colour in (_VOID, *classes.ignored)}
+  return Numbering(classes, {**void, **ids}, binary, tuple(notes))
 
 
-def read_voc(root: Path) -> Source:
+def read_voc(root: Path, classes: Classes | None = None) -> Source:
   """JPEGImages, SegmentationClass and, if there, ImageSets/Segmentation, of any classes.
 
-  Colours of RGB masks come from labelmap.txt (name:r,g,b::, as CVAT writes it) or classes.txt.
+  Colours of masks come from `classes`, classes.txt or labelmap.txt (name:r,g,b::, as CVAT writes
+  it).
   """
   images, masks = root / 'JPEGImages', root / 'SegmentationClass'
   for folder in (images, masks):
     if not folder.is_dir():
       raise DataError(f'{folder} does not exist; VOC\'s layout has JPEGImages and '
                       'SegmentationClass.')
-  lists = {}
-  for name in ('train', 'val', 'test'):
-    path = root / 'ImageSets' / 'Segmentation' / f'{name}.txt'
-    if path.is_file():
-      lists[name] = [line.strip() for line in _text(path).splitlines() if line.strip()]
-  return _pair(root, images, masks, lists)
+  folder = root / 'ImageSets' / 'Segmentation'
+  paths = {name: path for name in _LISTS if (path := folder / f'{name}.txt').is_file()}
+  return _pair(root, images, masks, paths, classes)
 
 
-def read_pair(root: Path) -> Source:
-  """A folder of images and one of masks; ids below train/, val/ and test/ go to these lists."""
+def read_pair(root: Path, classes: Classes | None = None) -> Source:
+  """A folder of images and one of masks, and splits/ as a data folder has it, if there.
+
+  Without it ids below train/, val/ and test/ go to these lists. Classes are found as by read_voc.
+  """
   def only(names: Sequence[str], kind: str) -> Path:
     found = [root / name for name in names if (root / name).is_dir()]
     if len(found) != 1:
@@ -148,17 +153,25 @@ def read_pair(root: Path) -> Source:
                       f'{" or ".join(names)}.')
     return found[0]
 
-  source = _pair(root, only(_IMAGE_FOLDERS, 'images'), only(_MASK_FOLDERS, 'masks'), {})
+  splits = root / 'splits'
+  drawn = [*splits.glob('*/labeled.txt'), *splits.glob('*/unlabeled.txt')]
+  paths = {path.relative_to(splits).with_suffix('').as_posix(): path
+           for path in (*(splits / f'{name}.txt' for name in _LISTS), *sorted(drawn))
+           if path.is_file()}
+  source = _pair(
+    root, only(_IMAGE_FOLDERS, 'images'), only(_MASK_FOLDERS, 'masks'), paths, classes)
+  if paths:
+    return source
   lists = {name: [item.id for item in source.items if item.id.split('/')[0] == name]
-           for name in ('train', 'val', 'test')}
+           for name in _LISTS}
   return dataclasses.replace(source, lists={k: v for k, v in lists.items() if v})
 
 
 def find(folder: Path, suffixes: Sequence[str], left_out: dict[str, str]) -> dict[str, Path]:
-  """Path below the folder without its suffix -> file; others are left out with the reason."""
+  """Id -> file; others are left out with the reason."""
   found: dict[str, Path] = {}
   for path in visible_files(folder):
-    id = path.relative_to(folder).with_suffix('').as_posix()
+    id = id_of(path, folder)
     if path.suffix.lower() not in suffixes:
       left_out[str(path)] = f'its suffix is none of {", ".join(suffixes)}'
     elif id in found:
@@ -169,32 +182,46 @@ def find(folder: Path, suffixes: Sequence[str], left_out: dict[str, str]) -> dic
 
 
 def _pair(
-  root: Path, images: Path, masks: Path, lists: Mapping[str, Sequence[str]]
+  root: Path, images: Path, masks: Path, paths: Mapping[str, Path], classes: Classes | None
 ) -> Source:
+  if classes is None and (root / 'classes.txt').is_file():
+    classes = read_classes(root / 'classes.txt')
+  elif classes is None and (root / 'labelmap.txt').is_file():
+    classes = _read_labelmap(root / 'labelmap.txt')
+  code = classes.code if classes else _NO_COLOURS
   left_out: dict[str, str] = {}
   found, of_masks = find(images, IMAGE_SUFFIXES, left_out), find(masks, _MASKS, left_out)
   items = []
   for id, path in found.items():
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)
-    items.append(Item(id, path, mask and _reader(mask)))
+    items.append(Item(id, path, mask and functools.partial(read_mask, mask, code)))
   left_out |= {str(path): 'no image has its name' for path in of_masks.values()}
-  for name, ids in lists.items():
-    left_out |= {f'{id} of {name}.txt': 'no such image' for id in ids if id not in found}
-  classes, palette, ignored = None, None, ()
-  if (root / 'classes.txt').is_file():
-    named = read_classes(root / 'classes.txt')
-    classes, palette, ignored = named.names, named.palette, named.ignored
-  elif (root / 'labelmap.txt').is_file():
-    classes, palette = _read_labelmap(root / 'labelmap.txt')
-  return Source(items, lists, left_out, classes, palette, ignored=ignored)
+  lists = {name: _read_list(name, path, found, left_out) for name, path in paths.items()}
+  return Source(items, lists, left_out, classes)
 
 
-def _reader(path: Path) -> Callable[[], np.ndarray]:
-  return lambda: read_mask(path)
+def _read_list(
+  name: str, path: Path, images: Mapping[str, Path], left_out: dict[str, str]
+) -> list[str]:
+  ids = []
+  for line in filter(None, map(str.strip, _text(path).splitlines())):
+    known = [id for id in readings(line, IMAGE_SUFFIXES) if id in images]
+    if known:
+      ids.append(known[0])
+    else:
+      left_out[f'{composed(line)} of {name}.txt'] = 'no such image'
+  return ids
 
 
-def read_mask(path: Path) -> np.ndarray:
-  """uint8 [H,W] of grey values or palette indices, or [H,W,3] of colours; DataError else."""
+def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
+  """The pixels of a mask.
+
+  Args:
+    path: of the file.
+    code: tells which classes the colours of a palette are, where it does (classes_of_palette).
+  Returns: uint8 [H,W] of ids, grey values or palette indices, or [H,W,3] of colours.
+  Raises: DataError for a file that is damaged or holds something else.
+  """
   with open_image(path, path) as image:
     if image.mode not in ('1', 'L', 'P', 'RGB', 'RGBA'):
       raise DataError(f'{path} has pixels of kind {image.mode}; export it with 8 bits a channel.')
@@ -206,12 +233,18 @@ def read_mask(path: Path) -> np.ndarray:
       pixels = np.asarray(image)
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
+    palette = image.getpalette() if image.mode == 'P' else None
   if pixels.dtype == bool:
     return pixels.astype(np.uint8)
+  if palette:
+    table = np.arange(IGNORE + 1, dtype=np.uint8)
+    for index, id in classes_of_palette(pixels, palette, code).items():
+      table[index] = id
+    return table[pixels]
   return pixels[..., :3] if pixels.ndim == 3 else pixels
 
 
-def _read_labelmap(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+def _read_labelmap(path: Path) -> Classes:
   names, palette = [], []
   for line in _text(path).splitlines():
     if not line.strip() or line.startswith('#'):
@@ -225,7 +258,7 @@ def _read_labelmap(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     palette.append([int(n) for n in numbers])
   if not 0 < len(names) <= IGNORE:
     raise DataError(f'{path} names {len(names)} classes; 1 to {IGNORE} are possible.')
-  return tuple(names), np.array(palette, np.uint8)
+  return Classes(tuple(names), np.array(palette, np.uint8), chosen=True)
 
 
 def _text(path: Path) -> str:

@@ -22,7 +22,7 @@ from gta_jax.data.files import (
   read_ends,
 )
 from gta_jax.data.folder_notes import OTHER_IMAGES, of_masks, of_turned, of_unlisted
-from gta_jax.data.listing import visible_files
+from gta_jax.data.listing import id_of, readings, visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
@@ -215,7 +215,7 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
   for path in visible_files(folder):
     if not path.suffix:
       continue
-    id = path.relative_to(folder).with_suffix('').as_posix()
+    id = id_of(path, folder)
     if path.suffix.lower() not in suffixes:
       others[id] = str(path)
       continue
@@ -247,22 +247,17 @@ def _read_list(path: pathlib.Path, images: _Files) -> tuple[str, ...]:
   ids = {}
   for number, line in read_lines(path):
     # Looked up among the files found, so that no list can lead out of the folder.
-    known = [id for id in _readings(line) if id in images.read]
+    meant = readings(line, (*IMAGE_SUFFIXES, *OTHER_IMAGES))
+    known = [id for id in meant if id in images.read]
     if not known:
-      for id in _readings(line):
+      for id in meant:
         if id in images.others:
           raise DataError(f'{path}, line {number}: {images.others[id]} has a suffix that is not '
                           f'read; convert it to one of {", ".join(IMAGE_SUFFIXES)}.')
       raise DataError(f'{path}, line {number}: no image below images/ has the id '
-                      f'{_readings(line)[-1]!r}; add the image or remove the line.')
+                      f'{meant[-1]!r}; add the image or remove the line.')
     if known[0] in ids:
       raise DataError(f'{path}, line {number}: {known[0]!r} is on line {ids[known[0]]} already; '
                       'remove one.')
     ids[known[0]] = number
   return tuple(ids)
-
-
-def _readings(line: str) -> tuple[str, ...]:
-  """A line as an id, then as one with a suffix behind it."""
-  suffixed = line.lower().endswith((*IMAGE_SUFFIXES, *OTHER_IMAGES))
-  return (line, line[:line.rfind('.')]) if suffixed else (line,)

@@ -1,5 +1,7 @@
-"""Which files of a folder count."""
+"""Which files of a folder count, and what they are called."""
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -15,3 +17,22 @@ def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
   paths = folder.rglob('*') if recursive else folder.iterdir()
   return sorted(path for path in paths if not path.is_dir() and not any(
     part.startswith('.') for part in path.relative_to(folder).parts))
+
+
+def id_of(path: Path, folder: Path) -> str:
+  """The path below the folder without its suffix, in Unicode's composed form (NFC).
+
+  Archives made on a Mac hold decomposed names, while lists and masks of other programs do not.
+  """
+  return composed(path.relative_to(folder).with_suffix('').as_posix())
+
+
+def composed(text: str) -> str:
+  """Text in the form of ids."""
+  return unicodedata.normalize('NFC', text)
+
+
+def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
+  """What a line of a list may mean: an id, then one with a suffix behind it."""
+  line = composed(line)
+  return (line, line[:line.rfind('.')]) if line.lower().endswith(tuple(suffixes)) else (line,)

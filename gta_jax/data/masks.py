@@ -15,7 +15,7 @@ MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of 
 Colour = tuple[int, int, int]
 _IDS, _DEEP_IDS, _COLOURS = 'ids', 'deep ids', 'colours'
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
-           'classes.txt as RGB of 8 bits; export it so.')
+           'classes.txt as RGB of 8 bits; export it so')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,13 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
       pixels = np.asarray(image)
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
-    if image.mode == 'P' and code.chosen:
+    if image.mode == 'P':
       _check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
     ids = _ids_of_colours(pixels, path, code)
   else:
     if kind == _DEEP_IDS and pixels.max() > IGNORE:
-      raise DataError(f'{path} holds {int(pixels.max())}; {_NEEDED}')
+      raise DataError(f'{path} holds {int(pixels.max())}; {_NEEDED}.')
     ids = pixels.astype(np.uint8)
   return ids if code.white == IGNORE else _ids_of_white(ids, path, code.white)
 
@@ -76,32 +76,43 @@ def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
     if image.mode in ('RGB', 'RGBA', 'RGBX'):
       return _COLOURS
   kind = f'grey with {_grey_bits(image)} bits' if stretched else f'{image.mode} with {bits} bits'
-  raise DataError(f'{path} is {kind} a channel; {_NEEDED}')
+  remedy = ', or let --mode convert write the masks anew' if image.mode == '1' else ''
+  raise DataError(f'{path} is {kind} a channel; {_NEEDED}{remedy}.')
 
 
-def _check_indices(
-  indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode
-) -> None:
-  """Refuses indices whose colours are all those of classes, but of others than the indices name.
+def classes_of_palette(
+  indices: np.ndarray, palette: Sequence[int], code: MaskCode
+) -> dict[int, int]:
+  """Index -> the class that its colour names, where the palette tells the mask's classes apart.
 
   Programs that save a coloured mask with a palette number the colours as they like.
 
   Args:
     indices: uint8 [H,W].
     palette: R, G, B of index 0, then of index 1, ...
+    code: of the data set.
+  Returns: that of every index below 255 in the mask; nothing where a colour is no class's, or two
+    are one's, or not every class has a colour of the user's.
   """
+  if not code.chosen:
+    return {}
   classes: dict[tuple[int, ...], int] = {
     **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
   used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
   named = {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
-  wrong = [i for i, id in named.items() if id != i]
-  distinct = len({*named.values()}) == len(named)  # Else the palette tells nothing apart.
-  if wrong and distinct and None not in named.values():
-    id = named[wrong[0]]
-    raise DataError(
-      f'{path} has a palette that gives index {wrong[0]} the colour of '
-      f'{"ignored pixels" if id == IGNORE else f"class {id}"} in classes.txt; save it as RGB, or '
-      'let classes.txt have the colours in the order of the palette.')
+  found = {i: id for i, id in named.items() if id is not None}
+  return found if len({*found.values()}) == len(named) else {}
+
+
+def _check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode) -> None:
+  """Refuses indices whose colours are those of other classes than the indices name."""
+  for i, id in classes_of_palette(indices, palette, code).items():
+    if id != i:
+      raise DataError(
+        f'{path} has a palette that gives index {i} the colour of '
+        f'{"ignored pixels" if id == IGNORE else f"class {id}"} in classes.txt; save it as RGB, '
+        'let classes.txt have the colours in the order of the palette, or let --mode convert write '
+        'the masks anew.')
 
 
 def _grey_bits(image: ImageFile.ImageFile) -> int:

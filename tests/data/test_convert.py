@@ -226,3 +226,105 @@ def test_ignored_colours_and_grey_of_fewer_bits(tmp_path):
   convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), np.where(mask == 2, 255, mask))
   assert 'b.png is grey with 4 bits' in (tmp_path / 'out' / 'conversion.txt').read_text()
+
+
+def test_lists_of_a_data_folder_are_kept_and_what_cannot_be_scored_stays_out(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for name in 'abcdefg':
+    photo(root / 'images' / f'{name}.png')
+  for name in 'abef':
+    save(root / 'masks' / f'{name}.png', np.resize([0, 1], SIZE))
+  (root / 'classes.txt').write_text('sky\ncar\nignore 9 9 9\n')
+  for name, ids in {'train': 'abcd', 'val': 'eg', 'test': 'f', '2/labeled': 'abc'}.items():
+    path = root / 'splits' / f'{name}.txt'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(f'{id}.png\n' for id in ids))
+  report = convert(root, out, layout='masks')
+  assert report.lists == {'train': 4, 'val': 1, 'test': 1, '2/labeled': 2}
+  assert report.images == 6 and not (out / 'images' / 'g.png').exists()
+  assert 'g.png: val.txt or test.txt has it, but there is no mask' in report.text()
+  assert report.left_out['c of 2/labeled.txt'] == 'it has no mask'
+  assert (out / 'classes.txt').read_text().endswith('ignore 9 9 9\n')
+  dataset = folder.read_folder(out, labelled='2')
+  sources.check(dataset)
+  assert (dataset.labelled, dataset.unlabelled) == (('a', 'b'), ('c', 'd'))
+  assert (dataset.validation, dataset.test) == (('e',), ('f',))
+
+
+@pytest.mark.parametrize('where', ['classes.txt', 'labelmap.txt', '--classes'])
+def test_a_palette_in_another_order_than_the_classes_is_read_by_its_colours(tmp_path, where):
+  root, ids = tmp_path / 'in', np.resize([0, 1, 2, 255], SIZE)
+  photo(root / 'images' / 'a.png')
+  picture = Image.fromarray(np.select([ids == 0, ids == 1], [1, 0], ids).astype(np.uint8))
+  picture.putpalette([0, 200, 0, 200, 0, 0, 0, 0, 200, *[7] * 3 * 253])
+  (root / 'masks').mkdir()
+  picture.save(root / 'masks' / 'a.png')
+  chosen = None
+  if where == 'labelmap.txt':
+    (root / where).write_text('red:200,0,0::\ngreen:0,200,0::\nblue:0,0,200::\n')
+  else:
+    path = root / 'classes.txt' if where == 'classes.txt' else tmp_path / 'mine.txt'
+    path.write_text('red 200 0 0\ngreen 0 200 0\nblue 0 0 200\n')
+    chosen = path if where == '--classes' else None
+  convert(root, tmp_path / 'out', layout='masks', classes=chosen)
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), ids)
+
+
+def test_coco_images_without_annotations_are_unlabelled_and_never_held_out(tmp_path):
+  pytest.importorskip('pycocotools')
+  box = [{'image_id': 1, 'category_id': 7, 'segmentation': [[2, 1, 6, 1, 6, 5, 2, 5]]}]
+  for name in ('train_a', 'val_a'):
+    coco(tmp_path / 'in', name, box)
+  for name in ('train_b', 'val_b'):
+    coco(tmp_path / 'in', name, [])
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  assert report.lists == {'train': 2, 'val': 1} and report.images == 3
+  assert '1 training images have no annotation: they are unlabelled' in report.text()
+  assert not (tmp_path / 'out' / 'images' / 'val_b.jpg').exists()
+  with pytest.raises(DataError, match='leave --classes out'):
+    convert(tmp_path / 'in', tmp_path / 'new', layout='coco',
+            classes=tmp_path / 'out' / 'classes.txt')
+
+
+def test_coco_panoptic_void_is_no_second_class(tmp_path):
+  photo(tmp_path / 'in' / 'images' / 'a.jpg')
+  panoptic(tmp_path / 'in', 'panoptic_train', ['a.jpg'])
+  mask = np.zeros((*SIZE, 3), np.uint8)
+  mask[:3] = 1, 0, 0
+  save(tmp_path / 'in' / 'annotations' / 'panoptic_train' / 'a.png', mask)
+  convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  np.testing.assert_array_equal(
+    ids_of(tmp_path / 'out', 'a'), np.repeat([0, 255], [3, 5])[:, None] * np.ones(10, int))
+
+
+def test_names_of_an_archive_from_a_mac_are_those_of_lists_and_masks(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  decomposed, composed = 'e\N{COMBINING ACUTE ACCENT}', '\N{LATIN SMALL LETTER E WITH ACUTE}'
+  for name in (f'{decomposed}1', f'{decomposed}2'):
+    photo(root / 'images' / f'{name}.png')
+  for name in (f'{composed}1', f'{composed}2'):
+    save(root / 'masks' / f'{name}.png', np.resize([0, 1], SIZE))
+  (root / 'splits').mkdir()
+  (root / 'splits' / 'val.txt').write_text(f'{composed}1\n', encoding='utf-8')
+  (root / 'classes.txt').write_text('sky\ncar\n')
+  convert(root, out, layout='masks')
+  for data in (root, out):
+    dataset = folder.read_folder(data, labelled='1')
+    sources.check(dataset)
+    assert (dataset.labelled, dataset.validation) == ((f'{composed}2',), (f'{composed}1',))
+
+
+def test_masks_of_one_bit_are_refused_by_the_folder_and_written_anew_by_convert(tmp_path):
+  root, out, truth = tmp_path / 'in', tmp_path / 'out', np.resize([0, 1, 1], SIZE)
+  for name in 'ab':
+    photo(root / 'images' / f'{name}.png')
+    (root / 'masks').mkdir(exist_ok=True)
+    Image.fromarray(truth.astype(bool)).save(root / 'masks' / f'{name}.png')
+  (root / 'classes.txt').write_text('sky\ncar\n')
+  (root / 'splits').mkdir()
+  (root / 'splits' / 'val.txt').write_text('a\n')
+  with pytest.raises(DataError, match='grey with 1 bits a channel; .* or let --mode convert write'):
+    sources.check(folder.read_folder(root, labelled='1'))
+  convert(root, out, layout='masks')
+  sources.check(folder.read_folder(out, labelled='1'))
+  np.testing.assert_array_equal(ids_of(out, 'a'), truth)
