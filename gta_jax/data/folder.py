@@ -79,7 +79,7 @@ class _Files:
 
 def read_folder(
   root: str | os.PathLike, *, labelled: str, seed: int = 0, lists: str | os.PathLike = '',
-  pixel_range: Sequence[int] | None = None,
+  pixel_range: Sequence[int] | None = None, drawn: Sequence[str] = (),
 ) -> Dataset:
   """Reads DIR/images, DIR/masks, DIR/classes.txt and DIR/splits.
 
@@ -95,6 +95,8 @@ def read_folder(
     lists: another folder in the place of DIR/splits.
     pixel_range: (black, white) of images of 16 bits, () where there are none; None looks for such
       among the training images and takes percentiles of their pixels.
+    drawn: labelled images of an earlier draw. Those that still have an image and a mask are taken
+      instead of drawing anew.
   Raises: DataError naming the missing or wrong file.
   """
   root, labelled = pathlib.Path(root), str(labelled)
@@ -115,6 +117,8 @@ def read_folder(
   if (splits / labelled).is_dir() and pathlib.PurePath(labelled).name == labelled:
     chosen = _read_list(splits / labelled / 'labeled.txt', images)
     unlabelled = _read_optional_list(splits / labelled / 'unlabeled.txt', images)
+  elif kept := tuple(id for id in drawn if id in reader.masks):
+    chosen = kept
   else:
     candidates = [id for id in train or sorted(images.read)
                   if reader.has_mask(id) and id not in elsewhere]

@@ -1,14 +1,10 @@
 """The data set of a finished run, with the images that the run itself was trained on."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 
-from gta_jax.data.files import DataError
-from gta_jax.data.listing import visible_files
 from gta_jax.data.sources import Dataset
 from gta_jax.training import setup
 from gta_jax.training.logs import note
@@ -34,8 +30,9 @@ def make_dataset(
   config = config.copy_and_resolve_references()
   with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
     config.data.pixel_range = own.data.get('pixel_range', ())
-  labelled = _drawn(workdir, config, own)
-  dataset = _read_with(labelled, config) if labelled else setup.make_dataset(config)
+  same_draw = is_own(config, own) and config.data.split == own.data.split
+  drawn = workdir / 'splits' / own.data.split / 'labeled.txt'
+  dataset = setup.make_dataset(config, drawn=read_ids(drawn) if same_draw else ())
   if dataset.classes != tuple(classes):
     raise ValueError(
       f'{workdir} was trained for {", ".join(classes)}, the data set has '
@@ -74,39 +71,3 @@ def check_unseen(
   if unlabelled := seen('unlabeled'):
     note(f'{unlabelled[0]!r} (and {len(unlabelled) - 1} more) of the {len(ids)} {split} images '
          f'trained the run in {workdir} without a mask: scores of new images may be lower.')
-
-
-def _drawn(
-  workdir: Path, config: ml_collections.ConfigDict, own: ml_collections.ConfigDict
-) -> tuple[str, ...]:
-  """The labelled ids that the run drew from this folder, those still there; else none."""
-  data, split = config.data, own.data.split
-  if data.source != 'folder' or not is_own(config, own) or data.split != split or (
-      _lists(config) / split).is_dir():
-    return ()
-  ids = read_ids(workdir / 'splits' / split / 'labeled.txt')
-  for folder in (Path(data.dir, 'images'), Path(data.dir, 'masks')):
-    there = {path.relative_to(folder).with_suffix('').as_posix() for path in visible_files(folder)
-             } if folder.is_dir() else set()
-    ids = tuple(id for id in ids if id in there)
-  return ids
-
-
-def _read_with(labelled: Sequence[str], config: ml_collections.ConfigDict) -> Dataset:
-  """The folder of a config with these labelled images in the place of a draw."""
-  lists, split = _lists(config), config.data.split
-  with tempfile.TemporaryDirectory() as name:
-    Path(name, split).mkdir()
-    Path(name, split, 'labeled.txt').write_text(''.join(f'{id}\n' for id in labelled), 'utf-8')
-    for role in ('train', 'val', 'test'):
-      if (lists / f'{role}.txt').is_file():
-        shutil.copy(lists / f'{role}.txt', name)
-    config.data.split_lists = name
-    try:
-      return setup.make_dataset(config)
-    except DataError as error:
-      raise DataError(str(error).replace(name, str(lists))) from None
-
-
-def _lists(config: ml_collections.ConfigDict) -> Path:
-  return Path(config.data.split_lists or Path(config.data.dir, 'splits'))

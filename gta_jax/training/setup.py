@@ -232,8 +232,8 @@ def make_method_of(config: ml_collections.ConfigDict) -> Method:
   return make_method(name, recipe=config.method.recipe, **options)
 
 
-def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
-  """The data set that the config names, not yet checked."""
+def make_dataset(config: ml_collections.ConfigDict, *, drawn: Sequence[str] = ()) -> Dataset:
+  """The data set that the config names, not yet checked; drawn: of a folder, see read_folder."""
   data = config_rules.complete(config).data
   if data.source == 'shapes':
     if not (data.split.isdecimal() and len(data.split) <= 6):
@@ -251,7 +251,7 @@ def make_dataset(config: ml_collections.ConfigDict) -> Dataset:
         'of labelled images to be drawn.')
     return folder.read_folder(
       data.dir, labelled=data.split, seed=config.seed, lists=data.split_lists,
-      pixel_range=data.pixel_range)
+      pixel_range=data.pixel_range, drawn=drawn)
   if data.source in published.NAMES:
     return published.read(
       data.source, split=data.split, folder=data.dir, store=data.store,
