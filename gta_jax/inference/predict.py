@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
+from gta_jax.data.files import (
+  IMAGE_SUFFIXES,
+  DataError,
+  decode_image,
+  decode_mask,
+  image_size,
+  read_bytes,
+)
 from gta_jax.data.listing import visible_files
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
+from gta_jax.inference import begun_prediction
 from gta_jax.inference.model import Model, is_tiled
 from gta_jax.training.logs import Progress
 
@@ -133,53 +142,72 @@ def predict_folder(
     confidence: the same.
     probabilities: the same; they take 2 K bytes a pixel, and the network runs once more.
     overwrite: whether results that are there already are replaced.
-  Returns: what was written, and what was not.
+  Returns: what is written, and what is not.
   Raises: DataError before any work for folders that cannot be used (see check_folders), an unknown
-    network, and results that are there already. KeyboardInterrupt says how many images are done;
-    areas.csv holds these, whatever ended the work.
+    network, and results that are there already, unless the same prediction has begun there and not
+    ended: it goes on. KeyboardInterrupt says how many images are done; areas.csv holds these,
+    whatever ended the work.
   """
   images, out = Path(images), Path(out)
   network = model.check_network(network)
   reader = check_folders(images, out, recursive=recursive, pixel_range=model.pixel_range)
   wanted = dict(zip(FOLDERS, (overlays, confidence, probabilities), strict=True))
-  if not overwrite:
-    _refuse_to_overwrite(reader.paths, out, wanted)
-  written, skipped, areas = [], {}, {}
+  legend_path = out / 'overlays' / 'legend.png'
+  results = {id: _results(out, id, wanted) for id in reader.paths}
+  settings = begun_prediction.settings(
+    model, network, images=str(images.resolve()), recursive=recursive, **wanted)
+  going_on = begun_prediction.is_begun(out, settings) and not overwrite
+  if not (overwrite or going_on):
+    _refuse_to_overwrite([out / AREAS, *([legend_path] if overlays else []),
+                          *itertools.chain(*results.values())])
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
+  if not going_on:
+    begun_prediction.begin(out, settings)
+  done = begun_prediction.done(out, reader.paths, results)
+  areas = {id: _count(decode_mask(read_bytes(str(out / f'{id}.png')), id), model) for id in done}
+  skipped: dict[str, str] = {}
   if overlays:
-    write_image(out / 'overlays' / 'legend.png', legend(model.classes, model.palette))
+    write_image(legend_path, legend(model.classes, model.palette))
   try:
-    with Progress(len(reader.paths), unit='image') as progress:
+    with Progress(len(reader.paths), start_step=len(done), unit='image') as progress:
       def skip(id: str, error: DataError) -> None:
         skipped[id] = str(error)
         progress.advance()
 
-      for id, image, prediction in _predict(model, network, reader, skip):
+      for id, image, prediction in _predict(model, network, reader, done, skip):
         if probabilities:
           _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
             image, network=network).astype(np.float16))
         _write_pictures(out, id, image, prediction, model.palette, wanted)
-        written.append(out / f'{id}.png')
-        areas[id] = np.bincount(prediction.labels.ravel(), minlength=len(model.classes))
-        progress.advance()
-        progress.show({})
+        areas[id] = _count(prediction.labels, model)
+        if id not in done:  # Else it came along with its batch.
+          progress.advance()
+          progress.show({})
   except KeyboardInterrupt:
     raise KeyboardInterrupt(
-      f'{len(written)} of {len(reader.paths)} images are done, see {out / AREAS}; begin anew with '
-      '--overwrite or another --out.') from None
+      f'{len(areas)} of {len(reader.paths)} images are done, see {out / AREAS}; the same command '
+      f'{"without --overwrite " if overwrite else ""}goes on.') from None
   finally:
     replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
-  return Outcome(sorted(written), dict(sorted(skipped.items())))
+  begun_prediction.end(out)
+  return Outcome(sorted(out / f'{id}.png' for id in areas), dict(sorted(skipped.items())))
 
 
-def _refuse_to_overwrite(paths: Mapping[str, Path], out: Path, wanted: Mapping[str, bool]) -> None:
-  names = [AREAS, *(['overlays/legend.png'] if wanted['overlays'] else [])]
-  for id in paths:
-    names += [f'{id}.png', *(f'{folder}/{id}{_SUFFIX[folder]}' for folder in FOLDERS
-                             if wanted[folder])]
-  if there := [name for name in names if (out / name).exists()]:
-    raise DataError(f'{out / there[0]} and {len(there) - 1} more results are there already; give '
+def _results(out: Path, id: str, wanted: Mapping[str, bool]) -> list[Path]:
+  """What is written of an image."""
+  return [out / f'{id}.png', *(
+    out / folder / f'{id}{suffix}' for folder, suffix in _SUFFIX.items() if wanted[folder])]
+
+
+def _refuse_to_overwrite(paths: Sequence[Path]) -> None:
+  if there := [path for path in paths if path.exists()]:
+    raise DataError(f'{there[0]} and {len(there) - 1} more results are there already; give '
                     'another --out, or --overwrite to replace them.')
+
+
+def _count(labels: np.ndarray, model: Model) -> np.ndarray:
+  """The pixels of each class."""
+  return np.bincount(labels.ravel(), minlength=len(model.classes))
 
 
 def _chunks(
@@ -201,10 +229,15 @@ def _chunks(
 
 
 def _predict(
-  model: Model, network: str, reader: ImageReader, skip: Callable[[str, DataError], None]
+  model: Model, network: str, reader: ImageReader, done: set[str],
+  skip: Callable[[str, DataError], None],
 ) -> Iterator[tuple[str, np.ndarray, Prediction]]:
-  """(id, image, prediction) of every image that can be read."""
-  for chunk in _read_ahead(reader, _chunks(reader, model.batch_size, skip), skip):
+  """(id, image, prediction) of every image that can be read.
+
+  Batches of nothing but `done` are left out; the others are what they are without it, to the bit.
+  """
+  chunks = _chunks(reader, model.batch_size, skip)
+  for chunk in _read_ahead(reader, [ids for ids in chunks if not done.issuperset(ids)], skip):
     ids = list(chunk)
     for index, prediction in model.label(list(chunk.values()), network=network):
       yield ids[index], chunk[ids[index]], prediction

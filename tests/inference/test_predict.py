@@ -113,7 +113,7 @@ def test_what_is_no_matter_of_the_file_ends_the_prediction_after_what_could_be_r
   assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['a.png']
 
 
-def test_an_interrupted_prediction_keeps_the_areas_of_what_is_done(tmp_path, monkeypatch):
+def test_an_interrupted_prediction_keeps_what_is_done_and_goes_on(tmp_path, monkeypatch):
   def interrupt(out, id, *rest):
     if id == 'd':
       raise KeyboardInterrupt
@@ -124,11 +124,48 @@ def test_an_interrupted_prediction_keeps_the_areas_of_what_is_done(tmp_path, mon
   write_pictures = predict._write_pictures
   monkeypatch.setattr(predict, '_write_pictures', interrupt)
   out = tmp_path / 'out'
-  with pytest.raises(KeyboardInterrupt, match='3 of 5 images are done, .* --overwrite or another'):
+  with pytest.raises(KeyboardInterrupt, match='3 of 5 images are done, .* the same command goes'):
     run(tmp_path / 'in', out)
   rows = list(csv.reader((out / 'areas.csv').read_text().splitlines()))
   assert [row[0] for row in rows] == ['image', 'a', 'b', 'c']
   assert sorted(path.name for path in out.glob('*.png')) == ['a.png', 'b.png', 'c.png']
+  for other in ({'network': 'other'}, {'confidence': True}):
+    with pytest.raises(DataError, match='there already'):
+      run(tmp_path / 'in', out, **other)
+  again = []
+  monkeypatch.setattr(predict, '_write_pictures', lambda out, id, *rest: (
+    again.append(id), write_pictures(out, id, *rest)))
+  write(tmp_path / 'in' / 'b.png', seed=7)  # after its mask
+  assert [path.stem for path in run(tmp_path / 'in', out)] == list('abcde')
+  assert again == list('abcde')  # b has changed, of c and d one was missing.
+  monkeypatch.undo()
+  run(tmp_path / 'in', tmp_path / 'new')
+  for path in (tmp_path / 'new').rglob('*.*'):
+    assert (out / path.relative_to(tmp_path / 'new')).read_bytes() == path.read_bytes()
+  with pytest.raises(DataError, match='there already'):
+    run(tmp_path / 'in', out)
+
+
+def test_batches_that_are_done_are_left_out_and_old_results_do_not_count(tmp_path, monkeypatch):
+  for name in 'abcde':
+    write(tmp_path / 'in' / f'{name}.png')
+  out, seen = tmp_path / 'out', []
+  write_pictures = predict._write_pictures
+
+  def interrupt(out, id, *rest):
+    if id == 'd' and 'd' not in seen:
+      seen.append(id)
+      raise KeyboardInterrupt
+    seen.append(id)
+    write_pictures(out, id, *rest)
+
+  run(tmp_path / 'in', out, network='other')
+  monkeypatch.setattr(predict, '_write_pictures', interrupt)
+  with pytest.raises(KeyboardInterrupt, match='the same command without --overwrite goes on'):
+    run(tmp_path / 'in', out, overwrite=True)
+  seen[:] = ['d']
+  run(tmp_path / 'in', out)
+  assert seen == ['d', 'c', 'd', 'e']  # a, b is a batch, which was written anew before.
 
 
 def test_folders_maps_probabilities_and_areas(tmp_path):
