@@ -8,10 +8,13 @@ Without --methods all systems of the registry run: every name that is no row of 
 and no variant of another name (see `systems`).
 
 Settings. Rate, optimiser, batch, crop, augmentation and network are the config file's for every
-method; everything else is the method's own default. One rule adapts them: networks start from
-random weights here, for which no method was published, so each takes what the config file sets for
-its recipe `scratch` where it has such an option. Nothing is chosen on the validation images: the
-table has the scores of the last step, of the network that predicts.
+method; a config that gives them otherwise by method, such as configs/voc.py, is refused. Everything
+else is the method's own default, and one rule adapts it: each takes what the config file sets for
+its recipe `scratch` where it has such an option. Of these the folder's transmission_decay is GTA's
+alone and was chosen on CamVid frames held back; the rest follows from length and crop. Systems
+that have no warm-up as published (FixMatch, UniMatch, CPS, CCT, GCT, PseudoSeg, PC2Seg) meet
+unlabelled images from the first step. Nothing is chosen on the validation images: the table has the
+scores of the last step, of the network that predicts.
 
 Budget. `steps`: as many steps for each as the config says. `compute`: steps in inverse proportion
 to the method's counted cost, so that all have as many forward-equivalents as `gta` has with the
@@ -28,7 +31,6 @@ interrupted. So the same command goes on with a comparison, on another day or wi
 
 import argparse
 import concurrent.futures
-import hashlib
 import json
 import os
 import queue
@@ -39,126 +41,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_collections
-from cases import ROOT, read_method_config
+from cases import ROOT
+from comparison import MARKS, SUPERVISED, Task, check_equal_terms, make_task, systems
 
 import gta_jax
-from gta_jax.data import inspection
-from gta_jax.data.sources import check
 from gta_jax.methods.registry import METHODS, make_method
-from gta_jax.training import from_data, setup
-from gta_jax.training.config_rules import DEFAULTS
-
-REFERENCE, SUPERVISED = 'gta', 'sup_only'
-MARKS = {'pc2seg': ' (a reconstruction, no official code exists)'}
-# What a run's scores do not depend on.
-_OF_THE_MACHINE = ('data.store', 'data.mirror', 'data.threads', 'data.workers', 'data.prefetch',
-                   'data.cache')
-_inspected: dict[str, inspection.Inspection] = {}  # by digest: one folder serves all methods
-
-
-class Task(NamedTuple):
-  """A run: its method and seed, its resolved config's digest, and launch.py's flags for it."""
-
-  method: str
-  seed: int
-  digest: str
-  flags: tuple[str, ...]
-
-
-def systems() -> list[str]:
-  """The names of the registry that are systems of their own.
-
-  Left out are rows of ablation tables, names that continue another name of the same class, as
-  gta_confidence does, and what follows one code base where it differs from its paper.
-  """
-  def varies(name: str) -> bool:
-    return name.endswith(('_released', '_torchsemiseg')) or any(
-      name.startswith(f'{other}_') and METHODS[other].kind is METHODS[name].kind
-      for other in METHODS)
-
-  return [name for name, named in METHODS.items()
-          if not named.note.startswith('Table') and not varies(name)]
-
-
-def budget_fields(config: ml_collections.ConfigDict, budget: str) -> dict[str, float]:
-  """The fields of a method's config that its budget changes."""
-  if budget == 'steps':
-    return {}
-  factor = make_method(REFERENCE).cost / make_method(
-    config.method.name, **{k: v for k, v in config.method.items() if k not in ('name', 'recipe')}
-  ).cost
-  fields = {'train.epochs': config.train.epochs, 'train.evaluate_epochs':
-            config.train.evaluate_epochs}
-  fields |= {f'method.{k}': v for k, v in config.method.items() if k.endswith('_epochs')}
-  return {field: round(factor * value, 6) for field, value in fields.items()}
-
-
-def with_its_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The config with what a run finds in the data where it says None.
-
-  So that budgets can scale it, and that a rule which changes makes another digest.
-  """
-  if not from_data.unset(config):
-    return config
-  dataset = setup.make_dataset(config)
-  check(dataset)
-  key = inspection.digest(dataset)
-  if key not in _inspected:
-    _inspected[key] = inspection.inspect(dataset)
-  return from_data.decide(config, dataset, _inspected[key])[0]
-
-
-def digest(config: ml_collections.ConfigDict) -> str:
-  """12 hexadecimal digits of what decides a run's scores; a data folder counts by its name.
-
-  Fields that older configs lack count where they are set only, so that a new one changes no digest.
-  """
-  fields = {name: value for name, value in flat(config.to_dict()).items()
-            if name not in _OF_THE_MACHINE and (
-              name not in DEFAULTS or value != DEFAULTS[name])}
-  fields['data.dir'] = Path(fields['data.dir']).name
-  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'data.crop': 64, ...} of nested dicts."""
-  found = {}
-  for name, value in tree.items():
-    found |= flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-  return found
-
-
-def make_task(
-  config: str, budget: str, method: str, seed: int, fields: list[str]
-) -> Task:
-  """The run of a method with a seed.
-
-  Args:
-    config: NAME:SPLIT or FILE.py:SPLIT.
-    fields: --config.FIELD=VALUE each, as for launch.py.
-  """
-  chosen = resolved(config, method, fields)
-  file, _, split = _file_of(config).partition(':')
-  changed = budget_fields(chosen, budget) | {'seed': seed}
-  chosen.update_from_flattened_dict(changed)
-  argument = ','.join(filter(None, [split, f'method={method}', 'recipe=scratch']))
-  return Task(method, seed, digest(chosen), (
-    f'--config={file}:{argument}', *fields,
-    *(f'--config.{field}={value}' for field, value in changed.items())))
-
-
-def resolved(config: str, method: str, fields: list[str]) -> ml_collections.ConfigDict:
-  """The config of a method with what its run finds in the data; arguments as of make_task."""
-  return with_its_data(read_method_config(_file_of(config), method, 'scratch', fields))
-
-
-def _file_of(config: str) -> str:
-  """NAME:SPLIT or FILE.py:SPLIT as FILE.py:SPLIT."""
-  name, _, split = config.partition(':')
-  return f'{name if name.endswith(".py") else f"configs/{name}.py"}:{split}'
 
 
 def workdir_of(task: Task, out: Path) -> Path:
@@ -285,6 +174,10 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs what is missing and prints the table."""
   flags, fields = parse(arguments)
+  try:
+    check_equal_terms(flags.config, flags.methods, fields)
+  except ValueError as error:
+    sys.exit(str(error))
   tasks = [make_task(flags.config, flags.budget, method, int(seed), fields)
            for seed in flags.seeds.split(',') for method in flags.methods]
   failed = run_all(tasks, flags.out, flags.results, jobs=flags.jobs, minutes=flags.minutes)

@@ -13,17 +13,17 @@ import statistics
 from pathlib import Path
 
 import jax
-from cases import make_case, read_method_config
-from compare_methods import MARKS, SUPERVISED, systems
+from cases import make_case
+from comparison import MARKS, SUPERVISED, resolved, systems
 from step_time import time_cases
 
 from gta_jax.methods.registry import METHODS
 from gta_jax.training import setup
 
 
-def measure(config_file: str, name: str, fields: list[str], repeats: int) -> dict[str, float]:
+def measure(config: str, name: str, fields: list[str], repeats: int) -> dict[str, float]:
   """Counted and measured ratio, and milliseconds; two programs at a time in memory, not all."""
-  configs = {key: read_method_config(config_file, method, 'scratch', fields)
+  configs = {key: resolved(config, method, fields)
              for key, method in (('base', SUPERVISED), ('step', name))}
   cost = {key: setup.make_method_of(config).cost for key, config in configs.items()}
   times = time_cases({key: make_case(config) for key, config in configs.items()}, repeats)
@@ -45,14 +45,12 @@ def main() -> None:
   flags, fields = parser.parse_known_args()
   if strange := [field for field in fields if not field.startswith('--config.')]:
     parser.error(f'{" ".join(strange)}: only --config.FIELD=VALUE is a field of the config')
-  name, _, split = flags.config.partition(':')
-  file = name if name.endswith('.py') else f'configs/{name}.py'
   rows = json.loads(flags.out.read_text()) if flags.out and flags.out.exists() else {}
   print('| method | counted × supervised | measured | measured / counted | ms |')
   print('|---' * 5 + '|')
   for method in flags.methods:
     if method not in rows:
-      rows[method] = measure(f'{file}:{split}', method, fields, flags.repeats)
+      rows[method] = measure(flags.config, method, fields, flags.repeats)
     row = rows[method]
     print(f'| {method}{MARKS.get(method, "")} | {row["counted"]:.2f} | {row["measured"]:.2f} | '
           f'{row["measured"] / row["counted"]:.2f} | {row["ms"]:.0f} |', flush=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import compare_methods
+import comparison
 from cases import ROOT
 
 from gta_jax.training import setup
@@ -59,12 +60,12 @@ def make_folder(data: Path, out: Path, masks: int) -> Path:
   return folder
 
 
-def make_task(arm: Arm, data: Path, out: Path, steps: int) -> compare_methods.Task:
+def make_task(arm: Arm, data: Path, out: Path, steps: int) -> comparison.Task:
   """The run of an arm; that of a second phase reads the networks of the first one."""
   method = arm.name.removesuffix(SCRATCH).removesuffix('-first')
   config = f'folder:{arm.masks}'
   fields = [f'--config.data.dir={make_folder(data, out, arm.masks)}']
-  plain = compare_methods.resolved(config, method, fields)
+  plain = comparison.resolved(config, method, fields)
   epoch = max(1, len(setup.make_dataset(plain).unlabelled) // plain.train.unlabelled_batch)
   total = 2 * steps if arm.name.endswith(SCRATCH) else steps
   fields += [f'--config.train.epochs={total / epoch:.6f}',
@@ -74,7 +75,7 @@ def make_task(arm: Arm, data: Path, out: Path, steps: int) -> compare_methods.Ta
     fields += [f'--config.optim.rate={plain.optim.rate / 2}', '--config.method.warmup_epochs=0']
   else:
     fields += [f'--config.method.warmup_epochs={total / epoch / 2:.6f}']
-  task = compare_methods.make_task(config, 'steps', method, arm.seed, fields)
+  task = comparison.make_task(config, 'steps', method, arm.seed, fields)
   if not second:
     return task
   first = make_task(arm._replace(name=FIRST), data, out, steps)

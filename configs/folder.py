@@ -37,8 +37,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       f'model={choice["model"]} is unknown; use one of: {", ".join(_MODELS)}.')
   set_model = _MODELS[choice['model']]
   # Long averages: a step on labels moves the features for 1 / (1 - alpha) steps, and 1,000 is all
-  # that a short run has.
-  scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999, 'supervised_share': 0.3}
+  # that a short run has. CCT's bootstrapped cross-entropy takes no class weights, which are worth
+  # more here. GCT's flaw detector must leave a map of more than a few places of a crop of 96.
+  scratch = {'warmup_epochs': 25.0, 'transmission_decay': 0.999, 'supervised_share': 0.3,
+             'supervised': 'plain', 'detector_blocks': 3}
   c = config_base.base(choice['method'], choice['recipe'], scratch=scratch)
   c.data.source = 'folder'
   c.data.split = choice['split']

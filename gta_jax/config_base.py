@@ -177,8 +177,12 @@ def leave_to_data(c: ml_collections.ConfigDict) -> None:
 
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:
   """Sets what the config's method was published with on a data set, in the place of the file's."""
-  kind = METHODS[c.method.name].kind
-  c.update_from_flattened_dict(dict(kind.published.get(data_set, {})))
+  c.update_from_flattened_dict(_published(c, data_set))
+
+
+def _published(c: ml_collections.ConfigDict, data_set: str) -> dict[str, Any]:
+  named = METHODS[c.method.name]
+  return {**named.kind.published.get(data_set, {}), **named.published.get(data_set, {})}
 
 
 def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> None:
@@ -187,7 +191,8 @@ def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> N
   Args:
     name: dinov2_s, dinov2_b or dinov2_l.
     data_set: voc or cityscapes, for crop, batches and epochs of UniMatch V2 there, whatever the
-      method: nothing else is published for most; '' leaves them as they are.
+      method: nothing else is published for most, but for its own options, which are taken, and that
+      it has no OHEM; '' leaves them as they are.
   Raises: ValueError for another name.
   """
   if name not in _DINOV2:
@@ -200,6 +205,9 @@ def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> N
   published = METHODS['unimatch_v2'].kind.published
   c.update_from_flattened_dict(dict(
     published[f'{data_set}_dinov2'] if data_set else published['dinov2']))
+  c.update_from_flattened_dict({
+    field: value for field, value in _published(c, data_set).items()
+    if field.startswith('method.') or (field == 'loss.ohem_threshold' and value is None)})
 
 
 _DINOV2 = {'dinov2_s': 'small', 'dinov2_b': 'base', 'dinov2_l': 'large'}

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import cases
 import compare_methods as compare
+import comparison
 import pytest
 
 import gta_jax
 from gta_jax.data import proposals
 from gta_jax.methods.registry import METHODS, make_method
+from gta_jax.models.flaw_detector import map_size
 from tests.data.test_inspection import make
 
 
 def test_systems_are_no_variants():
-  found = compare.systems()
+  found = comparison.systems()
   assert {'gta', 'sup_only', 'mean_teacher', 'cutmix', 'unimatch_v2', 'corrmatch'} <= set(found)
   assert not {'gta_alpha_0.99', 'ema_all', 'gta_confidence', 'corrmatch_released'} & set(found)
   assert {METHODS[name].kind for name in found} >= {named.kind for name, named in METHODS.items()
@@ -29,17 +31,18 @@ def read(method, *flags):
 
 def test_compute_scales_steps_by_counted_cost_and_all_epochs_with_them():
   config = read('unimatch_v2', '--config.train.epochs=40')
-  assert compare.budget_fields(config, 'steps') == {}
-  fields = compare.budget_fields(config, 'compute')
+  assert comparison.budget_fields(config, 'steps') == {}
+  fields = comparison.budget_fields(config, 'compute')
   assert fields['train.epochs'] * make_method('unimatch_v2').cost == pytest.approx(
     40 * make_method('gta').cost)
   assert fields['method.warmup_epochs'] == pytest.approx(6 * 0.7)  # the config file's, scaled
-  assert compare.budget_fields(read('gta'), 'compute')['train.epochs'] == read('gta').train.epochs
+  config = read('gta')
+  assert comparison.budget_fields(config, 'compute')['train.epochs'] == config.train.epochs
 
 
 def task(method='gta', seed=0, **changes):
   fields = [f'--config.{name}={value}' for name, value in changes.items()]
-  return compare.make_task('shapes:8', 'steps', method, seed, fields)
+  return comparison.make_task('shapes:8', 'steps', method, seed, fields)
 
 
 def line(method, seed, *, steps=7, **scores):
@@ -51,12 +54,12 @@ def test_digest_is_of_what_decides_the_scores():
   assert task().digest == task(**{'data.threads': 7, 'data.store': '/elsewhere'}).digest
   config, older = read('gta'), read('gta')
   del older.train['init_from']  # a field that a config from before it lacks
-  assert compare.digest(config) == compare.digest(older)
+  assert comparison.digest(config) == comparison.digest(older)
   assert len({task().digest, task(seed=1).digest, task('cutmix').digest,
               task(**{'train.init_from': "'run'"}).digest,
               task(**{'data.crop': 32}).digest,
-              compare.make_task('shapes:8', 'compute', 'cps', 0, []).digest,
-              compare.make_task('shapes:8', 'steps', 'cps', 0, []).digest}) == 7
+              comparison.make_task('shapes:8', 'compute', 'cps', 0, []).digest,
+              comparison.make_task('shapes:8', 'steps', 'cps', 0, []).digest}) == 7
   one, other, third = (task(**{'data.dir': f"'/{folder}'"}).digest
                        for folder in ('a/camvid', 'b/camvid', 'a/own'))
   assert one == other != third
@@ -66,14 +69,29 @@ def test_what_follows_from_a_folder_is_in_the_digest_and_scaled_by_the_budget(
   tmp_path, monkeypatch
 ):
   folder = f'--config.data.dir={make(tmp_path)}'
-  wide = compare.make_task('folder:2', 'steps', 'gta', 0, [folder])
+  wide = comparison.make_task('folder:2', 'steps', 'gta', 0, [folder])
   assert wide.flags == ('--config=configs/folder.py:2,method=gta,recipe=scratch', folder,
                         '--config.seed=0')
   # 1,000 steps of 5 an epoch; cps costs 12 where gta costs 7.
-  scaled = compare.make_task('folder:2', 'compute', 'cps', 0, [folder])
+  scaled = comparison.make_task('folder:2', 'compute', 'cps', 0, [folder])
   assert f'--config.train.epochs={round(200 * 7 / 12, 6)}' in scaled.flags
   monkeypatch.setitem(proposals.RULES, 'data.image_scale', lambda *_: (0.5, 'another rule'))
-  assert compare.make_task('folder:2', 'steps', 'gta', 0, [folder]).digest != wide.digest
+  assert comparison.make_task('folder:2', 'steps', 'gta', 0, [folder]).digest != wide.digest
+
+
+def test_methods_that_a_config_gives_other_terms_are_refused(tmp_path, capsys):
+  folder = f'--config.data.dir={make(tmp_path)}'
+  for config, fields in (('shapes:8', []), ('folder:2', [folder])):
+    comparison.check_equal_terms(config, comparison.systems(), fields)
+  with pytest.raises(SystemExit, match='voc:183 gives gta .* and cps .*, as they were published'):
+    compare.main(['--config', 'voc:183', '--methods', 'gta', 'cps', '--out', str(tmp_path / 'a')])
+
+
+def test_a_folder_leaves_gct_a_map_of_flaws_and_cct_the_weights_of_classes():
+  options = {name: cases.read_method_config('configs/folder.py:2', name, 'scratch', []).method
+             for name in ('gct', 'cct')}
+  assert map_size(96, options['gct'].detector_blocks) >= 4
+  assert options['cct'].supervised == 'plain'
 
 
 def test_table_is_sorted_by_the_network_that_predicts():

@@ -11,7 +11,7 @@ import gta_jax
 from configs import cityscapes, folder, shapes, voc
 from gta_jax import command, command_flags, config_base
 from gta_jax.data.pipeline import WorkerError
-from gta_jax.methods.registry import METHODS, RECIPES
+from gta_jax.methods.registry import METHODS, RECIPES, has_recipe
 from gta_jax.training.not_finite import NotFiniteError
 from gta_jax.training.signals import Interrupted
 
@@ -27,7 +27,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize('config', [folder, shapes, voc, cityscapes])
 def test_every_method_and_recipe_can_be_asked_for(config):
   for recipe in RECIPES:
-    for method in METHODS:
+    for method in (name for name in METHODS if has_recipe(name, recipe)):
       found = config.get_config(f'46,method={method},recipe={recipe}')
       assert (found.method.name, found.data.split) == (method, '46')
       assert (found.data.padding_label == 0) == (recipe == 'released')

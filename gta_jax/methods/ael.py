@@ -24,14 +24,13 @@ the VOC figures beside lists of its own.
 
 Name `ael` is the paper, `ael_released` the authors' code (2021-10): a loss on labelled images with
 the teacher's labels too, pasting by softmax(sqrt(1 - conf)), confidences pooled over pixels with
-absent classes falling towards 0, one normalisation over the batch. The threshold 0.7 that its VOC
-configuration adds is method.threshold; the ids that it never pastes are method.not_pasted, (0, 1,
-2, 8, 10), meant for Cityscapes.
+absent classes falling towards 0, one normalisation over the batch, its threshold by data set.
 
 Not as in paper and code:
   - There is no memory of which unlabelled image holds which class: images are read before a step
     knows its class. The donor is one of the batch, by what the teacher now predicts; that is the
     memory's rule, with at least `held_area` of the image, on fewer candidates.
+  - What is pasted comes from a crop at its own scale of training, not scaled by 0.1 to 2 for it.
   - Classes to paste are drawn for each image, not for the 2 images of a GPU; likewise the numbers
     that decide which pixels are kept, where the code has one map for each class.
   - Confidences and batches are those of all devices; the code's processes have their own.
@@ -67,6 +66,7 @@ _NETWORK = {'data.crop': 513, 'model.auxiliary': True, 'loss.ohem_threshold': 0.
             'train.unlabelled_batch': 8}
 RELEASED = {'paste_tilt': 'root', 'loss_pool': 'batch', 'labelled_term': True,
             'confidence_pool': 'batch', 'absent': 'zero'}
+NOT_PASTED = (0, 1, 2, 8, 10)  # in its configurations, also of VOC, though meant for Cityscapes
 Pseudo = tuple[Array, Array, Array]  # labels, confidence, uniform numbers that keep pixels
 
 

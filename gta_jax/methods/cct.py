@@ -39,6 +39,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.cct_perturbations import KINDS, NEED_BACKGROUND, Seen, perturbation, see
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.cps import TORCHSEMISEG_VOC
 from gta_jax.methods.gradient_step import Objective, gradient_step
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
@@ -217,11 +218,7 @@ class CctTorchSemiSeg(Cct):
   """TorchSemiSeg's version, of GTA-Seg's Table 2."""
 
   summary: ClassVar[str] = "TorchSemiSeg's version of cct, of GTA-Seg's Table 2"
-  # Rates on a mean gradient: a quarter of 0.01, four times the flag's decay (derived, as CPS).
-  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': {
-    'data.crop': 512, 'optim.rate': 0.0025, 'optim.decoder_multiplier': 1.0,
-    'optim.weight_decay': 4e-4, 'optim.decay': 'kernels', 'train.epochs': 34,
-    'train.labelled_batch': 8, 'train.unlabelled_batch': 8}}
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': TORCHSEMISEG_VOC}
 
   vat: int = number(0)
   dropout: int = number(2)

@@ -45,6 +45,7 @@ from gta_jax.methods.objectives import (
   Term,
   check_whole,
   labelled_term,
+  partner_notes,
   passes,
   unlabelled_images,
 )
@@ -127,7 +128,7 @@ class CorrMatch(StrongView, Learners):
     if self.warmup_epochs and self.stages(tools)[-1].name == 'warmup':
       return ('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
               'raise train.epochs or lower method.warmup_epochs',)
-    return ()
+    return partner_notes(tools)
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method."""

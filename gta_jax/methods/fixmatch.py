@@ -37,6 +37,7 @@ from gta_jax.methods.objectives import (
   Term,
   check_joint,
   labelled_term,
+  partner_notes,
   passes,
   unlabelled_images,
 )
@@ -96,10 +97,7 @@ class FixMatch(StrongView, Learners):
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
     check_joint(tools, 'the method')
-    if tools.unlabelled_batch < 2 and self.box_probability:
-      return ('train.unlabelled_batch=1 leaves no other image to mix with; boxes show the image '
-              'itself',)
-    return ()
+    return partner_notes(tools) if self.box_probability else ()
 
   def step(self, tools: Tools) -> Callable:
     """One step of the network."""

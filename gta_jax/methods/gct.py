@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState, init_state
+from gta_jax.methods.cps import TORCHSEMISEG_VOC
 from gta_jax.methods.gct_images import (
   Images,
   Parts,
@@ -98,9 +99,14 @@ class Gct(Learners):
       raise ValueError(
         f'data.crop={tools.crop} leaves nothing of an image in a flaw detector of '
         f'method.detector_blocks={self.detector_blocks}; use larger crops or fewer blocks.')
-    return () if side >= 4 else (
-      f'the flaw detector has {side} x {side} values for an image, too few to find flaws; larger '
-      'crops or a lower method.detector_blocks give more',)
+    notes = []
+    if tools.loss.ohem_threshold is not None and self.supervised_divisor == 'all':
+      notes.append('method.supervised_divisor=all has no effect, as loss.ohem_threshold chooses '
+                   'pixels and divides by their number')
+    if side < 4:
+      notes.append(f'the flaw detector has {side} x {side} values for an image, too few to find '
+                   'flaws; larger crops or a lower method.detector_blocks give more')
+    return tuple(notes)
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method. The networks' heads are drawn separately, or they would stay equal."""
@@ -266,11 +272,7 @@ class GctTorchSemiSeg(Gct):
   """TorchSemiSeg's version, of GTA-Seg's Table 2."""
 
   summary: ClassVar[str] = "TorchSemiSeg's version of gct, of GTA-Seg's Table 2"
-  # Rates on a mean gradient: a quarter of 0.01, four times the flag's decay (derived, as CPS).
-  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': {
-    'data.crop': 512, 'optim.rate': 0.0025, 'optim.decoder_multiplier': 1.0,
-    'optim.weight_decay': 4e-4, 'optim.decay': 'kernels', 'train.epochs': 34,
-    'train.labelled_batch': 8, 'train.unlabelled_batch': 8}}
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': TORCHSEMISEG_VOC}
 
   supervised_divisor: str = choice('known', 'all', 'known')
   batch_norm: str = choice('own', 'joint', 'own')

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
+from gta_jax.methods.cps import TORCHSEMISEG_VOC
 from gta_jax.methods.gradient_step import forward, gradient_step
 from gta_jax.methods.objectives import Term, check_joint, passes, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -53,16 +54,8 @@ class MeanTeacherConsistency(Supervised):
   paper: ClassVar[str] = ("MT of GTA-Seg's Table 2, after Tarvainen and Valpola, Mean teachers are "
                           'better role models, NeurIPS 2017')
   scored: ClassVar[tuple[str, ...]] = ('student', 'teacher')
-  # TorchSemiSeg's. Rate and decay are the effective ones: the code divides the gradient by its 4
-  # GPUs twice. Epochs are those of 1323 labelled images. Nothing is published for Cityscapes.
-  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-    'voc': {
-      'optim.rate': 0.0025, 'optim.decoder_multiplier': 1.0, 'optim.weight_decay': 4e-4,
-      'optim.decay': 'kernels', 'train.epochs': 34, 'train.labelled_batch': 8,
-      'train.unlabelled_batch': 8, 'data.crop': 512, 'model.output_stride': 16,
-      'model.multi_grid': (1, 2, 4), 'model.aspp_rates': (6, 12, 18), 'model.dropout': 0.0,
-    },
-  }
+  # Nothing is published for Cityscapes.
+  published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': TORCHSEMISEG_VOC}
 
   teacher_batch_norm: str = choice('own', 'ema', 'own')  # own passes in train mode, or averaged
   warmup_epochs: float = number(0.0)  # of labelled data alone

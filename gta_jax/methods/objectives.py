@@ -83,6 +83,12 @@ def check_joint(tools: Tools, what: str = 'method.batch_norm=joint') -> None:
       f'which {what} takes together; use batches of one size, or train.per_device_batch=0.')
 
 
+def partner_notes(tools: Tools) -> tuple[str, ...]:
+  """What is to be said of an unlabelled batch whose images are mixed among themselves."""
+  return () if tools.unlabelled_batch > 1 else (
+    'train.unlabelled_batch=1 leaves no other image to mix with; an image is mixed with itself',)
+
+
 def check_whole(tools: Tools, why: str) -> None:
   """Refuses batches that are cut.
 

@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gta_jax.methods.ael import NOT_PASTED as AEL_NOT_PASTED
 from gta_jax.methods.ael import RELEASED as AEL_RELEASED
 from gta_jax.methods.ael import Ael
 from gta_jax.methods.cct import Cct, CctTorchSemiSeg
@@ -37,11 +38,13 @@ class Named(NamedTuple):
   kind: its class.
   changes: options that differ from the recipe.
   note: what the name stands for, where the class's summary does not say.
+  published: data set -> fields of the config, which come after the class's own.
   """
 
   kind: Any
   changes: Mapping[str, Any] = types.MappingProxyType({})
   note: str = ''
+  published: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
 
 
 # Of each recipe, the options that a method has. `paper` is the methods' defaults.
@@ -115,7 +118,8 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'u2pl': Named(U2pl),
   'u2pl_released': Named(U2pl, {
     'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
-    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code'),
+    'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code',
+    {'cityscapes': {'method.contrast_weight': 0.125}}),  # on 8 GPUs there, and 4 on VOC
   'st': Named(SelfTraining),
   'st_plus_plus': Named(SelfTrainingPlusPlus),
   'cct': Named(Cct),
@@ -124,7 +128,10 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'gct_torchsemiseg': Named(GctTorchSemiSeg),
   'dmt': Named(DynamicMutualTraining),
   'ael': Named(Ael),
-  'ael_released': Named(Ael, AEL_RELEASED, "AEL as its authors' code has it"),
+  'ael_released': Named(
+    Ael, AEL_RELEASED, "AEL as its authors' code has it",
+    {'voc': {'method.threshold': 0.7, 'method.not_pasted': AEL_NOT_PASTED},
+     'cityscapes': {'method.not_pasted': AEL_NOT_PASTED}}),
   'pseudo_seg': Named(PseudoSeg),
   'pc2seg': Named(Pc2seg),
   # And those that came after it
@@ -149,6 +156,11 @@ def option_names(name: str) -> tuple[str, ...]:
   return tuple(field.name for field in dataclasses.fields(_look_up('method', name, METHODS).kind))
 
 
+def has_recipe(name: str, recipe: str) -> bool:
+  """Whether a recipe is one of a method: the released code is GTA-Seg's and of its baselines."""
+  return recipe != 'released' or METHODS[name].kind in (Gta, MeanTeacher, Supervised)
+
+
 def make_method(
   name: str = 'gta',
   *,
@@ -164,13 +176,19 @@ def make_method(
     recipe_changes: options that a config file sets for its recipe; the name wins over them.
     **options: of the method; they win over name and recipe.
   Raises:
-    ValueError: an unknown name, recipe or option (the known ones are listed), or a bad value.
+    ValueError: an unknown name, recipe or option (the known ones are listed), a bad value, or a
+      recipe that is not of this method.
   """
   named, decided = _look_up('method', name, METHODS), _look_up('recipe', recipe, RECIPES)
   known = option_names(name)
   if unknown := sorted(options.keys() - set(known)):
     raise ValueError(
       f'{name} has no options {", ".join(unknown)}; use some of: {", ".join(known)}.')
+  if not has_recipe(name, recipe):
+    own = f'{name}_released'
+    remedy = f'method={own}, or recipe=paper' if own in METHODS else 'recipe=paper'
+    raise ValueError(
+      f"recipe=released is the code of GTA-Seg's authors, which has no {name}; use {remedy}.")
   of_recipe = {k: v for k, v in {**decided, **recipe_changes}.items() if k in known}
   return named.kind(**{**of_recipe, **named.changes, **options})
 
@@ -185,12 +203,12 @@ def table() -> str:
   """Every method in a line: what it is, its paper, its cost in forward-equivalents."""
   lines, paper = [], ''
   width = max(map(len, METHODS))
-  for name, (kind, _, note) in METHODS.items():
-    if kind.paper != paper:
-      paper = kind.paper
+  for name, named in METHODS.items():
+    if named.kind.paper != paper:
+      paper = named.kind.paper
       lines.append(f'\n{paper}')
     cost = f'{make_method(name).cost:g}'
-    lines.append(f'  {name:{width}}  {cost:>5}  {note or kind.summary}')
+    lines.append(f'  {name:{width}}  {cost:>5}  {named.note or named.kind.summary}')
   head = ('The number is the cost of a step in forward passes of a batch of one kind; a backward '
           'pass counts two.\nA supervised step costs 3.')
   return '\n'.join([head, *lines])

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term, check_joint
+from gta_jax.methods.objectives import Term, check_joint, partner_notes
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
 from gta_jax.methods.representation import REPRESENTATION, embed
@@ -39,7 +39,7 @@ from gta_jax.models.heads import Head, MakeHead
 from gta_jax.ops import class_contrast, trees
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
-from gta_jax.ops.mixing import MIXINGS, mix
+from gta_jax.ops.mixing import MIXINGS, PARTNERED, mix
 from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
 from gta_jax.ops.order_statistics import percentiles
 from gta_jax.ops.pseudo_labels import entropy, pseudo_labels
@@ -130,7 +130,8 @@ class U2pl(Supervised):
         'that no unreliable pixel is a negative; use a rank below that number, such as 1.')
     check_joint(tools, 'U2PL')
     megabytes = sum(self.queue_sizes(tools)) * self.channels * 4 / 1e6
-    return (*super().check(tools),
+    notes = partner_notes(tools) if self.mixing in PARTNERED else ()
+    return (*super().check(tools), *notes,
             f'the queues take {megabytes:.0f} MB on every device and in every checkpoint')
 
   def queue_sizes(self, tools: Tools) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from gta_jax.ops.losses import IGNORE
 Array = jax.Array
 
 MIXINGS = ('none', 'cutmix', 'classmix', 'cutout', 'boxes')
+PARTNERED = ('cutmix', 'classmix', 'boxes')  # with another image
 
 
 def box_masks(key: Array, batch: int, size: tuple[int, int], *, area: float = 0.5) -> Array:

@@ -48,7 +48,9 @@ class Steps:
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
-    self._line: tuple[list, list, dict] | None = None  # the line that has ended, not yet written
+    # The line that has ended, not yet written, and whether its stage is to log data.oracle.
+    self._line: tuple[list, list, dict, bool] | None = None
+    self._told_of_oracle = False
     self._watch = CollapseWatch(run.dataset.classes)
     self._skips = SkipCount()
 
@@ -137,20 +139,25 @@ class Steps:
     self._write_line()
     if self._checked or self._waiting:
       moved = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
-      self._line = self._checked, self._waiting, moved
+      oracle = self._run.config.data.oracle and 'unlabelled' in self._of_stage
+      self._line = self._checked, self._waiting, moved, oracle
       self._checked, self._waiting = [], []
 
   def _write_line(self) -> None:
     """Writes the line that was ended last, once; NotFiniteError as log."""
     if self._line is None:
       return
-    checked, waiting, moved = self._line
+    checked, waiting, moved, oracle = self._line
     self._line = None
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     self._telling.done(steps[-1])
     taken = [m for m in metrics if not m.get('skipped_steps')] or metrics[-1:]
     phase = [m for m in taken if m.keys() == taken[-1].keys()]
     means: dict[str, Any] = {k: _mean(k, [m[k] for m in phase]) for k in phase[-1]}
+    if oracle and 'oracle_accuracy' not in means and not self._told_of_oracle:
+      self._told_of_oracle = True
+      self._telling.note(steps[-1], f'data.oracle=True has no effect here, as '
+                         f'{self._run.config.method.name} does not compare its pseudo-labels')
     means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)

@@ -1,6 +1,7 @@
 """Which runs the comparison of second phases makes; no training."""
 
 import compare_methods as compare
+import comparison
 import pytest
 import second_phase
 from second_phase import Arm
@@ -27,7 +28,7 @@ def flags_of(task):
 def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_path):
   folder = second_phase.make_folder(data, tmp_path / 'out', 3)
   assert (folder / 'splits' / '3' / 'labeled.txt').read_text().split() == ['00', '01', '04']
-  config = compare.resolved('folder:3', 'gta', [f'--config.data.dir={folder}'])
+  config = comparison.resolved('folder:3', 'gta', [f'--config.data.dir={folder}'])
   dataset = second_phase.setup.make_dataset(config)
   assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
   assert second_phase.make_folder(data, tmp_path / 'out', 3) == folder

@@ -17,6 +17,7 @@ from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import make_method
 from gta_jax.models.flaw_detector import FlawDetector
 from gta_jax.ops import optim
+from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.training import loop, setup
 from tests import tiny
 from tests.methods import kit
@@ -214,3 +215,16 @@ def test_the_ramp_is_as_long_as_its_epochs(monkeypatch):
   jax.eval_shape(method.step(tools), tiny.first_state(method, tools),
                  {'labelled': labelled, 'unlabelled': unlabelled})
   assert asked == [12]
+
+
+def test_what_ohem_and_a_batch_of_one_leave_without_effect_is_said():
+  tools = tiny.make_tools(tiny.linear_network(), loss=SupervisedLoss(ohem_threshold=0.7))
+  tools = tools._replace(crop=128)
+  assert any('method.supervised_divisor=all has no effect' in note
+             for note in make_method('gct').check(tools))
+  alone = tools._replace(unlabelled_batch=1, labelled_batch=1, loss=SupervisedLoss())
+  for name in ('gta', 'cutmix', 'fixmatch', 'u2pl', 'corrmatch'):
+    rank = {'low_rank': 1} if name == 'u2pl' else {}
+    assert any('leaves no other image to mix with' in note
+               for note in make_method(name, **rank).check(alone)), name
+  assert not any('no other image' in note for note in make_method('mean_teacher').check(alone))

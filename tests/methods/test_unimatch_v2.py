@@ -10,7 +10,7 @@ import pytest
 
 from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
-from gta_jax.methods.registry import make_method
+from gta_jax.methods.registry import METHODS, make_method
 from gta_jax.models import weights
 from gta_jax.ops.channel_dropout import complementary_masks
 from gta_jax.ops.mixing import unimatch_boxes
@@ -269,6 +269,30 @@ def test_resnets_take_unimatchs_rates_and_dinov2_its_own():
     c = cityscapes.get_config(f'186,method={method},model=dinov2_l')
     assert (c.optim.decoder_multiplier, c.data.crop, c.model.auxiliary) == (40, 798, False)
     assert (c.train.labelled_batch, c.train.epochs, c.loss.ohem_min_kept) == (8, 180, 800_000)
+
+
+@pytest.mark.parametrize('config', [voc, cityscapes])
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_dinov2_leaves_a_method_its_own_options(config, method):
+  ours, theirs = (config.get_config(f'183,method={method}{model}')
+                  for model in ('', ',model=dinov2_b'))
+  assert ours.method == theirs.method
+  if ours.loss.ohem_threshold is None:  # by config.py itself, or because the method has none
+    assert config is voc or theirs.loss.ohem_threshold is None
+
+
+def test_published_code_has_the_options_of_its_data_set():
+  assert cityscapes.get_config('186,method=u2pl_released').method.contrast_weight == 0.125
+  assert voc.get_config('183,method=u2pl_released').method.contrast_weight == 0.25
+  for config, threshold in ((voc, 0.7), (cityscapes, 0.0)):
+    method = config.get_config('183,method=ael_released').method
+    assert (method.threshold, method.not_pasted) == (threshold, (0, 1, 2, 8, 10))
+
+
+def test_the_rows_of_torchsemiseg_have_one_network():
+  models = {str(voc.get_config(f'183,method={method}').model) for method in (
+    'cps', 'mean_teacher_consistency', 'cct_torchsemiseg', 'gct_torchsemiseg')}
+  assert len(models) == 1
 
 
 @pytest.mark.parametrize('config', [voc, cityscapes])

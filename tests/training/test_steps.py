@@ -1,6 +1,7 @@
 """What a line of the log holds of its steps."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,3 +45,19 @@ def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
 
   one, other = batch(), batch(**{field: value})
   assert any((one[name] != other[name]).any() for name in ('image', 'label'))
+
+
+@pytest.mark.parametrize('method', ['gta', 'cps'])
+def test_a_method_that_compares_no_labels_says_so_once(method):
+  run = setup.make_run(tiny_config(f'4,method={method}', **{'data.oracle': True}))
+  notes, telling = [], mock.Mock()
+  telling.note = lambda step, text: notes.append((step, text))
+  taken = steps.Steps(run, mock.Mock(), mock.Mock(), telling, Skipped(0))
+  taken._of_stage = {'unlabelled': None}
+  of_step = {'student_loss': np.float32(1)} | (
+    {'oracle_accuracy': np.float32(1)} if method == 'gta' else {})
+  for step in (1, 2):
+    taken._waiting = [(step, of_step)]
+    taken.log(mock.Mock())
+  assert notes == ([] if method == 'gta' else [
+    (1, 'data.oracle=True has no effect here, as cps does not compare its pseudo-labels')])
