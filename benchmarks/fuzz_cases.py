@@ -18,7 +18,7 @@ from configs import shapes
 from gta_jax import command_flags
 from gta_jax.data import folder, sources
 from gta_jax.inference import finished
-from gta_jax.inference.predict import ImageReader, find_images
+from gta_jax.inference.image_folder import ImageReader, find_images
 from gta_jax.methods.contract import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.training import same_run, setup

@@ -12,7 +12,7 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=08:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -24,6 +24,8 @@ fi
 # SLURM runs a copy of this script from a folder of its own.
 cd "${SLURM_SUBMIT_DIR:?start it by sbatch, in the folder that holds launch.py}"
 
+# srun asks for one core a task unless it is told again.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-8}"
 status=0
 srun --kill-on-bad-exit=0 "${PYTHON:-python}" launch.py --distributed auto "$@" || status=$?
 # 75: the signal stopped the run, which is saved. Once more from there.

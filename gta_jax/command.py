@@ -1,8 +1,10 @@
 """The command gta-jax: trains, evaluates, predicts, reports."""
 
+import errno
 import functools
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,10 @@ from gta_jax.devices import runtime
 
 Config = ml_collections.ConfigDict
 Flags = flags.FlagValues
-_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+_ROOM, _AGAIN = 'make room and give the same command again', 'give the same command again'
+_REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.ESTALE: _AGAIN, errno.EIO: _AGAIN}
+# Modes that compile programs; others never open a GPU.
+_COMPUTING = ('train', 'evaluate', 'predict', 'export', 'label_next')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: name of the program, and arguments; None for those of this process.
   Returns: the exit status: 0, 2 for bad input, 3 for a loss that is not finite, 4 for a killed
     process of data.workers, 5 where predict left out images that it could not read, 75
-    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on. 130 where
-    SIGINT ended what is no training.
+    (EX_TEMPFAIL) after SIGTERM or SIGINT: the state is saved, the same command goes on. 130 and 143
+    where SIGINT and SIGTERM ended what is no training.
   """
   # Bad flags and bad configs first: jax takes seconds to import.
   argv = sys.argv if argv is None else argv
@@ -45,44 +50,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(values: Flags, argv: Sequence[str]) -> int:
   """Does what the flags, read from `argv`, say. Returns: the exit status."""
-  from gta_jax.data.files import use_one_thread  # noqa: PLC0415
   from gta_jax.data.pipeline import WorkerError  # noqa: PLC0415
   from gta_jax.training.not_finite import NotFiniteError  # noqa: PLC0415
-  from gta_jax.training.signals import Interrupted  # noqa: PLC0415
+  from gta_jax.training.signals import (  # noqa: PLC0415
+    Interrupted,
+    Signals,
+    Terminated,
+    terminable,
+  )
 
+  catching = Signals if values.mode == 'train' else terminable
   try:
-    _join_processes(values)
-    runtime.keep_compiled_programs()
-    use_one_thread()
-    modes = {'train': functools.partial(_train, argv=argv), 'convert': _convert,
-             'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
-             'evaluate': _evaluate, 'predict': _predict, 'export': _export,
-             'label_next': _label_next, 'report': _report, 'methods': _methods}
-    return modes[values.mode](values.config, values) or 0
-  except (OSError, ValueError) as error:
-    return _refuse(error)
-  except NotFiniteError as error:
-    return _refuse(error, status=3)
-  except WorkerError as error:
-    return _refuse(error, status=4)
+    with catching():
+      _join_processes(values)
+    with catching():  # Anew, as jax takes SIGTERM for itself where it joins processes.
+      return _do(values, argv)
+  except (OSError, ValueError, NotFiniteError, WorkerError) as error:
+    return _refuse(error, status={NotFiniteError: 3, WorkerError: 4}.get(type(error), 2))
   except Interrupted as error:
     print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
     return os.EX_TEMPFAIL
   except KeyboardInterrupt as error:
     print(f'stopped{f": {error}" if str(error) else ""}', file=sys.stderr)
-    return _INTERRUPTED
-  except Exception:
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+  except Exception as error:
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      return _refuse(_no_memory(error))
     print('error: this should not have happened, please report it with what follows. The run goes '
           'on from its last checkpoint when it is started again.', file=sys.stderr)
     raise
 
 
+def _do(values: Flags, argv: Sequence[str]) -> int:
+  from gta_jax.data.files import use_one_thread  # noqa: PLC0415
+
+  if values.mode in _COMPUTING:
+    runtime.keep_compiled_programs()
+  use_one_thread()
+  modes = {'train': functools.partial(_train, argv=argv), 'convert': _convert,
+           'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
+           'evaluate': _evaluate, 'predict': _predict, 'export': _export,
+           'label_next': _label_next, 'report': _report, 'methods': _methods}
+  return modes[values.mode](values.config, values) or 0
+
+
 def _refuse(error: Exception, *, status: int = 2) -> int:
   message = str(error) or type(error).__name__
   if isinstance(error, OSError) and error.filename:
-    message = f'{error.filename} cannot be used ({error.strerror}); correct the path or its rights.'
+    remedy = _REMEDIES.get(error.errno or 0, 'correct the path or its rights')
+    message = f'{error.filename} cannot be used ({error.strerror}); {remedy}.'
   print(f'error: {message}', file=sys.stderr)
   return status
+
+
+def _no_memory(error: Exception) -> ValueError:
+  return ValueError(
+    f'the device has not enough memory ({str(error).splitlines()[0][:200]}). Another process may '
+    'hold some of it (XLA_PYTHON_CLIENT_MEM_FRACTION is the share that one takes); else lower '
+    'train.per_device_batch, data.crop or evaluate.batch, or set model.remat=True: see '
+    'docs/how_to/fit_the_memory.md.')
 
 
 def _join_processes(values: Flags) -> None:
@@ -129,12 +155,17 @@ def _convert(config: Config | None, values: Flags) -> None:
 
 def _prepare(config: Config, values: Flags) -> None:
   from gta_jax.data import sources  # noqa: PLC0415
+  from gta_jax.models import weights  # noqa: PLC0415
   from gta_jax.training import config_rules, setup  # noqa: PLC0415
 
   del values
   config_rules.check(config)
   dataset = setup.make_dataset(config)
   notes = sources.check_classes(dataset, sources.check(dataset))
+  name = config.model.weights
+  if name and not config.train.get('init_from'):  # Where a run trains there may be no network.
+    weights.check(name, config.model)
+    notes.append(f'The weights {name} are in {weights.fetch(name)}.')
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
         f'unlabelled, {len(dataset.validation)} validation images. '
         f'{" ".join([dataset.note, *notes])}'.rstrip())

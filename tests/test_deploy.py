@@ -15,10 +15,11 @@ def submit(folder: Path, status: int, flags: list[str]) -> tuple[int, str]:
   for name, code in (('srun', status), ('scontrol', 0)):
     command = folder / name
     command.write_text(
-      f'#!/bin/sh\nfor a in {name} "$@"; do echo "$a"; done >> calls\nexit {code}\n')
+      f'#!/bin/sh\nfor a in {name} "$@"; do echo "$a"; done >> calls\n'
+      f'echo "$SRUN_CPUS_PER_TASK" > cores\nexit {code}\n')
     command.chmod(0o755)
   environment = {**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7',
-                 'SLURM_SUBMIT_DIR': str(folder)}
+                 'SLURM_CPUS_PER_TASK': '6', 'SLURM_SUBMIT_DIR': str(folder)}
   done = subprocess.run(
     [ROOT / 'deploy' / 'slurm.sh', *flags], env=environment, check=False, capture_output=True)
   calls = folder / 'calls'
@@ -31,6 +32,7 @@ def test_a_stopped_run_goes_on(tmp_path, status, exit_status):
   assert code == exit_status
   assert calls.split('scontrol')[0].splitlines()[-6:] == ['--distributed', 'auto', *FLAGS]
   assert ('scontrol\nrequeue\n7\n' in calls) == (status == 75)
+  assert (tmp_path / 'cores').read_text() == '6\n'  # srun asks for one a task by itself
 
 
 def test_a_job_without_a_config_is_refused(tmp_path):

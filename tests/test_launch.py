@@ -1,6 +1,11 @@
 """The command line and the config files: what is understood and what is refused, and how."""
 
+import dataclasses
+import errno
+import hashlib
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +17,9 @@ from configs import cityscapes, folder, shapes, voc
 from gta_jax import command, command_flags, config_base
 from gta_jax.data.pipeline import WorkerError
 from gta_jax.methods.registry import METHODS, RECIPES, has_recipe
+from gta_jax.models import weights
 from gta_jax.training.not_finite import NotFiniteError
-from gta_jax.training.signals import Interrupted
+from gta_jax.training.signals import Interrupted, Terminated
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +78,8 @@ def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
 
 @pytest.mark.parametrize('error, status', [
   (OSError('step 12 could not be saved'), 2), (NotFiniteError('step 3'), 3),
-  (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75)])
+  (WorkerError('died'), 4), (Interrupted('SIGTERM'), 75), (Terminated('2 of 3'), 143),
+  (KeyboardInterrupt('1 of 3'), 130), (RuntimeError('RESOURCE_EXHAUSTED: Out of memory'), 2)])
 def test_exit_statuses_tell_what_ended_a_run(error, status, monkeypatch, capsys):
   def fail(*_):
     raise error
@@ -80,6 +87,46 @@ def test_exit_statuses_tell_what_ended_a_run(error, status, monkeypatch, capsys)
   monkeypatch.setattr(command, '_evaluate', fail)
   assert command.main(['gta-jax', '--mode', 'evaluate', '--workdir', 'w']) == status
   assert str(error) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number, remedy', [
+  (errno.ENOSPC, 'make room'), (errno.EACCES, 'correct the path'), (errno.ESTALE, 'give the same')])
+def test_a_file_that_cannot_be_used_has_a_remedy(number, remedy, monkeypatch, capsys):
+  def fail(*_):
+    raise OSError(number, os.strerror(number), 'a/file')
+
+  monkeypatch.setattr(command, '_evaluate', fail)
+  assert command.main(['gta-jax', '--mode', 'evaluate', '--workdir', 'w']) == 2
+  assert f'a/file cannot be used ({os.strerror(number)}); {remedy}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('mode, status', [('train', 75), ('predict', 143)])
+@pytest.mark.parametrize('joined', [False, True])
+def test_sigterm_before_the_work_begins_is_heard(mode, status, joined, tmp_path):
+  """Also where jax, which takes SIGTERM for itself when processes join, has done so."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  script = f'''
+import os, signal, sys
+from gta_jax import command
+from gta_jax.devices import runtime
+from gta_jax.inference import finished
+from gta_jax.training import setup
+
+def work(*_, **__):
+  os.kill(os.getpid(), signal.SIGTERM)
+  print('goes on')
+
+setup.make_run = finished.predict_images = work
+if {joined}:
+  command._join_processes = lambda _: runtime.join_processes('127.0.0.1:{port}', 1, 0)
+sys.exit(command.main(['gta-jax', '--mode', '{mode}', '--workdir', 'w', *(
+  ['--config', 'shapes'] if '{mode}' == 'train' else ['--images', '.', '--out', 'o'])]))
+'''
+  done = subprocess.run(
+    [sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.returncode == status and 'goes on' not in done.stdout, done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('arguments', [
@@ -130,3 +177,17 @@ def test_help_explains_every_flag_and_mode(capsys):
   for mode in command_flags.MODES:
     assert f'\n  {mode} ' in printed
   assert max(map(len, printed.splitlines())) <= 110
+
+
+def test_prepare_fetches_what_a_machine_without_a_network_lacks(tmp_path, monkeypatch, capsys):
+  asked = []
+  monkeypatch.setattr(weights, '_download', lambda name: asked.append(name) or tmp_path / 'w')
+  (tmp_path / 'w').write_bytes(b'')
+  known = dataclasses.replace(
+    weights.KNOWN['timm/resnet50.tv_in1k'], sha256=hashlib.sha256(b'').hexdigest())
+  monkeypatch.setitem(weights.KNOWN, 'timm/resnet50.tv_in1k', known)
+  arguments = ['gta-jax', '--mode', 'prepare', '--config', 'shapes', '--config.model.depth=50',
+               '--config.model.width=1.0', '--config.model.stem=torchvision',
+               '--config.model.weights=timm/resnet50.tv_in1k']
+  assert command.main(arguments) == 0
+  assert asked and f'timm/resnet50.tv_in1k are in {tmp_path / "w"}.' in capsys.readouterr().out

@@ -72,8 +72,13 @@ def fetch(file: RemoteFile, folder: Path, *, mirror: str = '') -> Path:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
   """Lets one process at a time into the block; the folder is made if missing."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as file:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / '.lock').open('a')
+  except OSError as error:
+    raise DataError(f'{folder} cannot be written ({error.strerror}), and not all is there yet; '
+                    'name a folder of yours with --config.data.store=DIR.') from error
+  with lock as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX)  # The system lets go of it when the process ends.
     except OSError as error:
@@ -164,10 +169,15 @@ def _append(url: str, part: Path) -> int | None:
     with part.open('ab' if start else 'wb') as out, tqdm(
         total=total, initial=start, unit='B', unit_scale=True, desc=part.stem,
         mininterval=1) as progress:
-      try:
-        while chunk := response.read(_CHUNK):
-          out.write(chunk)
-          progress.update(len(chunk))
-      except (http.client.IncompleteRead, ConnectionError, TimeoutError):
-        return total  # _download opens the connection again.
+      while chunk := _read(response):
+        out.write(chunk)
+        progress.update(len(chunk))
   return total
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+  """The next bytes; none at the end, and where the connection breaks off, however it does."""
+  try:
+    return response.read(_CHUNK)
+  except (http.client.HTTPException, OSError):
+    return b''  # _download opens the connection again.

@@ -1,8 +1,11 @@
 """Which files of a folder count, and what they are called."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+
+from gta_jax.data.files import DataError
 
 
 def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
@@ -13,10 +16,17 @@ def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
   Args:
     folder: must exist; dots in its own path do not count.
     recursive: whether folders in it are searched.
+  Raises: DataError for a name that is no UTF-8, as lists and tables of ids are.
   """
   paths = folder.rglob('*') if recursive else folder.iterdir()
-  return sorted(path for path in paths if not path.is_dir() and not any(
+  found = sorted(path for path in paths if not path.is_dir() and not any(
     part.startswith('.') for part in path.relative_to(folder).parts))
+  for path in found:
+    try:
+      str(path).encode()
+    except UnicodeEncodeError as error:
+      raise DataError(f'{os.fsencode(path)!r} has a name that is not UTF-8; rename it.') from error
+  return found
 
 
 def id_of(path: Path, folder: Path) -> str:

@@ -4,16 +4,30 @@ import os
 from pathlib import Path
 
 
-def replace_bytes(path: Path, data: bytes | memoryview) -> None:
-  """Writes a file so that at any moment either the old or the new one is there, whole."""
+def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
+  """Writes a file so that at any moment either the old or the new one is there, whole.
+
+  Args:
+    path: of the file.
+    data: all that it holds.
+    durable: whether that holds also where the machine stops; it costs a wait for the disk.
+  Raises: OSError, which names the file.
+  """
   partial = path.with_name(f'{path.name}.partial')
   try:
-    partial.write_bytes(data)
+    with partial.open('wb') as file:
+      file.write(data)
+      if durable:
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+  except OSError as error:
+    error.filename = str(path)
+    raise
   finally:
     partial.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:
-  """replace_bytes of text in UTF-8."""
-  replace_bytes(path, text.encode())
+  """replace_bytes of text in UTF-8, durable, as records are."""
+  replace_bytes(path, text.encode(), durable=True)

@@ -1,15 +1,17 @@
 """The record of a prediction that has not ended, by which the same command goes on with it."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gta_jax.data.writing import replace_text
+from gta_jax.data.files import DataError
 from gta_jax.inference.model import Model
 
 _FILE = '.prediction.json'
@@ -33,20 +35,37 @@ def is_begun(out: Path, of: Mapping[str, Any]) -> bool:
     return False
 
 
-def begin(out: Path, of: Mapping[str, Any]) -> None:
-  """Keeps the settings of a prediction in its folder."""
-  replace_text(out / _FILE, json.dumps(of))
+@contextlib.contextmanager
+def recorded(out: Path, of: Mapping[str, Any], *, anew: bool) -> Iterator[None]:
+  """Keeps the settings of a prediction in its folder as long as it has not ended without an error.
 
-
-def end(out: Path) -> None:
-  """Removes the record."""
-  (out / _FILE).unlink()
+  Args:
+    out: the folder.
+    of: the settings.
+    anew: whether they take the place of what is there.
+  Raises: DataError where another process predicts into the folder.
+  """
+  path = out / _FILE
+  with path.open('a+', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise DataError(f'{out} is in use by another prediction; wait for it, stop it, or give '
+                      'another --out.') from error
+    except OSError:
+      pass  # Some shared file systems cannot; a prediction there is worth more than the guard.
+    if anew:
+      file.truncate(0)
+      file.write(json.dumps(of))
+      file.flush()
+    yield
+    path.unlink()
 
 
 def done(
   out: Path, images: Mapping[str, Path], results: Mapping[str, Collection[Path]]
 ) -> set[str]:
-  """The images whose results this prediction has written, of what they are now.
+  """The images of which this prediction has written all results, since they are what they are.
 
   Args:
     out: the folder, with a record.
@@ -56,7 +75,8 @@ def done(
   began = (out / _FILE).stat().st_mtime_ns
 
   def is_done(id: str) -> bool:
-    since = max(began, images[id].stat().st_mtime_ns)
+    image = images[id].stat()
+    since = max(began, image.st_mtime_ns, image.st_ctime_ns)  # ctime: of one that was moved there
     return all(path.is_file() and path.stat().st_mtime_ns >= since for path in results[id])
 
   return {id for id in images if is_done(id)}

@@ -1,6 +1,7 @@
 """Using a finished run: evaluating its networks, and predicting a folder of images."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import check_protocols
 from gta_jax.inference import begun, evaluations, export, label_next, run_data
+from gta_jax.inference.image_folder import check_folders
 from gta_jax.inference.model import Model
-from gta_jax.inference.predict import check_folders, predict_folder
+from gta_jax.inference.predict import predict_folder
 from gta_jax.training import config_rules, setup
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import evaluation_sheet, note
@@ -48,6 +50,9 @@ def evaluate_run(
       unknown protocol.
   """
   own, described = read_run(workdir)
+  if not os.access(workdir, os.W_OK):
+    raise ValueError(f'{workdir} is read-only, and the scores are written there; copy the run to a '
+                     'folder of yours, or get the right to write.')
   if config is not None:
     config_rules.check(config)
   config = config or own
@@ -79,9 +84,9 @@ def evaluate_run(
             'protocols': {name: of.plain(dataset.classes) for name, of in found.items()}}
   if not sharding.is_first_process():
     return result
+  print(evaluation_sheet([result]), flush=True)  # Before anything that may fail.
   every = evaluations.add(workdir, result)
   replace_text(workdir / 'evaluation.md', evaluation_sheet(every))
-  print(evaluation_sheet(every[-1:]))
   return every[-1]
 
 

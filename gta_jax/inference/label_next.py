@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,7 +225,10 @@ def copying_advice(dataset: Dataset, folder: Path, out: Path) -> str:
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-  """Raises ValueError for a folder that may hold masks that somebody has corrected."""
+  """Raises ValueError for a folder that may hold corrected masks, or that cannot be written."""
+  there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+  if not os.access(there, os.W_OK):
+    raise ValueError(f'{out} cannot be written, as {there} is read-only; give another --out.')
   if out.exists() and not out.is_dir():
     raise ValueError(f'{out} is no folder; give another --out.')
   if not overwrite and out.is_dir() and any(out.iterdir()):

@@ -1,35 +1,26 @@
 """Segments a folder of images of any sizes into masks and overlays."""
 
+import contextlib
 import csv
-import dataclasses
 import io
 import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gta_jax.data.files import (
-  IMAGE_SUFFIXES,
-  DataError,
-  decode_image,
-  decode_mask,
-  image_size,
-  read_bytes,
-)
-from gta_jax.data.listing import visible_files
+from gta_jax.data.files import DataError, decode_mask, read_bytes
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import begun_prediction
+from gta_jax.inference.image_folder import FOLDERS, ImageReader, check_folders
 from gta_jax.inference.model import Model, is_tiled
 from gta_jax.training.logs import Progress
 
-_SUFFIX = {'overlays': '.jpg', 'confidence': '.png', 'probabilities': '.npy'}
-FOLDERS = tuple(_SUFFIX)  # of results beside the masks
+_SUFFIX = dict(zip(FOLDERS, ('.jpg', '.png', '.npy'), strict=True))
 AREAS = 'areas.csv'
 
 
@@ -38,79 +29,6 @@ class Outcome(NamedTuple):
 
   written: list[Path]
   skipped: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageReader:
-  """Reads images alone, in any of IMAGE_SUFFIXES, as in training.
-
-  Attributes:
-    paths: id -> file.
-    pixel_range: (black, white) of images of 16 bits; () refuses them.
-  """
-
-  paths: Mapping[str, Path]
-  pixel_range: tuple[int, ...] = ()
-
-  def size(self, id: str) -> tuple[int, int]:
-    """(H,W) from the header. Raises DataError for a file that is no image."""
-    return image_size(self.paths[id], self.paths[id])
-
-  def image(self, id: str) -> np.ndarray:
-    """uint8 [H,W,3] RGB. Raises DataError for a file that decode_image refuses."""
-    path = str(self.paths[id])
-    return decode_image(read_bytes(path), path, self.pixel_range)
-
-
-def find_images(folder: Path, *, recursive: bool = False) -> dict[str, Path]:
-  """Path without its suffix, in the folder -> file of the images there, by name.
-
-  Args:
-    folder: of images.
-    recursive: whether folders in it are searched too; names that start with a dot never are.
-  Raises: DataError for a folder that is missing or without images, and for two of one stem.
-  """
-  if not folder.is_dir():
-    raise DataError(f'{folder} is not a folder; give one with images.')
-  found: dict[str, Path] = {}
-  for path in visible_files(folder, recursive=recursive):
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-      continue
-    inside = path.relative_to(folder)
-    id = inside.with_suffix('').as_posix()
-    if id in found:
-      raise DataError(
-        f'{found[id].name} and {path.name} in {path.parent} would both be written as '
-        f'{path.stem}.png; rename one.'
-      )
-    if recursive and inside.parts[0] in FOLDERS:
-      raise DataError(f'{folder / inside.parts[0]} has the name of a folder of results; rename it.')
-    found[id] = path
-  if not found:
-    remedy = '' if recursive else '; folders in it are searched with --recursive'
-    raise DataError(f'{folder} holds no images{remedy}; known are {", ".join(IMAGE_SUFFIXES)}.')
-  return found
-
-
-def check_folders(
-  images: Path, out: Path, *, recursive: bool = False, pixel_range: Sequence[int] = ()
-) -> ImageReader:
-  """A reader of the images; nothing is written. pixel_range: see ImageReader.
-
-  Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
-    cannot be written.
-  """
-  reader = ImageReader(find_images(images, recursive=recursive), tuple(pixel_range))
-  source, target = images.resolve(), out.resolve()
-  if target.is_relative_to(source) or source in [target / name for name in FOLDERS]:
-    raise DataError(
-      f'out={out} would put results among the images of {images}; give a folder outside it.'
-    )
-  there = next(path for path in (target, *target.parents) if path.exists())
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise DataError(
-      f'out={out} cannot be written, as {there} is no folder or is read-only; give another one.')
-  return reader
 
 
 def predict_folder(
@@ -145,8 +63,8 @@ def predict_folder(
   Returns: what is written, and what is not.
   Raises: DataError before any work for folders that cannot be used (see check_folders), an unknown
     network, and results that are there already, unless the same prediction has begun there and not
-    ended: it goes on. KeyboardInterrupt says how many images are done; areas.csv holds these,
-    whatever ended the work.
+    ended: it goes on; or where another process predicts there. KeyboardInterrupt says how many
+    images are done; areas.csv holds these, whatever was raised.
   """
   images, out = Path(images), Path(out)
   network = model.check_network(network)
@@ -161,36 +79,54 @@ def predict_folder(
     _refuse_to_overwrite([out / AREAS, *([legend_path] if overlays else []),
                           *itertools.chain(*results.values())])
   (out / 'overlays' if overlays else out).mkdir(parents=True, exist_ok=True)
-  if not going_on:
-    begun_prediction.begin(out, settings)
-  done = begun_prediction.done(out, reader.paths, results)
-  areas = {id: _count(decode_mask(read_bytes(str(out / f'{id}.png')), id), model) for id in done}
-  skipped: dict[str, str] = {}
-  if overlays:
-    write_image(legend_path, legend(model.classes, model.palette))
-  try:
-    with Progress(len(reader.paths), start_step=len(done), unit='image') as progress:
-      def skip(id: str, error: DataError) -> None:
-        skipped[id] = str(error)
-        progress.advance()
-
-      for id, image, prediction in _predict(model, network, reader, done, skip):
-        if probabilities:
-          _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
-            image, network=network).astype(np.float16))
-        _write_pictures(out, id, image, prediction, model.palette, wanted)
-        areas[id] = _count(prediction.labels, model)
-        if id not in done:  # Else it came along with its batch.
-          progress.advance()
-          progress.show({})
-  except KeyboardInterrupt:
-    raise KeyboardInterrupt(
-      f'{len(areas)} of {len(reader.paths)} images are done, see {out / AREAS}; the same command '
-      f'{"without --overwrite " if overwrite else ""}goes on.') from None
-  finally:
-    replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
-  begun_prediction.end(out)
+  with begun_prediction.recorded(out, settings, anew=not going_on):
+    if overlays:
+      write_image(legend_path, legend(model.classes, model.palette))
+    done = begun_prediction.done(out, reader.paths, results) if going_on else set()
+    areas = _areas(out, done, model)
+    try:
+      skipped = _predict_all(model, network, reader, out, wanted, areas)
+    except KeyboardInterrupt as error:
+      raise type(error)(
+        f'{len(areas)} of {len(reader.paths)} images are done, see {out / AREAS}; the same command '
+        f'{"without --overwrite " if overwrite else ""}goes on.') from None
+    finally:
+      replace_bytes(out / AREAS, _areas_csv(model.classes, areas).encode())
   return Outcome(sorted(out / f'{id}.png' for id in areas), dict(sorted(skipped.items())))
+
+
+def _areas(out: Path, done: Collection[str], model: Model) -> dict[str, np.ndarray]:
+  """The pixels of each class in masks that are there; a damaged one is not."""
+  areas = {}
+  for id in done:
+    path = str(out / f'{id}.png')
+    with contextlib.suppress(DataError):
+      areas[id] = _count(decode_mask(read_bytes(path), path), model)
+  return areas
+
+
+def _predict_all(
+  model: Model, network: str, reader: ImageReader, out: Path, wanted: Mapping[str, bool],
+  areas: dict[str, np.ndarray],
+) -> dict[str, str]:
+  """Writes the results of all images that `areas` has not, adds theirs, and returns the skipped."""
+  skipped: dict[str, str] = {}
+  done = set(areas)
+  with Progress(len(reader.paths), start_step=len(done), unit='image') as progress:
+    def skip(id: str, error: DataError) -> None:
+      skipped[id] = str(error)
+      progress.advance()
+
+    for id, image, prediction in _predict(model, network, reader, done, skip):
+      if wanted['probabilities']:
+        _write_array(out / 'probabilities' / f'{id}.npy', model.probabilities(
+          image, network=network).astype(np.float16))
+      _write_pictures(out, id, image, prediction, model.palette, wanted)
+      areas[id] = _count(prediction.labels, model)
+      if id not in done:  # Else it came along with its batch.
+        progress.advance()
+        progress.show({})
+  return skipped
 
 
 def _results(out: Path, id: str, wanted: Mapping[str, bool]) -> list[Path]:

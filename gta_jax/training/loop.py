@@ -1,5 +1,6 @@
 """The host loop of a run: steps, evaluations, checkpoints, results. No mathematics."""
 
+import contextlib
 import functools
 import json
 import time
@@ -71,6 +72,8 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
       state = checkpoints.restore(first_step, run.abstract_state())
     elif state is None:  # None of the checkpoints is whole.
       state = first_state(run)
+    if first_step < run.total_steps and sharding.is_first_process():
+      (workdir / 'results.json').unlink(missing_ok=True)  # Of a shorter run that now goes on.
     write_same(run, workdir)  # Not before the state is there: what cannot go on keeps its files.
     try:
       state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped, page)
@@ -132,7 +135,12 @@ def _train_to_the_end(
         checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:
-        _evaluate(run, state, step, telling, checkpoints)
+        # One process alone leaves at once; several would wait for the one that has left.
+        alone = jax.process_count() == 1
+        with contextlib.nullcontext() if alone else signals.deferred():
+          _evaluate(run, state, step, telling, checkpoints)
+          if not alone:
+            signals.raise_if_agreed()
   return state
 
 

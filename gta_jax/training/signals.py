@@ -21,6 +21,28 @@ class Interrupted(BaseException):
   nothing that survives errors swallows it."""
 
 
+class Terminated(KeyboardInterrupt):
+  """SIGTERM ended what is no training."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+  del number, frame
+  raise Terminated
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """SIGTERM raises Terminated inside, so that what is under way ends in order."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  previous = signal.signal(signal.SIGTERM, _terminate)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
 class Signals:
   """Catches SIGTERM and SIGINT while it is entered, in the main thread only.
 

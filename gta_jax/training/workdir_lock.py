@@ -33,7 +33,8 @@ def locked(workdir: Path) -> Iterator[None]:
       file.seek(0)
       raise ValueError(
         f'{workdir} is in use by another run ({file.read().strip() or "it has just begun"}); wait '
-        'for it, stop it, or use another --workdir.') from error
+        'for it, stop it, or use another --workdir. If that machine is down, remove '
+        f'{path}.') from error
     except OSError as error:
       # Some shared file systems cannot; a run there is worth more than the guard.
       note(f'{path} cannot be locked ({error.strerror}): start no second run in {workdir}')

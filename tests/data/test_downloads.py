@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import http.client
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -118,3 +120,27 @@ def test_a_full_disk_is_said_before_and_during_the_download(server, tmp_path, mo
   (tmp_path / 'a.tar.part').symlink_to('/dev/full')
   with pytest.raises(DataError, match=r'no room for .*a.tar.*goes on where it stopped'):
     fetch(remote(server), tmp_path)
+
+
+def test_however_a_connection_breaks_off_it_is_no_matter_of_the_disk(
+  server, tmp_path, monkeypatch
+):
+  read, broken = http.client.HTTPResponse.read, []
+
+  def fail_once(self, *size):
+    if not broken:
+      broken.append(self)
+      raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+    return read(self, *size)
+
+  monkeypatch.setattr(http.client.HTTPResponse, 'read', fail_once)
+  assert fetch(remote(server), tmp_path).read_bytes() == DATA and broken
+
+
+def test_a_store_of_another_user_is_named_with_the_remedy(server, tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+  monkeypatch.setattr(downloads.Path, 'open', refuse)
+  with pytest.raises(DataError, match=r'cannot be written .*name a folder of yours'):
+    fetch(remote(server), tmp_path / 'store')

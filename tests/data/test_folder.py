@@ -10,7 +10,7 @@ from gta_jax.data.convert import convert
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
-from gta_jax.inference.predict import ImageReader, find_images
+from gta_jax.inference.image_folder import ImageReader, find_images
 
 SIZE = (12, 16)
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), SIZE)

@@ -1,6 +1,8 @@
 """Evaluation and prediction by the command, from the workdir of a finished run."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -75,3 +77,19 @@ def test_an_interruption_is_one_sentence_and_a_status(monkeypatch, capsys):
 def test_a_workdir_without_a_run_is_refused(tmp_path):
   with pytest.raises(ValueError, match='config.json is missing'):
     inference.evaluate_run(tmp_path, None)
+
+
+def test_scores_are_said_before_they_are_written_and_where_they_cannot_be_nothing_is_done(
+  finished, monkeypatch, capsys
+):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(evaluations, 'replace_text', full)
+  arguments = ['gta-jax', '--mode', 'evaluate', '--workdir', str(finished[0])]
+  assert launch.main(arguments) == 2
+  assert '| teacher | whole | ' in capsys.readouterr().out
+  monkeypatch.setattr(inference.os, 'access', lambda *_: False)
+  assert launch.main(arguments) == 2
+  said = capsys.readouterr()
+  assert 'is read-only, and the scores are written there' in said.err and not said.out

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from PIL import Image
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, decode_mask
-from gta_jax.inference import predict
+from gta_jax.inference import begun_prediction, image_folder, predict
+from gta_jax.inference.image_folder import ImageReader, find_images
 from gta_jax.inference.model import Model
-from gta_jax.inference.predict import ImageReader, find_images, predict_folder
+from gta_jax.inference.predict import predict_folder
 from gta_jax.ops.resizing import resize_bilinear
 from tests import tiny
 
@@ -107,7 +109,7 @@ def test_what_is_no_matter_of_the_file_ends_the_prediction_after_what_could_be_r
 
   for name in 'abcdefgh':
     write(tmp_path / 'in' / f'{name}.png')
-  monkeypatch.setattr(predict, 'decode_image', fail)
+  monkeypatch.setattr(image_folder, 'decode_image', fail)
   with pytest.raises(MemoryError, match='no room'):
     run(tmp_path / 'in', tmp_path / 'out')
   assert [path.name for path in (tmp_path / 'out').glob('*.png')] == ['a.png']
@@ -222,3 +224,42 @@ def test_scale_reaches_the_network(tmp_path):
   (path,), _ = predict_folder(model, images=tmp_path / 'in', out=tmp_path / 'out')
   assert seen == [(1, 16, 24, 3)]  # One image is not padded to a batch.
   assert decode_mask(path.read_bytes(), '').shape == (32, 48)
+
+
+def test_old_results_are_written_anew_whatever_their_time_and_damaged_ones_too(
+  tmp_path, monkeypatch
+):
+  for name in 'abc':
+    write(tmp_path / 'in' / f'{name}.png')
+  out, expected = tmp_path / 'out', tmp_path / 'expected'
+  run(tmp_path / 'in', out, network='other')
+  run(tmp_path / 'in', expected)
+  for path in out.glob('*.png'):  # of a machine whose clock is ahead
+    os.utime(path, (2**32, 2**32))
+  write_pictures = predict._write_pictures
+
+  def interrupt(out, id, *rest):
+    if id == 'c':
+      raise KeyboardInterrupt
+    write_pictures(out, id, *rest)
+
+  monkeypatch.setattr(predict, '_write_pictures', interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / 'in', out, overwrite=True)
+  monkeypatch.undo()
+  assert (out / 'a.png').read_bytes() == (expected / 'a.png').read_bytes()
+  (out / 'a.png').write_bytes(b'')
+  (out / 'c.png').unlink()
+  run(tmp_path / 'in', out)
+  for name in 'abc':
+    assert (out / f'{name}.png').read_bytes() == (expected / f'{name}.png').read_bytes()
+
+
+def test_one_prediction_at_a_time_in_a_folder(tmp_path):
+  write(tmp_path / 'in' / 'a.png')
+  out = tmp_path / 'out'
+  out.mkdir()
+  with begun_prediction.recorded(out, {}, anew=True), pytest.raises(
+      DataError, match='out is in use by another prediction; wait'):
+    run(tmp_path / 'in', out)
+  assert [path.name for path in run(tmp_path / 'in', out)] == ['a.png']

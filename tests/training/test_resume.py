@@ -179,3 +179,16 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
   assert again['last'] == results['last'] and again['seconds_from_step'] == 4
   with pytest.raises(ValueError, match='weights.safetensors does not exist'):
     setup.make_run(config)
+
+
+@pytest.mark.parametrize('epochs', [3, 4])
+def test_a_finished_run_that_goes_on_is_no_longer_finished(finished, tmp_path, monkeypatch, epochs):
+  def stop(*_):
+    raise Interrupted
+
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  monkeypatch.setattr(loop, '_train_to_the_end', stop)
+  with pytest.raises(Interrupted):
+    loop.train(setup.make_run(tiny_config(**{'train.epochs': epochs})), workdir,
+               allow_config_change=True)
+  assert (workdir / 'results.json').exists() == (epochs == 3)
