@@ -1,11 +1,13 @@
 """One of several processes of a small GTA run: python -m tests.processes ADDRESS COUNT INDEX DIR
 
 Trains three steps in DIR/stopped, copies what then lies there to DIR/resumed, goes on in
-DIR/stopped, and refuses a seed that only one process has.
+DIR/stopped, from a signal that one process gets, and refuses a seed that only one has.
 """
 
 import dataclasses
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from jax.experimental import multihost_utils
 from configs import shapes as shapes_config
 from gta_jax.devices import runtime
 from gta_jax.training import loop, setup
+from gta_jax.training.signals import Interrupted
 from tests import tiny
 
 STOP, STEPS = 3, 5
@@ -52,6 +55,20 @@ def train_until_stop(workdir: Path) -> None:
     loop.train(make_run(), workdir)
 
 
+def train_until_signal(workdir: Path, index: int) -> None:
+  """Process 0 alone gets SIGTERM, after scoring, while the others may wait for it: all leave."""
+  show = loop.Telling.show
+
+  def show_and_signal(self, *args):
+    show(self, *args)
+    if index == 0:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+    patch.setattr(loop.Telling, 'show', show_and_signal)
+    loop.train(make_run(), workdir)
+
+
 def main() -> None:
   address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
   runtime.join_processes(address, count, index, seconds=60)
@@ -61,6 +78,7 @@ def main() -> None:
   if index == 0:
     shutil.copytree(stopped, resumed)
   multihost_utils.sync_global_devices('copied')
+  train_until_signal(stopped, index)
   loop.train(make_run(), stopped)
   with pytest.raises(ValueError, match='process 1 differs from process 0 in: config. Start all'):
     loop.train(make_run(seed=index), Path(folder) / 'other')

@@ -10,7 +10,8 @@ import numpy as np
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
 from gta_jax.data.listing import visible_files
 
-FOLDERS: tuple[str, ...] = ('overlays', 'confidence', 'probabilities')  # of results beside the masks
+# Of results, beside the masks.
+FOLDERS: tuple[str, ...] = ('overlays', 'confidence', 'probabilities')
 
 
 @dataclasses.dataclass(frozen=True)
