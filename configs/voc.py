@@ -62,9 +62,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.train.epochs = 80
   c.train.labelled_batch = 12  # 3 on each of 4 GPUs
   c.train.unlabelled_batch = 12
-  # As the paper, as its released code counts padding, and as most other work.
-  c.evaluate.protocols = ('crop', 'crop_padding0', 'whole')
+  # As the paper, as its released code counts padding, and as most other work; of one crop, whatever
+  # a method trains on.
+  c.evaluate.protocols = ('crop513', 'crop513_padding0', 'whole')
   if choice['model'] != 'resnet101':
+    c.evaluate.protocols = ('crop518', 'crop518_padding0', 'whole')  # multiples of a patch
     config_base.use_dinov2(c, choice['model'], 'voc')
   else:
     config_base.publish(c, 'voc')

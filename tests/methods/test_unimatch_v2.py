@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from configs import cityscapes, voc
+from gta_jax.evaluation.protocols import make_protocols
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.registry import METHODS, make_method
 from gta_jax.models import weights
@@ -287,6 +288,13 @@ def test_published_code_has_the_options_of_its_data_set():
   for config, threshold in ((voc, 0.7), (cityscapes, 0.0)):
     method = config.get_config('183,method=ael_released').method
     assert (method.threshold, method.not_pasted) == (threshold, (0, 1, 2, 8, 10))
+
+
+@pytest.mark.parametrize('model', ['', ',model=dinov2_b'])
+def test_methods_are_scored_on_crops_of_one_side(model):
+  configs = [voc.get_config(f'183,method={method}{model}') for method in METHODS]
+  assert len({protocol.crop for c in configs for protocol in make_protocols(
+    c.evaluate.protocols, crop=c.data.crop) if protocol.crop}) == 1
 
 
 def test_the_rows_of_torchsemiseg_have_one_network():
