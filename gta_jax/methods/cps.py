@@ -129,10 +129,10 @@ class Cps(Learners):
       divisor = jnp.maximum(jnp.sum(counted) + jnp.sum(valid), 1)
       seen = {LABELLED: (labelled.images, counted, {}, labelled.targets),
               CROSS: (images, valid, clean, ())}
-      found = dict(zip(self.order, in_turn(tools, both, (
-        Objective(self.make_loss(tools, labelled if kind == LABELLED else None, divisor),
-                  seen[kind], jax.random.fold_in(key, i))
-        for i, kind in enumerate(self.order))), strict=True))
+      objectives = {kind: Objective(
+        self.make_loss(tools, labelled if kind == LABELLED else None, divisor), seen[kind],
+        jax.random.fold_in(key, i)) for i, kind in enumerate(self.order)}
+      found = dict(zip(objectives, in_turn(tools, both, objectives.values()), strict=True))
       first, second = (found[CROSS].rows[name] for name in NAMES)
       metrics = agreement(first, second, valid, tools.num_classes)
       for name in NAMES:

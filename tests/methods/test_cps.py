@@ -117,6 +117,15 @@ def test_equal_networks_stay_equal_and_drawn_ones_differ():
   after, metrics = jax.jit(method.step(tools))(equal, kit.batches(*tiny.make_batches(2)))
   kit.assert_close(after.networks['first'], after.networks['second'], rtol=1e-6)
   assert float(metrics['agreement']) == 1
+  # It is that of the unlabelled images: of one colour here, on which linear networks are of one
+  # opinion or of two, while on labelled ones it depends on the pixel.
+  tools = tiny.make_tools(tiny.linear_network())
+  labelled, unlabelled = tiny.make_batches(2)
+  unlabelled = {**unlabelled, 'image': np.full_like(unlabelled['image'], 90),
+                'valid': np.ones_like(unlabelled['valid'])}
+  _, metrics = jax.jit(method.step(tools))(
+    tiny.first_state(method, tools), kit.batches(labelled, unlabelled))
+  assert float(metrics['agreement']) in (0, 1)
 
 
 @pytest.mark.parametrize('whole', [False, True])
