@@ -10,10 +10,9 @@ import numpy as np
 from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, visible_files
-from gta_jax.data.masks import MaskCode, classes_of_palette, mask_kind
+from gta_jax.data.masks import MASK_SUFFIXES, MaskCode, classes_of_palette, mask_kind
 from gta_jax.data.sources import default_palette
 
-_MASKS = ('.png', '.bmp', '.tif', '.tiff')
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
 _VOID = (224, 224, 192)  # VOC's border
@@ -190,7 +189,7 @@ def _pair(
     classes = _read_labelmap(root / 'labelmap.txt')
   code = classes.code if classes else _NO_COLOURS
   left_out: dict[str, str] = {}
-  found, of_masks = find(images, IMAGE_SUFFIXES, left_out), find(masks, _MASKS, left_out)
+  found, of_masks = find(images, IMAGE_SUFFIXES, left_out), find(masks, MASK_SUFFIXES, left_out)
   items = []
   for id, path in found.items():
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from gta_jax.data.files import DataError
+
 
 def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
   """Writes a file so that at any moment either the old or the new one is there, whole.
@@ -26,6 +28,17 @@ def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False
     raise
   finally:
     partial.unlink(missing_ok=True)
+
+
+def check_writable(out: Path) -> None:
+  """Refuses a folder that is none, or can neither be written nor made.
+
+  Raises: DataError.
+  """
+  there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+  if not there.is_dir() or not os.access(there, os.W_OK):
+    raise DataError(f'{out} cannot be written, as {there} is no folder or is read-only; give '
+                    'another --out.')
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """The record of a prediction that has not ended, by which the same command goes on with it."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -12,7 +11,9 @@ import jax
 import numpy as np
 
 from gta_jax.data.files import DataError
+from gta_jax.data.locking import claim
 from gta_jax.inference.model import Model
+from gta_jax.training.logs import note
 
 _FILE = '.prediction.json'
 
@@ -48,12 +49,12 @@ def recorded(out: Path, of: Mapping[str, Any], *, anew: bool) -> Iterator[None]:
   path = out / _FILE
   with path.open('a+', encoding='utf-8') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      refused = claim(file)
     except BlockingIOError as error:
       raise DataError(f'{out} is in use by another prediction; wait for it, stop it, or give '
                       'another --out.') from error
-    except OSError:
-      pass  # Some shared file systems cannot; a prediction there is worth more than the guard.
+    if refused:  # As for a run, a prediction there is worth more than the guard.
+      note(f'{path} cannot be locked ({refused}): start no second prediction into {out}')
     if anew:
       file.truncate(0)
       file.write(json.dumps(of))

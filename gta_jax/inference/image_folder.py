@@ -1,7 +1,6 @@
 """A folder of images that a network is to see, without masks or lists."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
 from gta_jax.data.listing import visible_files
+from gta_jax.data.writing import check_writable
 
 # Of results, beside the masks.
 FOLDERS: tuple[str, ...] = ('overlays', 'confidence', 'probabilities')
@@ -80,8 +80,5 @@ def check_folders(
     raise DataError(
       f'out={out} would put results among the images of {images}; give a folder outside it.'
     )
-  there = next(path for path in (target, *target.parents) if path.exists())
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise DataError(
-      f'out={out} cannot be written, as {there} is no folder or is read-only; give another one.')
+  check_writable(out)
   return reader

@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import io
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
 from gta_jax.data.folder import FolderReader
 from gta_jax.data.sources import Dataset
-from gta_jax.data.writing import replace_bytes
+from gta_jax.data.writing import check_writable, replace_bytes
 from gta_jax.devices import sharding
 from gta_jax.evaluation.batches import make_batches
 from gta_jax.evaluation.pictures import IGNORE_COLOUR, UNCERTAIN_COLOUR, write_image, write_mask
@@ -226,11 +225,7 @@ def copying_advice(dataset: Dataset, folder: Path, out: Path) -> str:
 
 def check_out(out: Path, *, overwrite: bool) -> None:
   """Raises ValueError for a folder that may hold corrected masks, or that cannot be written."""
-  there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-  if not os.access(there, os.W_OK):
-    raise ValueError(f'{out} cannot be written, as {there} is read-only; give another --out.')
-  if out.exists() and not out.is_dir():
-    raise ValueError(f'{out} is no folder; give another --out.')
+  check_writable(out)
   if not overwrite and out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} holds files already, perhaps corrected masks; give another --out, or '
                      '--overwrite to replace them.')

@@ -1,12 +1,12 @@
 """One run at a time in a workdir: two would remove each other's checkpoints."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from gta_jax.data.locking import claim
 from gta_jax.devices import sharding
 from gta_jax.training.logs import note
 
@@ -28,16 +28,15 @@ def locked(workdir: Path) -> Iterator[None]:
   path = workdir / _NAME
   with path.open('a+', encoding='utf-8') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      refused = claim(file)
     except BlockingIOError as error:
       file.seek(0)
       raise ValueError(
         f'{workdir} is in use by another run ({file.read().strip() or "it has just begun"}); wait '
         'for it, stop it, or use another --workdir. If that machine is down, remove '
         f'{path}.') from error
-    except OSError as error:
-      # Some shared file systems cannot; a run there is worth more than the guard.
-      note(f'{path} cannot be locked ({error.strerror}): start no second run in {workdir}')
+    if refused:  # A run there is worth more than the guard.
+      note(f'{path} cannot be locked ({refused}): start no second run in {workdir}')
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()

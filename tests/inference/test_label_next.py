@@ -12,6 +12,7 @@ from PIL import Image
 
 import launch
 from gta_jax import command_flags
+from gta_jax.data import writing
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import decode_mask
 from gta_jax.data.sources import Dataset
@@ -181,3 +182,12 @@ def test_a_run_is_told_what_to_label_and_nothing_is_overwritten(finished, tmp_pa
   assert corrected.read_bytes() == b'corrected'
   assert launch.main([*arguments, '--overwrite']) == 0
   assert corrected.read_bytes() != b'corrected'
+
+
+def test_results_that_could_not_be_written_are_refused_first(tmp_path, monkeypatch):
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match='file is no folder or is read-only; give another --out'):
+    label_next.check_out(tmp_path / 'file' / 'out', overwrite=False)
+  monkeypatch.setattr(writing.os, 'access', lambda *_: False)
+  with pytest.raises(ValueError, match='is no folder or is read-only'):
+    label_next.check_out(tmp_path / 'out', overwrite=True)

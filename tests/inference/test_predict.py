@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import os
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gta_jax.data import locking
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, decode_mask
 from gta_jax.inference import begun_prediction, image_folder, predict
 from gta_jax.inference.image_folder import ImageReader, find_images
@@ -263,3 +265,13 @@ def test_one_prediction_at_a_time_in_a_folder(tmp_path):
       DataError, match='out is in use by another prediction; wait'):
     run(tmp_path / 'in', out)
   assert [path.name for path in run(tmp_path / 'in', out)] == ['a.png']
+
+
+def test_a_folder_that_cannot_be_locked_is_said_and_used(tmp_path, monkeypatch, capsys):
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  write(tmp_path / 'in' / 'a.png')
+  monkeypatch.setattr(locking.fcntl, 'flock', refuse)
+  assert len(run(tmp_path / 'in', tmp_path / 'out')) == 1
+  assert 'cannot be locked (No locks available): start no second' in capsys.readouterr().err
