@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_used_has_a_remedy(number, remedy, monkeypatch, ca
 
 @pytest.mark.parametrize('mode, status', [('train', 75), ('predict', 143)])
 @pytest.mark.parametrize('joined', [False, True])
-def test_sigterm_before_the_work_begins_is_heard(mode, status, joined, tmp_path):
+def test_sigterm_before_the_work_begins_is_heard(mode, status, joined):
   """Also where jax, which takes SIGTERM for itself when processes join, has done so."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
@@ -124,7 +124,7 @@ sys.exit(command.main(['gta-jax', '--mode', '{mode}', '--workdir', 'w', *(
   ['--config', 'shapes'] if '{mode}' == 'train' else ['--images', '.', '--out', 'o'])]))
 '''
   done = subprocess.run(
-    [sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == status and 'goes on' not in done.stdout, done.stderr
   assert 'Traceback' not in done.stderr
 
