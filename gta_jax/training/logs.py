@@ -139,51 +139,58 @@ def _truncate(path: Path, last_step: int, *, evaluated: bool) -> None:
 class Progress:
   """A bar with ETA, scalars and images/s on a terminal; elsewhere a plain line now and then."""
 
-  def __init__(self, total_steps: int, *, start_step: int = 0, images_per_step: int = 0,
-               every_seconds: float = 15.0, unit: str = 'step', stream: TextIO | None = None):
+  def __init__(self, total_steps: int, *, start_step: int = 0, every_seconds: float = 15.0,
+               unit: str = 'step', stream: TextIO | None = None):
     """Begins after `start_step` of `total_steps`.
 
     Args:
       total_steps: of the whole run.
       start_step: steps done before.
-      images_per_step: for images/s, which is left out at 0.
       every_seconds: between plain lines.
       unit: what a step is called.
       stream: stderr if None.
     """
     self._stream = stream or sys.stderr
     self._plain = not self._stream.isatty()
-    self._total, self._start, self._step = total_steps, start_step, start_step
-    self._images, self._every, self._last_line = images_per_step, every_seconds, -math.inf
+    self._total, self._step, self._images = total_steps, start_step, 0
+    self._every, self._last_line = every_seconds, -math.inf
     self._unit = unit
     self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, disable=self._plain,
                      dynamic_ncols=True, unit=unit)
-    self._began = time.monotonic()
-    self._since: tuple[int, float] | None = None  # step and time from which images/s is counted
+    self._first: tuple[int, float] | None = None  # step and time of the first show
+    self._since: float | None = None  # when the images of images/s began
 
-  def advance(self) -> None:
-    """One more step has been taken."""
+  def advance(self, images: int = 0) -> None:
+    """One more step has been taken, of so many images; images/s is left out at 0."""
     if self._since is None:
-      self._since = self._step, time.monotonic()
+      self._images, self._since = 0, time.monotonic()
       self._bar.set_description('', refresh=False)
     self._step += 1
+    self._images += images
     self._bar.update(1)
 
-  def show(self, scalars: Mapping[str, Any]) -> None:
-    """Shows scalars (losses, rate), and images/s since they were shown last."""
+  def show(self, scalars: Mapping[str, Any], *, seconds_left: float | None = None) -> None:
+    """Shows scalars (losses, rate), and images/s since they were shown last.
+
+    A plain line says what is left: seconds_left, or what follows from the steps since the first
+    show, as the steps before it waited for compilation; nothing where neither is known.
+    """
     now = time.monotonic()
     shown = {name: f'{float(value):.4g}' for name, value in scalars.items()}
-    if self._images and self._since and self._step > self._since[0]:
-      rate = self._images * (self._step - self._since[0]) / max(now - self._since[1], 1e-9)
-      shown['images/s'] = f'{rate:.1f}'
-    self._since = self._step, now
+    if self._images and self._since is not None:
+      shown['images/s'] = f'{self._images / max(now - self._since, 1e-9):.1f}'
+    self._images, self._since = 0, now
     self._bar.set_postfix(shown)
+    self._first = self._first or (self._step, now)
+    if seconds_left is None and self._step > self._first[0]:
+      pace = (now - self._first[1]) / (self._step - self._first[0])
+      seconds_left = pace * (self._total - self._step)
     if self._plain and (now - self._last_line >= self._every or self._step == self._total):
       self._last_line = now
-      pace = (now - self._began) / max(self._step - self._start, 1)
-      left = tqdm.format_interval(pace * (self._total - self._step))
-      text = ', '.join(f'{name} {value}' for name, value in shown.items())
-      self.note(f'{self._unit} {self._step}/{self._total}, {left} left{", " * bool(text)}{text}')
+      said = [f'{name} {value}' for name, value in shown.items()]
+      if seconds_left is not None:
+        said.insert(0, f'{tqdm.format_interval(seconds_left)} left')
+      self.note(', '.join([f'{self._unit} {self._step}/{self._total}', *said]))
 
   def note(self, text: str) -> None:
     """Prints a line of its own, without breaking the bar."""

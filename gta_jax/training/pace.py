@@ -1,5 +1,6 @@
 """How long steps and evaluations of a run take, as measured, and what follows for the rest."""
 
+import itertools
 import resource
 import time
 from collections.abc import Sequence
@@ -61,15 +62,12 @@ class Pace:
     if seconds is None or known in self._told:
       return ''
     self._told.add(known)
-    total, unknown, start = 0.0, [], 0
-    for stage in self._stages:
-      left = max(0, start + stage.steps - max(step, start))
+    total, unknown = evaluations * (self.evaluation or 0), []
+    for stage, left in self._steps_left(step):
       own = self.step_seconds(stage.name)
       total += left * (own or 0)
       if left and own is None:
         unknown.append(f'{stage.name} ({left} steps)')
-      start += stage.steps
-    total += evaluations * (self.evaluation or 0)
     counted, number = '', f'{evaluations} evaluation{"s" * (evaluations != 1)}'
     if evaluations and self.evaluation is None:
       unknown.append(number)
@@ -78,6 +76,22 @@ class Pace:
     return (f'{seconds:.3g} s a step of {self._stage}, measured on '
             f'{self._measured[self._stage][0]} of them: about {_minutes(total)} left{counted}'
             + (f'; not known yet and not counted: {", ".join(unknown)}' if unknown else ''))
+
+  def seconds_left(self, step: int, evaluations: int) -> float | None:
+    """The rest in one number: stages to come at the present one's pace until theirs is known.
+
+    None before that is known. Args: see estimate.
+    """
+    seconds = self.step_seconds(self._stage)
+    if seconds is None:
+      return None
+    return evaluations * (self.evaluation or 0) + sum(
+      left * (self.step_seconds(stage.name) or seconds) for stage, left in self._steps_left(step))
+
+  def _steps_left(self, step: int) -> list[tuple[Stage, int]]:
+    ends = itertools.accumulate(stage.steps for stage in self._stages)
+    return [(stage, min(stage.steps, max(0, end - step)))
+            for stage, end in zip(self._stages, ends, strict=True)]
 
   def summary(self) -> dict[str, Any]:
     """Measurements as JSON: seconds, and the most memory used, in bytes."""

@@ -109,7 +109,7 @@ class Steps:
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
       self._waiting.append((step + 1, metrics))
-      self._telling.progress.advance()
+      self._telling.progress.advance(sum(len(batch['image']) for batch in batches.values()))
       if (step + 1) % log_steps == 0:
         self._end_line(state)
     return state
@@ -167,7 +167,7 @@ class Steps:
         self._telling.note(steps[-1], warning)
     self._telling.writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
     shown = [k for k in means if k.endswith(('_loss', '_rate'))]
-    self._telling.progress.show({k: means[k] for k in shown})
+    self._telling.progressed(steps[-1], {k: means[k] for k in shown})
 
   def _close_streams(self) -> None:
     for stream in self._streams.values():

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,13 +52,12 @@ class Telling(contextlib.ExitStack):
     self._run, self._workdir, self._page = run, workdir, page
     self._evaluations, self._first_step = evaluations, first_step
     self._speaks, self.pace = sharding.is_first_process(), Pace(run.stages)
-    silent, train = Silent(), run.config.train
+    silent = Silent()
     self.writer = self.enter_context(
       MetricWriter(workdir, start_step=first_step, evaluated=evaluated)
       if self._speaks else cast(MetricWriter, silent))
     self.progress = self.enter_context(
-      Progress(run.total_steps, start_step=first_step,
-               images_per_step=train.labelled_batch + train.unlabelled_batch)
+      Progress(run.total_steps, start_step=first_step)
       if self._speaks else cast(Progress, silent))
 
   def note(self, step: int, text: str) -> None:
@@ -80,6 +79,11 @@ class Telling(contextlib.ExitStack):
     self.pace.observe(step)
     if text := self.pace.estimate(step, self._evaluations_after(step)):
       self.progress.note(text)
+
+  def progressed(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Shows what a line of the log holds, and how long the rest takes."""
+    self.progress.show(
+      scalars, seconds_left=self.pace.seconds_left(step, self._evaluations_after(step)))
 
   def _evaluations_after(self, step: int) -> int:
     return sum(one > step for one in self._evaluations)

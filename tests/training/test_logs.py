@@ -109,10 +109,10 @@ def test_what_a_full_disk_refuses_is_said_once_and_written_later(tmp_path, monke
 
 def test_progress_writes_plain_lines_where_there_is_no_terminal():
   stream = io.StringIO()
-  with Progress(4, start_step=1, images_per_step=8, every_seconds=1000, stream=stream) as progress:
+  with Progress(4, start_step=1, every_seconds=1000, stream=stream) as progress:
     progress.note('begins')
     for step in range(2, 5):
-      progress.advance()
+      progress.advance(8)
       progress.show({'loss': step / 2})
       progress.note_phase('evaluates')
   first, *steps = stream.getvalue().splitlines()
@@ -120,7 +120,24 @@ def test_progress_writes_plain_lines_where_there_is_no_terminal():
   assert [line.split(',')[0] for line in steps] == ['step 2/4', 'step 4/4']
   assert 'loss 1,' in steps[0]
   assert 'images/s' in steps[0]
+  assert ' left' not in steps[0] and '00:00 left' in steps[1]
   assert '\r' not in stream.getvalue()
+
+
+def test_progress_counts_neither_compilation_nor_images_that_no_step_read(monkeypatch):
+  now, stream = [0.0], io.StringIO()
+  monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
+  with Progress(100, every_seconds=0, stream=stream) as progress:
+    for seconds, images in ((1000.0, 4), (2.0, 4), (2.0, 8)):
+      for _ in range(10):
+        progress.advance(images)
+      now[0] += seconds
+      progress.show({})
+    progress.advance()
+    progress.show({}, seconds_left=7.0)
+  lines = stream.getvalue().splitlines()
+  assert lines == ['step 10/100, images/s 0.0', 'step 20/100, 00:16 left, images/s 20.0',
+                   'step 30/100, 00:14 left, images/s 40.0', 'step 31/100, 00:07 left']
 
 
 def test_progress_draws_a_bar_on_a_terminal():
@@ -129,9 +146,9 @@ def test_progress_draws_a_bar_on_a_terminal():
       return True
 
   stream = Terminal()
-  with Progress(3, images_per_step=2, stream=stream) as progress:
+  with Progress(3, stream=stream) as progress:
     for _ in range(3):
-      progress.advance()
+      progress.advance(2)
     progress.show({'loss': 0.25})
     progress.note_phase('evaluates')
   assert 'loss=0.25' in stream.getvalue()

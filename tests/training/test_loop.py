@@ -91,13 +91,14 @@ def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   taken, written = [], {}
   advance, write = logs.Progress.advance, logs.MetricWriter.write
   monkeypatch.setattr(
-    logs.Progress, 'advance', lambda self: taken.append(1) or advance(self))
+    logs.Progress, 'advance', lambda self, images: taken.append(images) or advance(self, images))
   monkeypatch.setattr(
     logs.MetricWriter, 'write',
     lambda self, step, scalars: written.setdefault(step, len(taken)) and write(self, step, scalars))
   loop.train(setup.make_run(tiny_config('4', **{'train.evaluate_epochs': 3})), tmp_path)
   # All but the last line, which the evaluation waits for.
   assert written == {2: 4, 4: 6, 6: 8, 8: 10, 10: 12, 12: 12}
+  assert taken == [2] * 4 + [2 + 2] * 8  # images; the warm-up reads no unlabelled ones
 
 
 def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):

@@ -34,11 +34,13 @@ def test_compilation_and_evaluations_count_for_no_step(clock):
   clock[0] = 200.0  # compiled, and the first line
   found.observe(10)
   assert found.estimate(10, 2) == ''
+  assert found.seconds_left(10, 2) is None
   clock[0] = 205.0
   found.observe(20)
   assert found.estimate(20, 2) == (
     '0.5 s a step of warmup, measured on 10 of them: about 0 s left; not known yet and not '
     'counted: main (100 steps), 2 evaluations')
+  assert found.seconds_left(10, 2) == 55.0
   found.enter('main')
   clock[0] = 300.0
   found.observe(30)
@@ -51,6 +53,7 @@ def test_compilation_and_evaluations_count_for_no_step(clock):
     '2 s a step of main, measured on 10 of them: about 2 minutes left, with 1 evaluation of 6.0 s '
     'as the last one took')
   assert found.estimate(60, 1) == ''  # said already
+  assert found.seconds_left(60, 1) == 126.0
   assert found.summary()['step_seconds'] == {'warmup': 0.5, 'main': 2.0}
   assert found.summary()['peak_bytes']['host'] > 1e7
 
