@@ -180,7 +180,7 @@ def _load(
     original = image.shape[:2]
     if size != original:
       image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-      ratios[row] = (np.array(size) - 1) / np.maximum(np.array(original) - 1, 1)
+      ratios[row] = np.divide(size, original)
     images[row, : size[0], : size[1]] = image
     sizes[row] = size
   for (crop, padding_label), labels in arrays.labels.items():

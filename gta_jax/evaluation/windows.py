@@ -34,7 +34,7 @@ class Images(NamedTuple):
 
   image: [B,h,w,3] uint8, padded at the right and at the bottom with the mean colour.
   size: [B,2] int32, each image's height and width without padding.
-  ratio: [B,2] float32, (size - 1) / (original size - 1); 1 if it was not resized.
+  ratio: [B,2] float32, size / original size; 1 if it was not resized.
   """
 
   image: Any
@@ -126,7 +126,10 @@ def _logits(
   starts = [_window_starts(images.size[:, i], sides[i], window) for i in (0, 1)]
   low = _window_logits(network, variables, images.image, starts[0][0], starts[1][0], window)
   size = images.size.astype(jnp.float32)
-  positions = [jnp.arange(output_size[i]) * images.ratio[:, i, None] for i in (0, 1)]
+  # The centres of pixels, as resizing an image keeps them (cv2.resize) in training and here.
+  positions = [
+    jnp.clip((jnp.arange(output_size[i]) + 0.5) * images.ratio[:, i, None] - 0.5,
+             0, size[:, i, None] - 1) for i in (0, 1)]
   positions[1] = jnp.where(mirrored, size[:, 1, None] - 1 - positions[1], positions[1])
   rows, columns = (
     _restoring_matrices(positions[i], *starts[i], padded=sides[i], window=window or sides[i],
@@ -194,7 +197,7 @@ def _restoring_matrices(
 
   Args:
     position: [B,target] float32, of each output in the padded image; whole numbers pick a pixel
-      exactly, others interpolate. Aligned corners throughout.
+      exactly, others interpolate. From windows' logits to the padded image corners are aligned.
     start: [B,N] int32, of the windows in the padded image.
     used: [B,N] bool, the windows that count.
   """

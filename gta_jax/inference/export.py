@@ -81,16 +81,20 @@ def make_function(
   def function(images: jax.Array) -> jax.Array:
     x = images.astype(jnp.float32)
     if scaled != size:
-      x = jnp.round(jax.image.resize(
-        x, (x.shape[0], *scaled, 3), 'bilinear', antialias=False))
+      x = jnp.round(_resize_centred(x, scaled))
     # Subtracted and added: then what is padded is zero.
     margins = ((0, 0), (0, padded[0] - scaled[0]), (0, padded[1] - scaled[1]), (0, 0))
     x = jnp.pad(x - colour, margins) + colour
     low = network.apply(variables, network.normalize(x), train=False)[0].main
     logits = resize_bilinear(low.astype(jnp.float32), padded)[:, : scaled[0], : scaled[1]]
-    return jax.nn.softmax(resize_bilinear(logits, size))
+    return jax.nn.softmax(logits if scaled == size else _resize_centred(logits, size))
 
   return function
+
+
+def _resize_centred(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """Bilinear, [B,h,w,C] to [B,H,W,C], with half-pixel centres as cv2.resize."""
+  return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear', antialias=False)
 
 
 def _stablehlo(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:

@@ -54,6 +54,11 @@ def resize(x, size):
   return np.einsum('Hh,Ww,hwk->HWk', rows, columns, x, optimize=True)
 
 
+def restore(x, size):
+  """Bilinear about the centres of pixels, as images are resized, [h,w,K] to [H,W,K]."""
+  return cv2.resize(np.ascontiguousarray(x), size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def logits(network, variables, image):
   """[H,W,K] of one image alone."""
   low = jax.jit(tiny.low_logits, static_argnums=0)(network, variables, image[None])
@@ -170,7 +175,7 @@ def test_flip_and_scales_average_probabilities(weights, name, scales, flip):
         shown = np.ascontiguousarray(small[:, ::mirror])
         of_view = (naive_sliding(network, weights[network], shown, CROP) if name == 'sliding'
                    else logits(network, weights[network], shown))
-        views.append(softmax(resize(of_view[:, ::mirror], image.shape[:2])))
+        views.append(softmax(restore(of_view[:, ::mirror], image.shape[:2])))
     check(of_image, np.mean(views, 0))
 
 
@@ -180,11 +185,27 @@ def test_crops_and_windows_are_of_resized_images_and_scored_at_full_size(weights
   found = predictions(NETWORK, weights[NETWORK], data, protocol('sliding'), image_scale=0.5)['0']
   small = cv2.resize(image, (26, 20), interpolation=cv2.INTER_LINEAR)
   low = naive_sliding(NETWORK, weights[NETWORK], small, CROP)
-  check(found, softmax(resize(low, (40, 52))))
+  check(found, softmax(restore(low, (40, 52))))
   found = predictions(NETWORK, weights[NETWORK], data, protocol('crop'), image_scale=0.5)['0']
   small = cv2.resize(centre_crop(image, (26, 26), 0), (13, 13), interpolation=cv2.INTER_LINEAR)
   low = logits(NETWORK, weights[NETWORK], small)
-  check(found, softmax(resize(low, (26, 26))))
+  check(found, softmax(restore(low, (26, 26))))
+
+
+@pytest.mark.parametrize('name', ['whole', 'sliding'])
+@pytest.mark.parametrize('image_scale', [0.25, 0.5, 2.0])
+def test_an_edge_stays_where_it_is_whatever_the_scale(image_scale, name):
+  def apply(variables, images, **_):
+    return jax.numpy.stack([images.mean(-1), 0 * images.mean(-1)], -1)
+
+  network = tiny.network_of(apply, mean=(0.5,) * 3, std=(0.1,) * 3)
+  data = random_dataset([(32, 400)])
+  edges = (16, 32, 200, 368, 384)
+  for i, (start, end) in enumerate(zip((0, *edges), (*edges, 400), strict=True)):
+    data.reader.images['0'][:, start:end] = 255 * (i % 2)
+  labels, _ = predictions(network, {}, data, make_protocols([name], crop=16)[0],
+                          image_scale=image_scale)['0']
+  np.testing.assert_array_equal(np.flatnonzero(np.diff(labels[16])) + 1, edges)
 
 
 def test_each_image_is_decoded_once_for_all_protocols_and_networks(weights):
