@@ -144,7 +144,7 @@ class CorrMatch(StrongView, Learners):
     return tuple(stage for stage in stages if stage.steps)
 
   def warmup_step(self, tools: Tools) -> Callable:
-    """The step of the warm-up: cross-entropy with ground truth; the correlation head rests."""
+    """The step of the warm-up: cross-entropy with ground truth, which the correlation head knows nothing of."""
     optimizer = tools.make_optimizer()
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:
@@ -214,7 +214,7 @@ class CorrMatch(StrongView, Learners):
         keys[3], (self.regions,), 0, max(clean.maps.shape[-1] - 1, 1))  # never the last place
       rows = jax.lax.stop_gradient(clean.maps[:, rows])
       of_labelled, of_weak = separate(clean._replace(maps=rows), *counts)
-      rows = of_weak.maps.reshape(counts[1], -1, *clean.spread.shape[1:3])
+      rows = of_weak.maps.reshape(counts[1], self.regions, *clean.spread.shape[1:3])
       targets = self.targets(tools, seen, of_weak.logits.main, rows, threshold)
       losses = {'labelled': (labelled.sole_loss(of_labelled.logits, truth)
                              + labelled.sole_loss(Logits(of_labelled.spread), truth)) / 4}

@@ -62,8 +62,12 @@ class Gta(MeanTeacher):
       learns = getattr(self, name)
       if unknown := [data for data in learns if data not in (LABELLED, PSEUDO)]:
         raise ValueError(f'{name} holds {unknown}; use {LABELLED} and {PSEUDO}.')
-      if not learns:
-        raise ValueError(f'{name} is empty; a network learns from labelled, pseudo or both.')
+      if not learns or len(set(learns)) < len(learns):
+        raise ValueError(f'{name}={learns}: a network learns from labelled, pseudo or both, once '
+                         'each.')
+    if PSEUDO not in self.student_learns + self.assistant_learns:
+      raise ValueError('student_learns and assistant_learns are both without pseudo: nothing would '
+                       'learn from unlabelled images; use method=sup_only.')
     for name, known in (('transmitted', (*_KEYS, ALL)), ('shared', _KEYS)):
       if unknown := [key for key in getattr(self, name) if key not in known]:
         raise ValueError(f'{name} holds {unknown}; use some of: {", ".join(known)}.')
@@ -73,10 +77,6 @@ class Gta(MeanTeacher):
   def transmitted_keys(self, params: Iterable[str]) -> tuple[str, ...]:
     """Which of a network's keys are averaged into the student."""
     return tuple(params) if ALL in self.transmitted else self.transmitted
-
-  @property
-  def uses_unlabelled(self) -> bool:
-    return PSEUDO in self.student_learns + self.assistant_learns
 
   @property
   def learners(self) -> tuple[str, ...]:

@@ -90,6 +90,8 @@ def teach(
   images = augment(
     key_photometric, images, tools.network, jitter=options.jitter, greyscale=options.greyscale,
     blur=options.blur, hue=options.hue)
+  # Blanked once more: the change of colours has filled padding, and boxes that were cut out.
+  images = jnp.where((labels != IGNORE)[..., None], images, 0.0)
 
   if options.confidence_pass == 'mixed' or own_statistics:
     seen = (labelled_images, images) if joint else (images,)

@@ -178,6 +178,7 @@ class SelfTraining(StrongView, Learners):
     images, labels = blank_padding(tools, batch)
     key_colour, key_box, key_noise = jax.random.split(key, 3)
     images = self.strong_colours(key_colour, images, tools.network)
+    images = jnp.where(batch['valid'][..., None], images, 0.0)  # The colours have filled padding.
     if not self.cutout:
       return images, labels
     box = unimatch_boxes(key_box, len(images), images.shape[1:3], probability=self.cutout)

@@ -31,7 +31,7 @@ def join(*batches: Tree) -> Tree:
   groups = math.gcd(*counts)
 
   def of_leaf(*parts: jax.Array) -> jax.Array:
-    grouped = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+    grouped = [part.reshape(groups, len(part) // groups, *part.shape[1:]) for part in parts]
     return jnp.concatenate(grouped, axis=1).reshape(sum(counts), *parts[0].shape[1:])
 
   return batches[0] if len(batches) == 1 else jax.tree.map(of_leaf, *batches)
@@ -50,7 +50,7 @@ def separate(joined: Tree, *counts: int) -> tuple[Tree, ...]:
   def rows(start: int, end: int) -> Tree:
     def of_leaf(x: jax.Array) -> jax.Array:
       grouped = x.reshape(groups, total // groups, *x.shape[1:])
-      return grouped[:, start:end].reshape(-1, *x.shape[1:])
+      return grouped[:, start:end].reshape(groups * (end - start), *x.shape[1:])
 
     return jax.tree.map(of_leaf, joined)
 

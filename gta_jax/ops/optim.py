@@ -97,11 +97,37 @@ def make_adam(
       m <- b1 m + (1 - b1) g         v <- b2 v + (1 - b2) g^2
       theta <- theta - multiplier[key] rate(t) (m^ / (sqrt(v^) + 1e-8) + weight_decay theta)
 
+  The bias correction of m^ and v^ counts a key's steps from its first gradient that is not zero: a
+  head that only a later phase trains begins as at step 1, where a count of all steps would have
+  its first steps several times too long.
+
   Args: as of make_sgd; b1 and b2 in [0,1).
   """
   return _make(
-    schedule, multiplier, frozen, optax.scale_by_adam(b1, b2),
+    schedule, multiplier, frozen, _scale_by_adam(b1, b2),
     optax.add_decayed_weights(weight_decay, _decayed(decay, undecayed)))
+
+
+def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformation:
+  """optax's, with a state for each top-level key that begins with the key's first gradient."""
+  adam = optax.scale_by_adam(b1, b2)
+
+  def init(params: optax.Params) -> dict[str, optax.OptState]:
+    return {key: adam.init(part) for key, part in params.items()}
+
+  def update(
+    updates: optax.Updates, state: dict[str, Any], params: optax.Params | None = None
+  ) -> tuple[optax.Updates, dict[str, Any]]:
+    del params
+    scaled, after = {}, {}
+    for key, part in updates.items():
+      scaled[key], moved = adam.update(part, state[key])
+      begun = jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(part)]).any()
+      count = jnp.where(begun | (state[key].count > 0), moved.count, 0)
+      after[key] = moved._replace(count=count)  # Its moments are zero as long as its gradient is.
+    return scaled, after
+
+  return optax.GradientTransformation(init, update)
 
 
 def with_factor(optimizer: Optimizer, factor: float) -> Optimizer:

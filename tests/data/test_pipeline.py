@@ -258,6 +258,15 @@ def test_the_data_path_imports_no_jax_and_no_model():
       assert not re.match(r'(from|import) (jax|flax|gta_jax\.(?!data))', line.strip()), path
 
 
+def test_jitter_leaves_padding_as_it_is():
+  shapes = make_shapes(size=32, labelled=4, unlabelled=6, validation=2, seed=0)
+  options = {'dataset': shapes, 'stream': 'labelled', 'crop_size': 48, 'fill': (1, 2, 3)}
+  plain, jittered = (take(1, jitter=jitter, **options)[0]['image'] for jitter in (0.0, 0.4))
+  padding = (plain == (1, 2, 3)).all(-1)
+  assert padding.any() and (jittered[~padding] != plain[~padding]).any()
+  np.testing.assert_array_equal(jittered[padding], plain[padding])
+
+
 def test_jitter_is_for_labelled_crops_and_moves_no_crop():
   shapes = make_shapes(size=32, labelled=4, unlabelled=6, validation=2, seed=0)
   for stream in ('labelled', 'unlabelled'):

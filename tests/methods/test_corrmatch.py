@@ -143,6 +143,20 @@ def test_rows_sum_to_one_and_padding_neither_gives_nor_gets():
     correlation.correlation_logits(maps, 3 * logits, counted), 3 * spread, rtol=1e-6)
 
 
+def test_no_regions_at_all_are_allowed():
+  method = make_method('corrmatch', **{**QUIET, 'regions': 0})
+  tools = tiny.make_tools(linear_network(), rate=RATE)
+  labelled, unlabelled = tiny.make_batches(0)
+  (stage,), state = method.stages(tools), tiny.first_state(method, tools)
+  after, metrics = jax.eval_shape(
+    stage.step, state, {'labelled': labelled, 'unlabelled': unlabelled})
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  labels, confident = np.ones((4, 4), int), np.eye(4, dtype=bool)
+  found, kept = spread(labels, confident, np.zeros((0, 4, 4)), confident, 0.5)
+  np.testing.assert_array_equal(found, labels)
+  np.testing.assert_array_equal(kept, confident)
+
+
 def gradient_of(options, losses):
   """Gradient by top-level key of the sum of some losses, of w and s."""
   method = make_method('corrmatch', **{**QUIET, 'threshold_init': 0.4, **options})

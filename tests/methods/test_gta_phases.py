@@ -112,6 +112,19 @@ def test_classmix_masks_know_nothing_of_the_threshold():
   assert seen[0.5][1] < 0.7 < seen[0.0][1]
 
 
+@pytest.mark.parametrize('mixing', ['cutmix', 'cutout'])
+def test_padding_and_what_is_cut_out_stay_blank_whatever_the_colours(mixing):
+  s = Setup('gta', mixing=mixing, mixing_probability=1.0, jitter=1.0, greyscale=1.0, blur=1.0)
+  labelled, unlabelled = tiny.make_batches(9, batch=6)
+  said = teach(s.tools, s.method, s.state.networks['teacher'], None, unlabelled, s.state.key,
+               joint=False, own_statistics=False)
+  counts = np.asarray(said.term.targets[0]) != 255
+  blank = ~np.asarray(said.term.images).any(-1)
+  assert blank.any() and not (blank & counts).any()
+  if mixing == 'cutmix':
+    assert blank.sum() >= (~unlabelled['valid']).sum() // 2
+
+
 @pytest.mark.parametrize('name', ['sup_only', 'cutmix', 'gta'])
 def test_released_networks_start_with_weights_of_their_own(name):
   for recipe, alike in (('paper', True), ('released', False)):

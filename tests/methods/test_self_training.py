@@ -156,6 +156,7 @@ def test_strong_views_change_labels_to_255_alone_and_inside_their_boxes_alone():
   colours, same = always.strong_view(tools, pseudo, jax.random.key(0))
   np.testing.assert_array_equal(same, labels)
   assert not np.allclose(colours[~changed], images[~changed], atol=1e-2)
+  assert not colours[~changed & ~pseudo['valid']].any()  # Padding stays blank.
   # The labelled batch's loss is that of the clean images.
   labelled, _ = tiny.make_batches(3, batch=16)
   state = tiny.first_state(method, tools)

@@ -22,6 +22,12 @@ def test_rows_alternate_and_come_apart_again(counts, order):
     assert (found['y'][0] == batch['y'][0]).all() and found['y'][1] is None
 
 
+def test_rows_of_nothing_are_rows():
+  joined = join(jnp.zeros((4, 0, 3)), jnp.zeros((2, 0, 3)))
+  assert joined.shape == (6, 0, 3)
+  assert [part.shape for part in separate(joined, 4, 2)] == [(4, 0, 3), (2, 0, 3)]
+
+
 @pytest.mark.parametrize('devices', [2, 4])
 def test_a_device_holds_the_rows_that_it_had(devices):
   """Whatever number of devices divides both batches; a third of 8 and 4 rows is labelled."""

@@ -72,6 +72,22 @@ def test_ten_steps_of_adamw_agree_with_torch():
     lambda groups: torch.optim.AdamW(groups, lr=1.0, weight_decay=0.01), schedule)
 
 
+@pytest.mark.parametrize('make', [make_adam, make_sgd])
+def test_a_head_without_a_gradient_begins_later_as_at_the_first_step(make):
+  optimizer = make(poly_schedule(0.01, total_steps=1000, power=0.0))
+  params = {'backbone': jnp.ones(3), 'head': {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}}
+  gradient = {'backbone': jnp.ones(3), 'head': {'kernel': jnp.ones(2), 'bias': jnp.zeros(2)}}
+  idle = {**gradient, 'head': jax.tree.map(jnp.zeros_like, params['head'])}
+  fresh = state = optimizer.init(params)
+  for _ in range(50):
+    updates, state = optimizer.update(idle, state, params, step=jnp.int32(0))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates['head']))
+  for _ in range(3):
+    (late, state), (early, fresh) = (
+      optimizer.update(gradient, of, params, step=jnp.int32(0)) for of in (state, fresh))
+    np.testing.assert_allclose(late['head']['kernel'], early['head']['kernel'], rtol=1e-6)
+
+
 def test_a_schedule_of_a_stage_starts_at_its_first_step():
   rate = poly_schedule(0.1, total_steps=10, first_step=30)
   np.testing.assert_allclose([rate(30), rate(35)], [0.1, 0.1 * 0.5**0.9], rtol=1e-6)
