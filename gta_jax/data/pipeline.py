@@ -135,7 +135,8 @@ class _MakeExample:
         id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
-      element = {'image': self._coloured(image, valid, rng), skipping.FIELD: skipping.encode(failures)}
+      image = self._coloured(image, valid, rng)
+      element = {'image': image, skipping.FIELD: skipping.encode(failures)}
       if label is not None and self.confidence:
         label, element['confidence'] = np.moveaxis(label, -1, 0)
       if label is not None:

@@ -6,6 +6,7 @@ returns a Dataset; nothing else in the package has to know.
 
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -129,8 +130,9 @@ def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
 def check(dataset: Dataset) -> dict[str, np.ndarray]:
   """Refuses a data set that would fail later, before any work starts.
 
-  Looks at the headers and ends of all files, and decodes labelled and validation masks; where the
-  data set says that this has been done, it looks at the lists alone.
+  Looks at the headers and ends of all files, and decodes labelled and validation masks, and those
+  of test images that have one already; where the data set says that this has been done, it looks at
+  the lists alone.
 
   Returns: the classes that masks hold, bool [N,K] under 'labelled' and 'validation'; empty where
     no mask was decoded.
@@ -146,20 +148,20 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
   for name in ('labelled', 'validation'):
     if not splits[name]:
       raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
-  for one, other in (('labelled', 'validation'), ('labelled', 'unlabelled'),
-                     ('unlabelled', 'validation'), ('labelled', 'test'), ('unlabelled', 'test')):
+  for one, other in itertools.combinations(splits, 2):
     if both := sorted(set(splits[one]) & set(splits[other])):
       raise DataError(f'{both[0]!r} (and {len(both) - 1} more) of {dataset.name} is both {one} and '
                       f'{other}; remove it from one of the lists.')
   with_masks = dataset.labelled + dataset.validation
   for id in with_masks:
     if not dataset.reader.has_mask(id):
-      raise DataError(f'{id!r} is labelled or validation but has no mask; add masks/{id}.png, or '
-                      'take it out of the list.')
+      raise DataError(f'{id!r} is to be learnt from or scored but has no mask; add '
+                      f'masks/{id}.png, or take it out of the list.')
   if dataset.checked:
     return {}
-  _parallel(dataset.reader.size, with_masks + dataset.unlabelled)
+  _parallel(dataset.reader.size, with_masks + dataset.unlabelled + dataset.test)
   held = np.array(_parallel(lambda id: _check_mask(dataset, id), with_masks))
+  _parallel(lambda id: _check_mask(dataset, id), filter(dataset.reader.has_mask, dataset.test))
   labelled = len(dataset.labelled)
   return {'labelled': held[:labelled], 'validation': held[labelled:]}
 

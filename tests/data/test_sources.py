@@ -79,6 +79,7 @@ def test_check_refuses_damaged_files(folder, damage, message):
     (lambda f: write_list(f, 'val.txt', ['c', 'a']), "'a'.*both labelled and validation.*remove"),
     (lambda f: write_list(f, '2/unlabeled.txt', 'bd'), "'b'.*both labelled and unlabelled"),
     (lambda f: write_list(f, '2/unlabeled.txt', 'dc'), "'c'.*both unlabelled and validation"),
+    (lambda f: write_list(f, 'test.txt', 'c'), "'c'.*both validation and test"),
     (lambda f: write_list(f, '2/labeled.txt', ['', '']), 'labelled split.*is empty'),
     (lambda f: write_list(f, 'val.txt', []), 'validation split.*is empty'),
     (lambda f: write_list(f, '2/labeled.txt', 'ae'), r"'e'.*no mask; add masks/e\.png"),
@@ -86,6 +87,18 @@ def test_check_refuses_damaged_files(folder, damage, message):
 def test_check_refuses_wrong_roles(folder, change, message):
   change(folder)
   with pytest.raises(DataError, match=message):
+    check(read_folder(folder, labelled='2'))
+
+
+def test_test_images_and_those_of_their_masks_that_exist_are_checked_as_well(folder):
+  write_list(folder, 'test.txt', 'ef')
+  check(read_folder(folder, labelled='2'))
+  mask(folder / 'masks' / 'e.png', [0, 77])
+  with pytest.raises(DataError, match=r"'e' holds \[77\]"):
+    check(read_folder(folder, labelled='2'))
+  (folder / 'masks' / 'e.png').unlink()
+  cut(folder / 'images' / 'f.jpg', -40)
+  with pytest.raises(DataError, match=r'f\.jpg is truncated'):
     check(read_folder(folder, labelled='2'))
 
 
