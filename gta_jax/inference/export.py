@@ -60,19 +60,26 @@ def export(
   image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
   # First, and jitted here alone: what jax2onnx has traced, jax cannot run any more.
   expected = np.asarray(jax.jit(function)(image))
+  predicted = model.probabilities(image[0], network=name)
   data, run, checker = {'stablehlo': _stablehlo, 'onnx': _onnx}[layout](function, size)
-  difference = float(np.abs(np.asarray(run(image)) - expected).max())
+  found = np.asarray(run(image))
+  difference = float(np.abs(found - expected).max())
   _check(difference, out)
+  apart = float(np.abs(found[0] - predicted).max())  # OpenCV resizes what `predict` sees.
   replace_bytes(out, data)
   return (f'{out}: {name} of step {model.step}, uint8 [1,{size[0]},{size[1]},3] -> probabilities '
           f'[1,{size[0]},{size[1]},{len(model.classes)}]; {checker} gives the same as JAX within '
-          f'{difference:.1e}')
+          f'{difference:.1e}, and as predict within {apart:.1e}, on an image of noise')
 
 
 def make_function(
   model: Model, name: str, size: tuple[int, int]
 ) -> Callable[[jax.Array], jax.Array]:
-  """uint8 [B,H,W,3] -> probabilities float32 [B,H,W,K] for one size, as the model gives them."""
+  """uint8 [B,H,W,3] -> probabilities float32 [B,H,W,K] for one size, as the model gives them.
+
+  Where model.image_scale is not 1 the resized image's values, 0 to 255, may differ by 1 from the
+  model's, which OpenCV computes in integers.
+  """
   network, variables = model.network, model.variables[name]
   scaled = tuple(max(1, round(side * model.image_scale)) for side in size)
   padded = tuple(side + (model.crop - side) % model.multiple for side in scaled)
