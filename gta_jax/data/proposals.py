@@ -138,9 +138,10 @@ def unlabelled_batch(found: Inspection, machine: Machine, values: Values) -> tup
 
 def epochs(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
   """So many steps that every labelled pixel is seen often, within what the machine affords."""
-  height, width = found.size
-  pixels = found.images['labelled'] * height * width * values['data.image_scale'] ** 2
-  seen = values['train.labelled_batch'] * values['data.crop'] ** 2
+  sides = [side * values['data.image_scale'] for side in found.size]
+  pixels = found.images['labelled'] * math.prod(sides)
+  # Of a crop that is larger than an image, the rest is padding.
+  seen = values['train.labelled_batch'] * math.prod(min(values['data.crop'], s) for s in sides)
   fewest, most = _GPU_STEPS if machine.gpu else _CPU_STEPS
   wanted = _VIEWS * pixels / seen
   steps = round(min(max(wanted, fewest), most))
@@ -161,7 +162,11 @@ def evaluate_epochs(found: Inspection, machine: Machine, values: Values) -> tupl
 def warmup_epochs(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
   """Half of the run."""
   del found, machine
-  return float(f'{values["train.epochs"] / 2:.3g}'), 'half of the run on labels alone'
+  if values.get('method.name') == 'sup_only':
+    reason = 'the teacher is the student for half of the run, then its average'
+  else:
+    reason = 'half of the run on labels alone'
+  return float(f'{values["train.epochs"] / 2:.3g}'), reason
 
 
 def class_weights(

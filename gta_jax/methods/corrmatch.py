@@ -144,7 +144,7 @@ class CorrMatch(StrongView, Learners):
     return tuple(stage for stage in stages if stage.steps)
 
   def warmup_step(self, tools: Tools) -> Callable:
-    """The step of the warm-up: cross-entropy with ground truth; nothing reaches the correlation head."""
+    """The step of the warm-up: cross-entropy with ground truth, which reaches no further head."""
     optimizer = tools.make_optimizer()
 
     def step(state: TrainState, batches: dict[str, Batch]) -> tuple[TrainState, Metrics]:

@@ -51,6 +51,7 @@ class Telling(contextlib.ExitStack):
     super().__init__()
     self._run, self._workdir, self._page = run, workdir, page
     self._evaluations, self._first_step = evaluations, first_step
+    self._pending = first_step in evaluations and not evaluated
     self._speaks, self.pace = sharding.is_first_process(), Pace(run.stages)
     silent = Silent()
     self.writer = self.enter_context(
@@ -68,7 +69,8 @@ class Telling(contextlib.ExitStack):
   def begin(self) -> None:
     """Says what is about to be done."""
     self.progress.note(summary(self._run, self._workdir, first_step=self._first_step,
-                               evaluations=self._evaluations_after(self._first_step)))
+                               evaluations=self._evaluations_after(self._first_step)
+                               + self._pending))
     self.writer.text(
       self._first_step, 'config', textwrap.indent(to_json(self._run.config), '    '))
     for text in self._run.notes:

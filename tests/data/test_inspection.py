@@ -166,6 +166,13 @@ def test_proposals_follow_what_is_set(tmp_path):
   small = {'data.crop': 32, 'data.image_scale': 0.5,
            'train.labelled_batch': 4, 'train.unlabelled_batch': 4}
   assert values(found, **small)['train.epochs'] == 586
+  # A crop shows no more than an image: 1,000 steps of 8 show each of 2 images 4,000 times.
+  epochs, = (one for one in propose(found, CPU, {
+    **GIVEN, 'data.crop': 2048, 'data.image_scale': 1.0}) if one.field == 'train.epochs')
+  assert 'each labelled pixel is seen 4000 times' in epochs.reason
+  reasons = {name: one.reason for name in ('gta', 'sup_only') for one in propose(
+    found, CPU, {**GIVEN, 'method.name': name}) if one.field == 'method.warmup_epochs'}
+  assert 'labels alone' in reasons['gta'] and 'its average' in reasons['sup_only']
 
 
 def test_weights_of_classes_that_never_occur_are_those_of_the_rarest():

@@ -122,6 +122,16 @@ def test_processes_that_do_not_speak_predict_as_long_as_the_one_that_does(tmp_pa
   assert asked == ['val/000001', 'val/000000'] and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(('evaluated', 'expected'), [(False, 2), (True, 1)])
+def test_an_evaluation_that_was_interrupted_is_still_to_come(
+  tmp_path, capsys, evaluated, expected
+):
+  run = setup.make_run(tiny_config())
+  with telling.Telling(run, tmp_path, Page(), [4, 8], first_step=4, evaluated=evaluated) as said:
+    said.begin()
+  assert f'evaluations to come: {expected}, goes on from step 4' in capsys.readouterr().err
+
+
 def test_a_full_disk_costs_the_page_and_not_the_scores(tmp_path, monkeypatch, capsys):
   def fail(*_, **__):
     raise OSError('no room')
