@@ -135,7 +135,8 @@ class _MakeExample:
         id = self.ids[int(rng.integers(len(self.ids)))]
         continue
       image, label, valid = self.crop(image, label, rng)
-      image = self._coloured(image, valid, rng)
+      if self.colours.strength:
+        image = np.where(valid[..., None], self.colours(image, rng), image)
       element = {'image': image, skipping.FIELD: skipping.encode(failures)}
       if label is not None and self.confidence:
         label, element['confidence'] = np.moveaxis(label, -1, 0)
@@ -146,13 +147,6 @@ class _MakeExample:
       return element
     raise DataError(f'{_TRIES} examples in a row could not be read, the last: {failures[-1][1]} '
                     'Is the folder still there? Start again when it is.')
-
-  def _coloured(
-    self, image: np.ndarray, valid: np.ndarray, rng: np.random.Generator
-  ) -> np.ndarray:
-    """In other colours, but for the padding."""
-    changed = self.colours(image, rng)
-    return image if changed is image else np.where(valid[..., None], changed, image)
 
   def _read(self, id: str) -> tuple[np.ndarray, np.ndarray | None]:
     image = self.reader.image(id)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gta_jax.data.folder import spread
 from gta_jax.data.sources import Dataset
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.scores import Place, label_images
@@ -198,11 +199,9 @@ def write_picture(
   With the crop, batch_size, image_scale, multiple and place of the evaluation nothing new is
   compiled.
   """
-  total = len(dataset.validation)
-  count = min(count, total)
-  if count < 1:
+  ids = spread(dataset.validation, count)
+  if not ids:
     return
-  ids = [dataset.validation[i * total // count] for i in range(count)]
   predictions = dict(label_images(
     network, variables_by_name, dataset.reader, ids, batch_size=batch_size, crop=crop,
     image_scale=image_scale, multiple=multiple, place=place))

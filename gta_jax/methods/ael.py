@@ -31,10 +31,10 @@ Not as in paper and code:
     knows its class. The donor is one of the batch, by what the teacher now predicts; that is the
     memory's rule, with at least `held_area` of the image, on fewer candidates.
   - What is pasted comes from a crop at its own scale of training, not scaled by 0.1 to 2 for it.
-  - Classes to paste are drawn for each image, not for the 2 images of a GPU; likewise the numbers
-    that decide which pixels are kept, where the code has one map for each class.
+  - Classes to paste are drawn for each image, not for the 2 of a GPU, and so are the numbers that
+    decide which pixels are kept; the code has one map for each class.
   - Confidences and batches are those of all devices; the code's processes have their own.
-  - Padding is ignored; the code labels it class 0 (data.padding_label=0).
+  - Padding is ignored, of labelled images in `ael` alone; the code labels it class 0.
 Unverified: whether the paper's method has OHEM, an auxiliary head or batch statistics of the
 teacher's own passes as the code has; that VOC figures at few labels can be reached (users report
 that they were not).

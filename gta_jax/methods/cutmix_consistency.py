@@ -69,6 +69,12 @@ class CutMixConsistency(MeanTeacherConsistency):
   reduction: str = choice('mean', 'mean', 'sum')  # over classes
   partner: str = choice('next', 'next', 'half')  # the other image
 
+  def __post_init__(self):
+    super().__post_init__()
+    if self.labelled_void != 'ignore':
+      raise ValueError(f'labelled_void={self.labelled_void} has no effect here: unlabelled images '
+                       'alone are compared; leave it out.')
+
   @property
   def cost(self) -> float:
     return 7

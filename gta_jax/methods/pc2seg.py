@@ -96,7 +96,7 @@ class Pc2seg(StrongView, Learners):
 
   @property
   def cost(self) -> float:
-    return 9
+    return 9 if self.key_gradient else 7
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""

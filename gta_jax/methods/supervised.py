@@ -84,6 +84,9 @@ class Supervised:
     if self.uses_unlabelled and self.phases(tools)[0] >= tools.total_steps:
       notes.append('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
                    'raise train.epochs or lower method.warmup_epochs')
+    if self.initial_networks == 'own' and self.warmup == 'all' and self.phases(tools)[0]:
+      notes.append("method.initial_networks=own has no effect: the warm-up's first step copies the "
+                   'student over the others (method.warmup=all)')
     return tuple(filter(None, notes))
 
   def optimizers(self, tools: Tools) -> dict[str, Optimizer]:
@@ -120,9 +123,10 @@ class Supervised:
   def warmup_step(self, tools: Tools) -> Callable:
     """The step of the warm-up: all networks learn from labelled data.
 
-    With warmup='all' the networks start equal, see the same images and drop the same channels, so
-    they stay equal: the student is trained and copied. With warmup='student' (the published code)
-    the others only run forward in train mode, which moves their running statistics.
+    With warmup='all' they see the same images and drop the same channels, so that equal ones stay
+    equal: the student is trained and copied, also over those that were not. With warmup='student'
+    (the published code) the others only run forward in train mode, which moves their running
+    statistics.
     """
     optimizers = self.optimizers(tools)
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
-from gta_jax.methods.objectives import Term, check_joint, partner_notes
+from gta_jax.methods.objectives import Term, check_joint, partner_notes, unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
 from gta_jax.methods.representation import REPRESENTATION, embed
@@ -210,8 +210,7 @@ class U2pl(Supervised):
   ) -> tuple[Array, Array, Metrics]:
     """Line 1: u' [B,H,W,3], and its labels [B,H,W] int32, IGNORE on padding."""
     valid = unlabelled['valid']
-    # Padding is blanked, so that whatever stands there has no influence through a receptive field.
-    images = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
+    images = unlabelled_images(tools, unlabelled)
     (logits,), _ = forward(tools, teacher, images, key=key_dropout)
     probabilities = jax.nn.softmax(resize_bilinear(logits.main, valid.shape[1:]))
     labels, confidence = pseudo_labels(probabilities)

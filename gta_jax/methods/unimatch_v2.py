@@ -37,7 +37,7 @@ from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.fixmatch import CITYSCAPES, VOC
 from gta_jax.methods.gradient_step import Objective, forward, gradient_step
 from gta_jax.methods.learners import StrongView
-from gta_jax.methods.objectives import Term, check_joint, unlabelled_images
+from gta_jax.methods.objectives import Term, check_joint, partner_notes, unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import image_size, kept_metrics, oracle_metrics
 from gta_jax.methods.supervised import LABELLED, Supervised
@@ -105,7 +105,12 @@ class UniMatchV2(StrongView, Supervised):
     """See Method."""
     if self.joint:
       check_joint(tools)
-    return super().check(tools)
+    notes = partner_notes(tools)
+    if self.partner == 'reversed' and tools.unlabelled_batch % 2 and not notes:
+      notes = (f'the middle one of train.unlabelled_batch={tools.unlabelled_batch} images is its '
+               'own partner (method.partner=reversed), so its boxes change nothing; use an even '
+               'batch',)
+    return super().check(tools) + notes
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:
     """The step of the main phase; see Supervised.step."""
@@ -116,7 +121,7 @@ class UniMatchV2(StrongView, Supervised):
       state = self.hand_over(state) if handover else state
       labelled = self.labelled(tools, batches)
       if self.teacher_batch_norm == 'own':
-        state = self.move_statistics(tools, state, 'teacher', labelled.images, keys[0])
+        state = self.move_statistics(tools, state, 'teacher', labelled.images, keys[3])
       said, divisors, metrics = self.teach(
         tools, state.networks['teacher'], batches['unlabelled'], keys[0], keys[1])
       parts = {LABELLED: (labelled.images, labelled.targets), STRONG: said}

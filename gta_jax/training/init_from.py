@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import TrainState
@@ -17,9 +18,12 @@ from gta_jax.models import pretrained, weights
 from gta_jax.ops import trees
 from gta_jax.ops.network import Variables
 from gta_jax.training.finished_run import load_networks, read_run
-from gta_jax.training.setup import Run, make_method_of
+from gta_jax.training.logs import note
+from gta_jax.training.setup import Run, make_method_of, make_network
 
 STUDENT = 'student'
+_SEEN = ('model.output_stride', 'model.multi_grid', 'model.aspp_rates', 'data.image_scale',
+         'data.pixel_range')
 
 
 def first_state(run: Run) -> TrainState:
@@ -33,7 +37,8 @@ def first_state(run: Run) -> TrainState:
   begin again, is of these.
 
   Raises:
-    ValueError: train.init_from names no finished run, or one with other classes or networks.
+    ValueError: train.init_from names no finished run, or one with other classes or networks, or
+      whose networks saw images normalised in another way.
   """
   source = run.config.train.init_from
   if not source:
@@ -44,6 +49,7 @@ def first_state(run: Run) -> TrainState:
     raise ValueError(
       f'train.init_from={source} was trained for {", ".join(classes)}, the data set has '
       f'{", ".join(run.dataset.classes)}; name a run with the same classes in the same order.')
+  _check_inputs(run, config, source)
   scored = make_method_of(config).scored
   _, found, _ = load_networks(Path(source), config, num_classes=len(classes), names=scored)
   found = sharding.local_copy(found)
@@ -65,6 +71,22 @@ def _pretrained_state(run: Run) -> TrainState:
     weights.fetch(model.weights), item=model.weights_item or None)
   return run.drawn_state(lambda drawn: pretrained.convert(
     state_dict, drawn, scope=model.weights_scope, allow_other_classes=True)[0])
+
+
+def _check_inputs(run: Run, other: ml_collections.ConfigDict, source: str) -> None:
+  """Refuses or names what no shape shows: how the other run's networks saw images."""
+  theirs, ours = make_network(other, run.tools.num_classes), run.network
+  if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+    raise ValueError(
+      f'train.init_from={source} saw images normalised by mean {theirs.mean} and std {theirs.std}, '
+      f'this run would by {ours.mean} and {ours.std}; use the same model.weights, or set '
+      'model.mean and model.std.')
+  values = {field: tuple(config[section][name] for config in (other, run.config))
+            for field in _SEEN for section, name in (field.split('.'),)}
+  differing = [f'{field}={one}, here {own}' for field, (one, own) in values.items() if one != own]
+  if differing and sharding.is_first_process():
+    note(f'train.init_from={source} was trained with {"; ".join(differing)}: its features may not '
+         'fit at first')
 
 
 def _taken_over(drawn: Variables, found: Variables, source: str) -> Variables:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,12 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
 
 def _pooling_note(config: ml_collections.ConfigDict) -> str:
   """Says when statistics of one value an image are of too few images."""
-  images = min(config.train.labelled_batch, config.train.unlabelled_batch)
+  batches = config.train.labelled_batch, config.train.unlabelled_batch
+  images = min(*batches, config.train.per_device_batch * jax.device_count() or math.inf)
   if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
     return ''
   return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
-          'fall far behind training; set model.pool_norm=False, or larger batches.')
+          'fall far behind training; set model.pool_norm=False, or larger batches or parts.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:

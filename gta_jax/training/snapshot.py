@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gta_jax.data.folder import spread
 from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.layers import make_layers
 from gta_jax.evaluation.metrics import iou
@@ -41,7 +42,7 @@ def write_snapshot(
   Returns: the grid of evaluate.pictures validation images, uint8 [H,W,3]; None for none.
   """
   data, names = run.dataset, run.method.scored
-  pictures = spread_ids(data.validation, run.config.evaluate.pictures)
+  pictures = spread(data.validation, run.config.evaluate.pictures)
   ids, miou = shown_ids(run, found), _miou_by_image(found, data.validation)
   predictions = dict(predict(ids)) if ids else {}
   share = run.config.method.get('drop_fraction', 0.2)
@@ -74,7 +75,7 @@ def shown_ids(run: Run, found: Evaluation) -> list[str]:
   data, options = run.dataset, run.config.evaluate
   worst = worst_ids(_miou_by_image(found, data.validation), run.method.scored[0],
                     options.get('worst', 0))
-  return list(dict.fromkeys([*worst, *spread_ids(data.validation, options.pictures)]))
+  return list(dict.fromkeys([*worst, *spread(data.validation, options.pictures)]))
 
 
 def read_snapshot(workdir: Path) -> dict[str, Any]:
@@ -87,12 +88,6 @@ def read_snapshot(workdir: Path) -> dict[str, Any]:
     raise ValueError(f'{path} is damaged: it lacks {", ".join(sorted(missing))}; remove it, the '
                      'next evaluation writes it anew.')
   return found
-
-
-def spread_ids(ids: Sequence[str], count: int) -> list[str]:
-  """At most `count` of them, spread over their list."""
-  count = min(count, len(ids))
-  return [ids[i * len(ids) // count] for i in range(count)]
 
 
 def worst_ids(miou: dict[str, dict[str, float | None]], network: str, count: int) -> list[str]:

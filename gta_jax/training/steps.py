@@ -1,5 +1,6 @@
 """Training steps between two stops of the host loop: stages, streams, log, what is not finite."""
 
+import functools
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,9 @@ class Steps:
     self._telling, self._skipped = telling, skipped
     self._stage: Stage | None = None
     self._compiled: Callable = _no_step
+    # Stages that share a step share its program, which jax finds by the function.
+    guarded = run.config.train.non_finite == 'skip'
+    self._guard = functools.cache(skip_not_finite) if guarded else lambda step: step
     self._streams: dict[str, Generator] = {}
     self._of_stage = self._streams
     # Steps whose losses have been looked at, then those that may still be under way.
@@ -81,9 +85,8 @@ class Steps:
     if at_its_start and stage.enter is not same_state:
       state = sharding.compile_hand_over(stage.enter, self._mesh)(state)
     if before is None or before.step is not stage.step:
-      guarded = self._run.config.train.non_finite == 'skip'
       self._compiled = sharding.compile_step(
-        skip_not_finite(stage.step) if guarded else stage.step, self._mesh,
+        self._guard(stage.step), self._mesh,
         deterministic=self._run.config.train.deterministic)
     self._stage = stage
     self._telling.pace.enter(stage.name)

@@ -31,6 +31,16 @@ def test_networks_are_taken_over_by_role_and_the_rest_is_new(finished):
   assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
+def test_networks_that_saw_other_images_are_refused_or_said(finished, capsys):
+  start(finished[0])
+  assert 'was trained with' not in capsys.readouterr().err
+  start(finished[0], **{'model.output_stride': 8, 'data.image_scale': 0.5})
+  said = capsys.readouterr().err
+  assert 'model.output_stride=16, here 8' in said and 'data.image_scale=1.0, here 0.5' in said
+  with pytest.raises(ValueError, match=r'normalised by mean .* by \(0\.5, 0\.5, 0\.5\) and'):
+    start(finished[0], **{'model.mean': (0.5, 0.5, 0.5)})
+
+
 def test_a_role_that_the_other_run_lacks_begins_as_its_student(finished):
   """A second one that learns by itself has a classifier of its own, or it would stay the first."""
   workdir, _ = finished

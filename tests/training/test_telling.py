@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from gta_jax.data.folder import spread
 from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.methods.contract import Stage
@@ -106,8 +107,8 @@ def test_the_worst_come_first_and_others_are_spread():
   miou = {'a': {'teacher': 0.9}, 'b': {'teacher': None}, 'c': {'teacher': 0.1},
           'd': {'teacher': 0.5}}
   assert snapshot.worst_ids(miou, 'teacher', 2) == ['c', 'd']
-  assert snapshot.spread_ids('abcdefgh', 2) == ['a', 'e']
-  assert snapshot.spread_ids('ab', 4) == ['a', 'b']
+  assert spread('abcdefgh', 2) == ['a', 'e']
+  assert spread('ab', 4) == ['a', 'b']
 
 
 def test_processes_that_do_not_speak_predict_as_long_as_the_one_that_does(tmp_path, monkeypatch):
