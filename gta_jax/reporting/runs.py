@@ -8,9 +8,9 @@ from typing import Any
 
 import ml_collections
 
-from gta_jax.training import setup, snapshot, verdict
+from gta_jax.training import from_data, same_run, setup, snapshot, verdict
 from gta_jax.training.finished_run import read_run
-from gta_jax.training.workdir_files import read_json
+from gta_jax.training.workdir_files import read_json, tuples
 
 # The files that an evaluation, or --mode baseline or evaluate, changes.
 EVALUATED = (snapshot.FILE, 'results.json', 'evaluation.json', 'baseline.json')
@@ -64,6 +64,15 @@ class Record:
     """What runs that can be compared have in common: source, folder and split."""
     data = self.config.data
     return data.source, data.dir, data.split
+
+  @property
+  def taken(self) -> tuple[str, ...]:
+    """The fields of its config that have what followed from the data, see inspection.json."""
+    if not self.inspection:
+      return ()
+    fields = same_run.flatten(self.config.to_dict())
+    return tuple(one.field for one in from_data.of_json(self.inspection)[1]
+                 if one.field in fields and tuples(one.value) == fields[one.field])
 
   def __str__(self) -> str:
     return f'{self.method}, split {self.config.data.split}, seed {self.config.seed}'
