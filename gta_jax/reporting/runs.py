@@ -113,10 +113,21 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def labels_of(found: Sequence[Record]) -> list[str]:
-  """A short name of each run, all different."""
+  """A short name of each run, all different for runs in different folders."""
   names = [str(one) for one in found]
-  return [name if names.count(name) == 1 else f'{name} ({one.workdir.name or one.workdir})'
+  folders: dict[str, list[Path]] = {}
+  for name, one in zip(names, found, strict=True):
+    folders.setdefault(name, []).append(one.workdir.resolve())
+  return [name if len(folders[name]) == 1 else
+          f'{name} ({_end_of(one.workdir.resolve(), folders[name])})'
           for name, one in zip(names, found, strict=True)]
+
+
+def _end_of(path: Path, folders: Sequence[Path]) -> Path:
+  """As much of the end of a path as no other of the folders has."""
+  ends = (Path(*path.parts[-size:]) for size in range(1, len(path.parts)))
+  return next((end for end in ends if sum(
+    folder.parts[-len(end.parts):] == end.parts for folder in folders) == 1), path)
 
 
 def verdicts(found: Sequence[Record]) -> list[str]:

@@ -3,8 +3,9 @@
 import json
 import shutil
 
-from gta_jax.reporting import report
+from gta_jax.reporting import report, runs
 from gta_jax.training import from_data, setup
+from tests.reporting.pages import Parsed, data_of
 
 
 def copy(workdir, to, *, results=None, **fields):
@@ -16,6 +17,17 @@ def copy(workdir, to, *, results=None, **fields):
   kept = json.loads((to / 'results.json').read_text())
   (to / 'results.json').write_text(json.dumps(kept | (results or {})))
   return to
+
+
+def test_runs_in_folders_of_one_name_have_names_of_their_own(workdirs, tmp_path):
+  folders = [copy(workdirs['gta0'], tmp_path / place, results=None)
+             for place in ('x/a/mine', 'x/b/mine', 'x/c/b/mine', 'x/c/other')]
+  labels = runs.labels_of([runs.read_record(folder) for folder in folders])
+  assert [label.removeprefix('gta, split 4, seed 0') for label in labels] == [
+    ' (a/mine)', ' (x/b/mine)', ' (c/b/mine)', ' (other)']
+  page = report.make_page(folders)
+  assert ['class', *(f'{label}: teacher' for label in labels)] in Parsed(page).rows
+  assert {row['run'] for row in data_of(page)['charts'][0]['rows']} == set(labels)
 
 
 def test_the_page_puts_in_brackets_what_the_config_sets_itself(workdirs, dataset, tmp_path):
