@@ -196,7 +196,9 @@ def _baseline(config: Config, values: Flags) -> None:
         f'images; written to {workdir / "baseline.json"}')
   if (workdir / 'config.json').is_file():
     own, _ = finished_run.read_run(workdir)
-    print(verdict.over_baseline(workdir, setup.make_method_of(own).scored[0]))
+    said = verdict.over_baseline(workdir, setup.make_method_of(own).scored[0])
+    print(said)
+    verdict.write_verdict(workdir, said)
     _refresh_page(workdir)
 
 

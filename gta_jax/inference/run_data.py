@@ -42,7 +42,12 @@ def make_dataset(
 
 def is_own(config: ml_collections.ConfigDict, own: ml_collections.ConfigDict) -> bool:
   """Whether a config names the data of the run itself: elsewhere equal ids may be other images."""
-  return (config.data.source, config.data.dir) == (own.data.source, own.data.dir)
+  return (config.data.source, folder_of(config)) == (own.data.source, folder_of(own))
+
+
+def folder_of(config: ml_collections.ConfigDict) -> Path | None:
+  """Of the data, however it is spelt; None where the config names none."""
+  return Path(config.data.dir).resolve() if config.data.dir else None
 
 
 def check_unseen(

@@ -65,7 +65,8 @@ def inspection_table(
   rows = [(one.field if one.field in unset else f'({one.field})', shown(one.value))
           for one in proposed]
   fields, values = (max(map(len, column)) for column in zip(*rows, strict=True))
-  lines = ['Proposed; in brackets what the config sets itself']
+  bracketed = any(one.field not in unset for one in proposed)
+  lines = ['Proposed; in brackets what the config sets itself' if bracketed else 'Proposed']
   for (field, value), one in zip(rows, proposed, strict=True):
     long = len(value) > 24
     head = f'  {field:<{fields}}  ' + (value if long else f'{value:<{min(values, 24)}}  ')

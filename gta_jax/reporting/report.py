@@ -40,7 +40,8 @@ def make_page(workdirs: Sequence[Path]) -> str:
   """The page as text; arguments and errors as write_report."""
   if not workdirs:
     raise ValueError('no run is given to report on; give --workdir W, or --workdirs A,B,...')
-  found = [read_record(workdir) for workdir in workdirs]
+  # A folder that is given twice, however it is spelt, is one run.
+  found = [read_record(workdir) for workdir in {path.resolve(): path for path in workdirs}.values()]
   charts = make_charts(found)
   title = str(found[0]) if len(found) == 1 else f'{len(found)} runs'
   rows, notes = seeds_table(found)

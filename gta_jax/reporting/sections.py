@@ -136,7 +136,7 @@ def data_section(one: Record) -> str:
   if not one.inspection:
     return ''
   found, proposed = from_data.of_json(one.inspection)
-  text = inspection_table(found, proposed, [p.field for p in proposed], ())
+  text = inspection_table(found, proposed, one.taken, ())
   return elements.section('data', 'Data', f'<pre tabindex="0">{escape(text)}</pre>')
 
 
@@ -146,8 +146,8 @@ def config_section(one: Record) -> str:
   reasons = []
   if one.inspection:
     _, proposed = from_data.of_json(one.inspection)
-    reasons = [[p.field, _shown(fields[p.field]), p.reason if _shown(p.value) == _shown(
-      fields[p.field]) else 'set by hand'] for p in proposed if p.field in fields]
+    reasons = [[p.field, _shown(fields[p.field]), p.reason if p.field in one.taken else
+                'set by hand'] for p in proposed if p.field in fields]
   taken = elements.table([['field', 'value', 'reason'], *reasons]) if reasons else ''
   every = elements.table([['field', 'value'], *([k, _shown(v)] for k, v in fields.items())])
   return elements.section('config', 'Config', taken, elements.folded(

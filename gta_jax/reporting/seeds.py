@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from gta_jax.inference import evaluations
+from gta_jax.inference import evaluations, run_data
 from gta_jax.reporting import paper
-from gta_jax.reporting.runs import Record
+from gta_jax.reporting.runs import Record, differences, short
 
 _ABOUT = (
   'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored in '
@@ -17,7 +18,7 @@ _ABOUT_PAPER = (
 
 
 def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
-  """Finished runs, one row for each task, method, recipe and protocol.
+  """Finished runs, one row for each data set, config and protocol: those in it differ in the seed.
 
   Returns: rows, the first one being the head; none where no run has finished. And what should be
     known about them, as sentences.
@@ -27,15 +28,15 @@ def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
   finished = [one for one in found if one.results]
   if not finished:
     return [], notes
-  groups: dict[tuple, list[Record]] = {}
-  for one in finished:
-    groups.setdefault((one.task, one.method, one.config.method.recipe), []).append(one)
+  groups, left_out = _groups(finished)
+  notes += [*left_out, *_several_rows([group[0] for group in groups]), *_several_folders(found)]
   networks = tuple(dict.fromkeys(name for one in finished for name in one.networks))
   rows = [['data', 'split', 'method', 'recipe', 'seeds', 'protocol', *networks, "the paper's"]]
   notes += [f'Left out: {reason}' for one in finished
             for evaluation in evaluations.read(one.workdir)
             if (reason := _foreign(one, evaluation))]
-  for ((source, _, split), method, recipe), group in groups.items():
+  for group in groups:
+    source, split, method, recipe = _head(group[0])
     seeds = ', '.join(str(one.config.seed) for one in group)
     drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
     figure = None if drawn else paper.find(source, split, method)
@@ -50,6 +51,51 @@ def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
   if all(row[-1] == '-' for row in rows[1:]):
     return [row[:-1] for row in rows], [_ABOUT, *notes]
   return rows, [f'{_ABOUT} {_ABOUT_PAPER}', *notes]
+
+
+def _groups(finished: Sequence[Record]) -> tuple[list[list[Record]], list[str]]:
+  """Runs of one config on one data set, each seed once. And which were left out."""
+  groups: dict[tuple, dict[int, Record]] = {}
+  notes = []
+  for one in finished:
+    group = groups.setdefault((one.task, frozenset(one.settings.items())), {})
+    first = group.setdefault(one.config.seed, one)
+    if first is not one:
+      notes.append(f'Left out: {one} ({one.workdir}) has the config and the seed of '
+                   f'{first.workdir}; they count once.')
+  return [list(group.values()) for group in groups.values()], notes
+
+
+def _several_rows(firsts: Sequence[Record]) -> list[str]:
+  """Why runs whose rows begin alike are not one row. firsts: one run of each row."""
+  alike: dict[tuple[str, ...], list[Record]] = {}
+  for one in firsts:
+    alike.setdefault(_head(one), []).append(one)
+  notes = []
+  for (source, split, method, recipe), several in alike.items():
+    unlike = [f'{name} ({"; ".join(map(short, values))})'
+              for name, values in differences(several).items()]
+    unlike += ['the data set'] * (len({one.task for one in several}) > 1)
+    if unlike:
+      notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in more '
+                   f'than the seed, hence in rows of their own; in the order of these: '
+                   f'{", ".join(unlike)}.')
+  return notes
+
+
+def _several_folders(found: Sequence[Record]) -> list[str]:
+  """Which folders are taken for one data set."""
+  folders: dict[tuple, dict[Path, str]] = {}
+  for one in found:
+    if folder := run_data.folder_of(one.config):
+      folders.setdefault(one.task, {})[folder] = one.config.data.dir
+  return [f'{" and ".join(of.values())} count as one data set, as name, classes and validation '
+          'images are called the same.' for of in folders.values() if len(of) > 1]
+
+
+def _head(one: Record) -> tuple[str, str, str, str]:
+  """The first cells of a run's row."""
+  return (one.config.data.source, one.config.data.split, one.method, one.config.method.recipe)
 
 
 def _scores(one: Record) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.training import config_rules
 from gta_jax.training.setup import Run, to_json
-from gta_jax.training.workdir_files import lists_of, read_ids, read_json, write_lists
+from gta_jax.training.workdir_files import lists_of, read_ids, read_json, tuples, write_lists
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 # The lists that data.split_lists gives are compared themselves.
@@ -53,12 +53,10 @@ def check_same(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
 def _check_config(run: Run, path: Path) -> None:
   if not path.exists():
     return
-  old, new = (config_rules.DEFAULTS | flatten(read_json(path)),
-              flatten(json.loads(to_json(run.config))))
+  old, new = settings(read_json(path)), settings(run.config.to_dict())
   changed = [
     f'  {key}: {old.get(key)!r} -> {new.get(key)!r}'
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and key not in FREE_FIELDS
+    for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
   ]
   if changed:
     raise ValueError(f'{path} started this run with another config:\n' + '\n'.join(changed) +
@@ -103,6 +101,16 @@ def write_same(run: Run, workdir: Path) -> None:
   write_lists(run.dataset, workdir / 'splits', split=run.config.data.split)
   if run.inspection:
     replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a config that decide a run's result, by dotted name.
+
+  Args:
+    config: as a tree, of a file or a ConfigDict; fields that it lacks have their defaults.
+  """
+  fields = tuples(config_rules.DEFAULTS | flatten(config))
+  return {name: value for name, value in fields.items() if name not in FREE_FIELDS}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the network and the unlabelled images have brought, as a sentence."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gta_jax.data.splits import ids_sha256
-from gta_jax.data.writing import replace_bytes
+from gta_jax.data.writing import replace_bytes, replace_text
 from gta_jax.evaluation.bootstrap import miou_difference
 from gta_jax.evaluation.metrics import iou
 from gta_jax.training.logs import note
@@ -126,3 +127,10 @@ def over_baseline(workdir: Path, network: str) -> str:
     return (verdict(scored) + ' What a pixel classifier makes of the same masks is found by --mode '
             'baseline.')
   return verdict(scored, baseline)
+
+
+def write_verdict(workdir: Path, said: str) -> None:
+  """Puts a verdict into the results of a finished run, in the place of the one they held."""
+  path = workdir / 'results.json'
+  if said and path.is_file():
+    replace_text(path, json.dumps(read_json(path) | {'verdict': said}, indent=2) + '\n')

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from configs import folder
+from configs import folder, shapes
 from gta_jax import command
 from gta_jax.data.splits import ids_sha256
 from gta_jax.inference import baseline
-from gta_jax.training import verdict
+from gta_jax.training import setup, verdict
 from tests.data.test_inspection import make
 
 
@@ -85,3 +85,29 @@ def test_images_are_compared_by_their_ids_and_files_come_back(tmp_path, capsys):
       verdict.read_run(tmp_path, name='it', network='teacher')
     assert verdict.over_baseline(tmp_path, 'teacher') == ''
     assert 'confusions.npz is damaged' in capsys.readouterr().err
+
+
+def test_the_results_of_a_run_hold_the_newest_verdict(tmp_path, monkeypatch):
+  counts = np.tile(np.eye(2, dtype=int), (2, 1, 1))
+  verdict.write_confusions(tmp_path, ('a', 'b'), {'teacher': counts})
+  (tmp_path / 'config.json').write_text(setup.to_json(shapes.get_config('4')))
+  (tmp_path / 'dataset.json').write_text(json.dumps(
+    {'classes': ['rock', 'vein'], 'palette': [[0, 0, 0], [9, 9, 9]]}))
+
+  def run_baseline(config, workdir):
+    del config
+    found = {'ids': ['a', 'b'], 'confusions': counts.tolist(), 'method': 'a forest',
+             'scores': {'miou': 1.0, 'iou': {}}}
+    (workdir / 'baseline.json').write_text(json.dumps(found))
+    return found
+
+  monkeypatch.setattr(baseline, 'run_baseline', run_baseline)
+  command_line = ['gta-jax', '--mode', 'baseline', '--config', 'shapes:4',
+                  '--workdir', str(tmp_path)]
+  assert command.main(command_line) == 0
+  assert not (tmp_path / 'results.json').exists()  # The run is under way.
+  (tmp_path / 'results.json').write_text(json.dumps(
+    {'seed': 0, 'verdict': verdict.verdict(scored('old', right=9))}))
+  assert command.main(command_line) == 0
+  assert json.loads((tmp_path / 'results.json').read_text()) == {
+    'seed': 0, 'verdict': verdict.over_baseline(tmp_path, 'teacher')}

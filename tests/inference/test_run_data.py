@@ -3,7 +3,9 @@
 import json
 import shutil
 
+from configs import folder
 from gta_jax import command
+from gta_jax.inference import run_data
 
 EVALUATE = ['gta-jax', '--mode', 'evaluate', '--workdir', 'run']
 
@@ -59,3 +61,12 @@ def test_a_drawn_split_goes_on_by_its_own_lists_after_masks_were_added(folder_ru
   said = capsys.readouterr().err
   assert '2/labeled.txt started this run' in said and 'data.split_lists=run/splits' in said
   assert command.main([*again, '--config.data.split_lists=run/splits']) == 0
+
+
+def test_a_folder_is_the_same_however_it_is_spelt(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  configs = [folder.get_config('2') for _ in range(2)]
+  own, other = (config.data for config in configs)
+  for own.dir, other.dir, same in (('data', f'{tmp_path}/data/', True), ('data', 'x/../data', True),
+                                   ('data', 'x/data', False), ('', '.', False), ('', '', True)):
+    assert run_data.is_own(*configs) == same
