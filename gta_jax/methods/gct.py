@@ -144,6 +144,8 @@ class Gct(Learners):
         objective = self.objective(
           tools, detector, x, guidance, ramp, jax.random.fold_in(keys[1], i))
         state, learnt = gradient_step(tools, state, name, optimizers[name], objective)
+        # The other network waits, or a GPU would hold the activations of both.
+        state = jax.lax.optimization_barrier(state)
         metrics |= learnt
       if self.detector_sees == 'after':
         state, logits = self.predict(tools, state, x, keys[2])
