@@ -210,17 +210,19 @@ class DinoV2(nn.Module):
 def attend(query: Array, key: Array, value: Array) -> Array:
   """softmax(q k^T / sqrt(d)) v, the softmax in float32.
 
+  Tokens are compared again in the backward pass: kept, the [B,heads,N,N] of all blocks are most of
+  the memory of a step.
+
   Args: [B,N,heads,d] each. Of many tokens so many queries at a time are compared that memory grows
     with N, not with its square.
   Returns: [B,N,heads,d].
   """
   tokens = query.shape[1]
   if tokens <= _MOST_TOKENS:
-    return jax.nn.dot_product_attention(query, key, value)
+    return jax.checkpoint(jax.nn.dot_product_attention)(query, key, value)
   parts = -(-tokens // _QUERIES)
   query = jnp.pad(query, ((0, 0), (0, parts * _QUERIES - tokens), (0, 0), (0, 0)))
   query = jnp.moveaxis(query.reshape(len(query), parts, _QUERIES, *query.shape[2:]), 1, 0)
-  # Compared again in the backward pass, which would keep them all.
   compare = jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, key, value))
   found = jax.lax.map(compare, query)
   return jnp.moveaxis(found, 0, 1).reshape(len(key), -1, *key.shape[2:])[:, :tokens]

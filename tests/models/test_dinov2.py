@@ -176,6 +176,14 @@ def test_many_tokens_are_compared_in_parts(monkeypatch):
     np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
 
 
+def test_no_comparison_of_all_tokens_is_kept_for_the_backward_pass():
+  tokens = 50
+  parts = jax.random.normal(jax.random.key(0), (3, 2, tokens, 2, 4))
+  _, backward = jax.vjp(attend, *parts)
+  kept = [leaf.shape for leaf in jax.tree.leaves(backward)]
+  assert kept and not any(shape.count(tokens) > 1 for shape in kept), kept
+
+
 def gradient_of(network, variables):
   images = jax.random.normal(jax.random.key(1), (2, 28, 42, 3))
 
