@@ -32,20 +32,26 @@ _NEEDED = {
   'inspect': ('config',), 'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'export': ('workdir', 'format', 'out'),
   'label_next': ('workdir',), 'report': (), 'methods': ()}
+# The modes that read flags, and these; all others refuse them.
 _GROUPS = {
-  'All modes': ('config', 'workdir', 'mode', 'help', 'version'),
-  'train': ('allow_config_change',),
-  'evaluate': ('protocols', 'split'),
-  'predict': ('images', 'recursive', 'confidence', 'probabilities'),
-  'evaluate, predict, export, label_next': ('checkpoint', 'network', 'overwrite'),
-  'convert': ('source', 'classes', 'copy'),
-  'export': ('size',),
-  'label_next': ('count',),
-  'report': ('workdirs', 'serve', 'port'),
-  'convert, predict, export, label_next, report': ('format', 'out'),
-  'train, evaluate with several processes':
-    ('coordinator', 'process_count', 'process_index', 'distributed'),
+  ('train', 'prepare', 'inspect', 'baseline', 'evaluate', 'predict', 'label_next'): ('config',),
+  ('train', 'inspect', 'baseline', 'evaluate', 'predict', 'export', 'label_next', 'report'):
+    ('workdir',),
+  tuple(MODES): ('mode', 'help', 'version'),
+  ('train',): ('allow_config_change',),
+  ('evaluate',): ('protocols', 'split'),
+  ('predict',): ('images', 'recursive', 'confidence', 'probabilities'),
+  ('evaluate', 'predict', 'export', 'label_next'): ('checkpoint',),
+  ('predict', 'export', 'label_next'): ('network', 'overwrite'),
+  ('convert',): ('source', 'classes', 'copy'),
+  ('convert', 'export'): ('format',),
+  ('export',): ('size',),
+  ('label_next',): ('count',),
+  ('report',): ('workdirs', 'serve', 'port'),
+  ('convert', 'predict', 'export', 'label_next', 'report'): ('out',),
 }
+# Where they are refused depends on more; see command.
+_PROCESSES = ('coordinator', 'process_count', 'process_index', 'distributed')
 _EXAMPLES = """\
 gta-jax --config shapes:24 --workdir runs/shapes
 gta-jax --mode convert --source VOC --format voc --out DIR
@@ -93,7 +99,17 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
       missing = _missing_in_report(values)
     if missing:
       raise UsageError(f'--mode {values.mode} needs {" and ".join(missing)}; see --help.')
+    _check_read(values)
   return values
+
+
+def _check_read(values: flags.FlagValues) -> None:
+  """Raises UsageError for a flag that the mode does not read."""
+  for modes, names in _GROUPS.items():
+    for given in (values[name] for name in names if values[name].present):
+      if values.mode not in modes:
+        raise UsageError(f'{given.serialize()} has no effect in --mode {values.mode}, only in '
+                         f'{", ".join(modes)}; leave it out.')
 
 
 def _missing_in_report(values: flags.FlagValues) -> list[str]:
@@ -109,7 +125,9 @@ def help_text() -> str:
   lines = ['usage: gta-jax --config NAME[:CHOICE] --workdir DIR [--config.FIELD=VALUE ...]',
            '       gta-jax --mode MODE ...', '', 'Modes']
   lines += [_entry(name, text) for name, text in MODES.items()]
-  for title, names in _GROUPS.items():
+  titles = {('All modes' if modes == tuple(MODES) else ', '.join(modes)): names
+            for modes, names in _GROUPS.items()}
+  for title, names in (titles | {'train, evaluate with several processes': _PROCESSES}).items():
     lines += ['', title]
     lines += [_entry(f'--{name}', values[name].help or '') for name in names]
   lines += ['', f'Configs: {", ".join(_known_configs())}; every field of one can be set, as in '
@@ -251,7 +269,7 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
   text('source', 'convert: folder in the other layout.')
   choice('format', None, ['voc', 'coco', 'masks', 'stablehlo', 'onnx', 'torch'],
          'convert: the first three, a layout; export: the others.')
-  text('size', 'export: HEIGHTxWIDTH of images, 360x480; the crop by default.')
+  text('size', 'export: HEIGHTxWIDTH of images, 360x480; the crop by default. None with torch.')
   text('classes', 'convert: a classes.txt with names and colours, in the place of the source\'s.')
   switch('copy', 'convert: copies images, instead of symbolic links.')
   text('out', 'What is written: a data folder, masks and overlays, or a page.')

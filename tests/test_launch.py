@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import hashlib
+import inspect
 import os
 import re
 import socket
@@ -177,6 +178,33 @@ def test_help_explains_every_flag_and_mode(capsys):
   for mode in command_flags.MODES:
     assert f'\n  {mode} ' in printed
   assert max(map(len, printed.splitlines())) <= 110
+
+
+def test_every_flag_is_read_by_the_modes_in_its_heading_alone(capsys):
+  assert command.main(['gta-jax', '--help']) == 0
+  groups = re.findall(r'^(\S.*)\n((?:  .*\n)+)', capsys.readouterr().out, re.MULTILINE)
+  modes = {name: heading.split(', ') for heading, lines in groups
+           for name in re.findall('^  --([a-z_]+)', lines, re.MULTILINE)}
+  for name in ('mode', 'help', 'version', *command_flags._PROCESSES):
+    del modes[name]
+  for mode in command_flags.MODES:
+    source = inspect.getsource(getattr(command, f'_{mode}'))
+    reads = {name for name in modes if re.search(rf'values\.{name}\b', source)}
+    reads |= set() if 'del config' in source else {'config'}
+    assert {name for name in modes if mode in modes[name]} == reads
+
+
+@pytest.mark.parametrize('arguments, message', [
+  ('evaluate --workdir w --network nonsense', '--network=nonsense has no effect in --mode evaluate'
+   ', only in predict, export, label_next; leave it out.'),
+  ('evaluate --workdir w --overwrite', '--overwrite has no effect in --mode evaluate, only in '),
+  ('train --config shapes --workdir w --protocols a,b', '--protocols=a,b has no effect in '),
+  ('export --workdir w --format onnx --out o --config shapes', '--config=shapes has no effect in '),
+  ('predict --workdir w --images i --out o --count 10', '--count=10 has no effect in '),
+])
+def test_a_flag_that_the_mode_does_not_read_is_refused(arguments, message):
+  with pytest.raises(command_flags.UsageError, match=re.escape(message)):
+    command_flags.parse(['', '--mode', *arguments.split()])
 
 
 def test_prepare_fetches_what_a_machine_without_a_network_lacks(tmp_path, monkeypatch, capsys):

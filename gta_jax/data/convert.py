@@ -12,6 +12,7 @@ from gta_jax.data import convert_coco, convert_masks
 from gta_jax.data.class_list import Classes, read_classes, write_classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.numbering import Numbering, number
 
 FORMATS: dict[str, Callable[[Path, Classes | None], Source]] = {
   'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
@@ -91,7 +92,7 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
   left_out = dict(found.left_out)
   kept = [item for item in found.items if _is_usable(item, left_out)]
   masked = [item for item in kept if item.mask]
-  numbering = convert_masks.number(found, [item for item in masked if item.mask], left_out)
+  numbering = number(found, [item for item in masked if item.mask], left_out)
   (out / 'masks').mkdir(parents=True)
   masks = set()
   for item in masked:
@@ -133,9 +134,7 @@ def _size(item: Item) -> tuple[int, int]:
   return FileReader({item.id: str(item.image)}, {}, (0, 2**16 - 1)).size(item.id)
 
 
-def _write_mask(
-  item: Item, numbering: convert_masks.Numbering, path: Path
-) -> str | None:
+def _write_mask(item: Item, numbering: Numbering, path: Path) -> str | None:
   """Writes a mask; returns why it was left out, or None."""
   try:
     ids = numbering.ids(item)

@@ -11,11 +11,9 @@ from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, visible_files
 from gta_jax.data.masks import MASK_SUFFIXES, MaskCode, classes_of_palette, mask_kind
-from gta_jax.data.sources import default_palette
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
-_VOID = (224, 224, 192)  # VOC's border
 _LISTS = ('train', 'val', 'test')
 _NO_COLOURS = MaskCode()
 
@@ -48,80 +46,6 @@ class Source:
   classes: Classes | None = None
   notes: tuple[str, ...] = ()
   numbered: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbering:
-  """What the values of masks mean. colours: code -> id; binary: 255 is class 1."""
-
-  classes: Classes
-  colours: Mapping[int, int]
-  binary: bool
-  notes: tuple[str, ...]
-
-  def ids(self, item: Item) -> np.ndarray:
-    """uint8 [H,W]. Raises DataError for a value without a class."""
-    assert item.mask
-    mask = item.mask()
-    if mask.ndim == 2:
-      ids = np.where(mask == IGNORE, 1, mask).astype(np.uint8) if self.binary else mask
-      unknown = np.setdiff1d(ids, [*range(len(self.classes.names)), IGNORE])
-      if unknown.size:
-        raise DataError(f'it holds {unknown.tolist()[:10]}, but there are '
-                        f'{len(self.classes.names)} classes; add them to classes.txt, or renumber')
-      return ids
-    values, inverse = np.unique(_codes(mask), return_inverse=True)
-    unknown = [value for value in values.tolist() if value not in self.colours]
-    if unknown:
-      colours = ', '.join(str(_colour(value)) for value in unknown[:5])
-      raise DataError(f'it holds the colours {colours}, which are no class; add them to '
-                      'classes.txt')
-    table = np.array([self.colours[value] for value in values.tolist()], np.uint8)
-    return table[inverse].reshape(mask.shape[:2])
-
-
-def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> Numbering:
-  """Finds out what the masks' values mean, by reading all where no list of classes says it.
-
-  Args:
-    found: the source.
-    masked: its items with masks.
-    left_out: masks that cannot be read are added.
-  Raises: DataError for masks without a sensible set of classes.
-  """
-  grey, codes = set(), set()
-  if found.classes is None or (len(found.classes.names) == 2 and not found.numbered):
-    for item in masked:
-      assert item.mask
-      try:
-        mask = item.mask()
-      except DataError as error:
-        left_out[f'mask of {item.id}'] = str(error)
-        continue
-      (grey if mask.ndim == 2 else codes).update(
-        np.unique(mask if mask.ndim == 2 else _codes(mask)).tolist())
-      if len(codes) > 4 * IGNORE:
-        raise DataError(f'The masks hold more than {4 * IGNORE} colours; they are no class '
-                        'colours, or were saved as JPEG. Export them as PNG.')
-  # Without a list of classes, or with one of two.
-  notes, binary = list(found.notes), grey == {0, IGNORE}
-  if binary:
-    notes.append('Masks hold 0 and 255 alone: 255 was taken for class 1, not for void.')
-  classes = found.classes
-  if classes is None:
-    known = sorted(codes - {_code(_VOID)})
-    count = len(known) if codes else 2 if binary else max(grey - {IGNORE}, default=0) + 1
-    if not 0 < count <= IGNORE:
-      raise DataError(f'The masks hold {count} classes; 1 to {IGNORE} are possible. Give '
-                      '--classes, a classes.txt with the colours.')
-    names = tuple(f'class{i}' for i in range(count))
-    colours = np.array([_colour(code) for code in known], np.uint8) if codes else (
-      default_palette(count))
-    classes = Classes(names, colours)
-    notes.append('No list of classes was found: rename those in classes.txt.')
-  ids = {_code(colour): i for i, colour in enumerate(classes.palette)}
-  void = {_code(colour): IGNORE for colour in (_VOID, *classes.ignored)}
-  return Numbering(classes, {**void, **ids}, binary, tuple(notes))
 
 
 def read_voc(root: Path, classes: Classes | None = None) -> Source:
@@ -265,16 +189,3 @@ def _text(path: Path) -> str:
     return path.read_text(encoding='utf-8-sig')
   except UnicodeDecodeError as error:
     raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
-
-
-def _codes(mask: np.ndarray) -> np.ndarray:
-  return mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-
-
-def _code(colour: Sequence[int]) -> int:
-  red, green, blue = map(int, colour)
-  return red << 16 | green << 8 | blue
-
-
-def _colour(code: int) -> tuple[int, int, int]:
-  return code >> 16, code >> 8 & 255, code & 255

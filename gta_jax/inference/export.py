@@ -36,17 +36,20 @@ def export(
     model: of a run.
     out: the file, named .stablehlo, .onnx, .pth (needs torch) or .safetensors (does not).
     layout: one of FORMATS.
-    size: (H,W) of stablehlo and onnx; the crop by default.
+    size: (H,W) of stablehlo and onnx; the crop by default. torch takes none.
     network: one of the model's; the first by default.
     overwrite: whether a file that is there is replaced.
   Returns: a sentence that says what was written, and how it was checked.
-  Raises: ValueError for an unknown format, suffix or network, a file that is there, a package that
-    is missing, and for a result that differs: then nothing is left.
+  Raises: ValueError for an unknown format, suffix or network, a size for torch, a file that is
+    there, a package that is missing, and for a result that differs: then nothing is left.
   """
   if layout not in FORMATS:
     raise ValueError(f'format={layout!r} is unknown; use one of {", ".join(FORMATS)}.')
   if out.suffix not in _SUFFIXES[layout]:
     raise ValueError(f'out={out} should end in {" or ".join(_SUFFIXES[layout])}; rename it.')
+  if layout == 'torch' and size:
+    raise ValueError(f'size={size[0]}x{size[1]} has no effect with format=torch, whose parameters '
+                     'take images of any size; leave it out.')
   if out.is_dir() or (out.exists() and not overwrite):
     raise ValueError(f'{out} is there already; give another --out, or --overwrite.')
   name = model.check_network(network)

@@ -2,9 +2,10 @@
 
 An image's uncertainty is the mean over its most uncertain regions, so that a small unclear part
 counts in front of a large clear background (region-wise, as in active learning for segmentation:
-Mackowiak et al., CEREALS, 2018). Of the most uncertain images those are taken one after the other
-that are farthest from all taken before in the backbone's features: greedy k-centre (Sener and
-Savarese, 2018), so that not ten alike come first.
+Mackowiak et al., CEREALS, 2018). Of the most uncertain images, five for each that is asked for but
+no more than half of all, those are taken one after the other that are farthest from all taken
+before in the backbone's features: greedy k-centre (Sener and Savarese, 2018), so that not ten alike
+come first.
 """
 
 import csv
@@ -36,7 +37,7 @@ from gta_jax.training.workdir_files import write_lists
 
 FILE = 'label_next.csv'
 _REGIONS = 8  # along a side
-_CANDIDATES = 5  # for each image that is asked for
+_CANDIDATES = 5  # for each image that is asked for, at most
 _BINS = 1000  # of confidence
 _THUMBNAIL = 320  # pixels
 
@@ -137,11 +138,14 @@ def choose(
   Args:
     scores: [N].
     features: [N,C].
-    count: at most so many are chosen, from five times as many.
+    count: at most so many are chosen, from the min(5 count, N / 2) highest scores, or from the
+      `count` highest where that is fewer.
   Returns: positions in the order in which they were chosen, and the distance of each to the
     nearest one before it, 1 - cosine; 0 for the first.
   """
-  candidates = np.argsort(-scores, kind='stable')[:_CANDIDATES * count]
+  # Where every image is a candidate, distance alone decides, and the clearest may come second.
+  most = max(count, min(_CANDIDATES * count, len(scores) // 2))
+  candidates = np.argsort(-scores, kind='stable')[:most]
   some = features[candidates]
   some = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
   chosen, distances = [0], [0.0]

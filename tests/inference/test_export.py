@@ -75,6 +75,8 @@ def test_refuses_before_any_work(model, tmp_path):
     export(model, tmp_path / 'm.pth', layout='onnx')
   with pytest.raises(ValueError, match='is unknown'):
     export(model, tmp_path / 'm.pth', layout='keras')
+  with pytest.raises(ValueError, match=r'size=20x27 has no effect with format=torch.*leave it out'):
+    export(model, tmp_path / 'm.pth', layout='torch', size=SIZE)
   (tmp_path / 'm.pth').touch()
   with pytest.raises(ValueError, match='there already'):
     export(model, tmp_path / 'm.pth', layout='torch')

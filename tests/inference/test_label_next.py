@@ -59,14 +59,24 @@ def test_a_small_unclear_part_counts_more_than_little_doubt_everywhere():
 
 def test_not_ten_alike_come_first():
   alike = np.tile([1.0, 0.0], (10, 1)) + np.linspace(0, 1e-3, 10)[:, None]
-  features = np.concatenate([alike, [[0.0, 1.0], [-1.0, 0.0]]])
-  scores = np.array([*np.linspace(0.9, 0.8, 10), 0.5, 0.4])
+  features = np.concatenate([alike, [[0.0, 1.0], [-1.0, 0.0]], np.tile([1.0, 0.0], (18, 1))])
+  scores = np.array([*np.linspace(0.9, 0.8, 10), 0.5, 0.4, *[0.1] * 18])
   chosen, distances = label_next.choose(scores, features, 3)
   assert chosen == [0, 11, 10] and distances == pytest.approx((0, 2, 1), abs=1e-2)
   # Of the most uncertain ones alone: five for each that is wanted.
   assert label_next.choose(scores, features, 2)[0][0] == 0
   assert set(label_next.choose(scores, features, 2)[0]) <= set(range(10))
-  assert sorted(label_next.choose(scores, features, 99)[0]) == list(range(12))
+  assert sorted(label_next.choose(scores, features, 99)[0]) == list(range(30))
+
+
+@pytest.mark.parametrize('pool, count, candidates', [
+  (14, 3, 7), (14, 2, 7), (5, 3, 3), (4, 9, 4), (1, 1, 1), (29, 3, 14), (30, 3, 15), (99, 3, 15)])
+def test_the_clearer_half_of_a_small_pool_is_not_chosen(pool, count, candidates):
+  scores, turns = np.linspace(0.9, 0.1, pool), np.linspace(0, np.pi, pool)
+  # The clearest image is the farthest from the most uncertain one.
+  features = np.stack([np.cos(turns), np.sin(turns)], 1)
+  chosen, _ = label_next.choose(scores, features, count)
+  assert len(chosen) == min(count, pool) and max(chosen) == candidates - 1
 
 
 def test_features_are_those_without_padding():

@@ -1,0 +1,66 @@
+"""What the grey values of masks become where a conversion reads them."""
+
+import numpy as np
+import pytest
+
+from gta_jax.data import folder, sources
+from gta_jax.data.convert import convert
+from gta_jax.data.files import DataError
+from tests.data.test_convert import SIZE, ids_of, photo, save
+
+
+def grey_pair(root, values):
+  """Images and masks, so many that all values occur; returns the masks by id."""
+  count = -(-len(values) // (SIZE[0] * SIZE[1])) + 1
+  masks = {f'{i}': part for i, part in enumerate(np.resize(values, (count, *SIZE)))}
+  for id, mask in masks.items():
+    photo(root / 'images' / f'{id}.png')
+    save(root / 'masks' / f'{id}.png', mask)
+  (root / 'splits').mkdir()
+  (root / 'splits' / 'val.txt').write_text('0\n')
+  return masks
+
+
+@pytest.mark.parametrize('values, void, note', [
+  ([0, 128], [], '0 became 0, 128 became 1; 255 is void'),
+  ([0, 50, 100, 150], [], '0 became 0, 50 became 1, 100 became 2, 150 became 3; 255'),
+  ([1, 2], [255], '1 became 0, 2 became 1; 255'), ([0, 254], [255], '254 became 1'),
+  ([*range(0, 128, 2)], [], '126 became 63'), ([0, 1, 2], [255], None), ([*range(64)], [], None)])
+def test_grey_values_that_occur_are_the_classes_in_ascending_order(tmp_path, values, void, note):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  masks = grey_pair(root, [*values, *void])
+  report = convert(root, out, layout='masks')
+  assert report.classes == tuple(f'class{value}' for value in values)
+  text = (out / 'conversion.txt').read_text()
+  assert text == report.text() and ('became' in text) == bool(note) and (note or '') in text
+  dataset = folder.read_folder(out, labelled='1')
+  sources.check(dataset)
+  assert dataset.classes == report.classes
+  for id, mask in masks.items():
+    expected = np.where(mask == 255, 255, np.searchsorted(values, mask))
+    np.testing.assert_array_equal(dataset.reader.mask(id), expected)
+
+
+def test_so_many_grey_values_are_said_or_refused(tmp_path):
+  grey_pair(tmp_path / 'many', [*range(65)])
+  report = convert(tmp_path / 'many', tmp_path / 'out', layout='masks')
+  assert report.classes == tuple(f'class{i}' for i in range(65))
+  assert 'hold 65 grey values, and each is a class now' in report.text()
+  for values in ([*range(256)], [*range(64), 65]):
+    root = tmp_path / f'{len(values)}'
+    grey_pair(root, values)
+    with pytest.raises(DataError, match=r'hold (255|65) grey values .* JPEG .* or give --classes'):
+      convert(root, tmp_path / 'new', layout='masks')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_grey_values_are_ids_where_a_list_names_the_classes(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  masks = grey_pair(root, [0, 2])
+  chosen = tmp_path / 'mine.txt'
+  chosen.write_text('sky\nroad\ncar\n')
+  assert 'became' not in convert(root, out, layout='masks', classes=chosen).text()
+  np.testing.assert_array_equal(ids_of(out, '0'), masks['0'])
+  chosen.write_text('sky\nroad\n')
+  with pytest.raises(DataError, match=r'it holds \[2\], but there are 2 classes'):
+    convert(root, tmp_path / 'new', layout='masks', classes=chosen)
