@@ -112,15 +112,14 @@ def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformation:
   """optax's, with a state for each top-level key that begins with the key's first gradient."""
   adam = optax.scale_by_adam(b1, b2)
 
-  def init(params: optax.Params) -> dict[str, optax.OptState]:
+  def init(params: Any) -> dict[str, Any]:
     return {key: adam.init(part) for key, part in params.items()}
 
-  def update(
-    updates: optax.Updates, state: dict[str, Any], params: optax.Params | None = None
-  ) -> tuple[optax.Updates, dict[str, Any]]:
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, dict[str, Any]]:
     del params
     scaled, after = {}, {}
     for key, part in updates.items():
+      moved: Any
       scaled[key], moved = adam.update(part, state[key])
       begun = jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(part)]).any()
       count = jnp.where(begun | (state[key].count > 0), moved.count, 0)
