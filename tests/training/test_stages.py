@@ -69,8 +69,8 @@ class Interrupting:
 
       return host._replace(predict=counting)
 
-    def stepping(progress):
-      advance(progress)
+    def stepping(progress, images):
+      advance(progress, images)
       self.steps += 1
       self._send('steps')
 
