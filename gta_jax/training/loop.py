@@ -174,9 +174,9 @@ def _predictor(run: Run) -> Callable[..., Iterator[tuple[str, dict[str, Predicti
 
 
 def _evaluation_steps(run: Run) -> set[int]:
-  """The steps after which networks are scored; the last step is always one."""
+  """The steps after which networks are scored; the last step always, none just before it."""
   every = max(1, round(run.config.train.evaluate_epochs * run.tools.epoch_steps))
-  return {*range(every, run.total_steps, every), run.total_steps}
+  return {*range(every, run.total_steps - every // 2 + 1, every), run.total_steps}
 
 
 def _saving_steps(run: Run) -> set[int]:

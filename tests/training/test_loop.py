@@ -101,6 +101,15 @@ def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   assert taken == [2] * 4 + [2 + 2] * 8  # images; the warm-up reads no unlabelled ones
 
 
+@pytest.mark.parametrize('epochs, expected', [
+  (1, [4, 8, 12]), (0.75, [3, 6, 9, 12]), (1.25, [5, 10, 12]), (2, [8, 12]), (2.75, [12]),
+  (0.25, [*range(1, 13)])])
+def test_no_evaluation_comes_just_before_the_last(epochs, expected):
+  run = setup.make_run(tiny_config('4', **{'train.evaluate_epochs': epochs}))
+  assert run.total_steps == 12
+  assert sorted(loop._evaluation_steps(run)) == expected
+
+
 def test_a_transfer_that_nobody_asked_for_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(steps.sharding, 'global_batch', lambda batch, mesh: batch)
   with pytest.raises(Exception, match='[Dd]isallowed host-to-device transfer'):
