@@ -191,8 +191,8 @@ def test_prediction_under_a_protocol_adds_the_probabilities_of_all_views(variabl
     size = [round(side * scale) for side in (16, 24)]
     view = cv2.resize(image, size[::-1]) if scale != 1 else image
     low = tiny.low_logits(NETWORK, variables['a'], view[None, :, ::mirror])
-    logits = resize_bilinear(resize_bilinear(low, size), (16, 24))
-    total += jax.nn.softmax(logits)[0, :, ::mirror]
+    logits = cv2.resize(np.asarray(resize_bilinear(low, size))[0], (24, 16))
+    total += jax.nn.softmax(logits)[:, ::mirror]
   np.testing.assert_array_equal(found['it'].labels, np.argmax(total, -1))
   np.testing.assert_allclose(found['it'].confidence, np.max(total, -1) / 6, atol=1e-5)
   np.testing.assert_array_equal(found['mirror'].labels, found['it'].labels[:, ::-1])
