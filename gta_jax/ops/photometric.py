@@ -94,8 +94,8 @@ def _shift_hue(rgb: Array, turns: Array) -> Array:
   value, chroma = jnp.max(rgb, axis=-1), jnp.ptp(rgb, axis=-1)
   safe = jnp.where(chroma > 0, chroma, 1.0)
   sixths = jnp.where(
-    value == red, (green - blue) / safe,
-    jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    (red >= green) & (red >= blue), (green - blue) / safe,
+    jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe))
   # Channel n is value - chroma where its distance round the hexagon is at most 1 from the hue's
   # opposite, and rises linearly beside it.
   place = (jnp.array([5.0, 3.0, 1.0]) + sixths[..., None] + 6 * turns) % 6

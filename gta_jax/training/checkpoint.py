@@ -179,8 +179,9 @@ class Checkpoints:
     except (KeyError, ValueError) as error:  # Not damage: the files have their digests.
       raise ValueError(
         f'{path} was saved with another network, method or optimiser than the config now says '
-        f'({_reason(error)}); restore config.json and dataset.json, or give the values that the '
-        'run had.') from error
+        f'({_reason(error)}), or by a version of gta_jax that kept them otherwise; restore '
+        'config.json and dataset.json, give the values that the run had, or install the version '
+        'that metrics.jsonl names.') from error
 
   def _record_path(self, step: int) -> Path:
     return self.folder / f'{step}.json'
