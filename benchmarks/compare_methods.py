@@ -46,7 +46,6 @@ from typing import Any
 from cases import ROOT
 from comparison import MARKS, SUPERVISED, Task, check_equal_terms, make_task, systems
 
-import gta_jax
 from gta_jax.methods.registry import METHODS, make_method
 
 
@@ -75,22 +74,12 @@ def line_of(task: Task, results: dict[str, Any], cores: int) -> dict[str, Any]:
     return {name: round(100 * found['miou'], 3) for name, found in of_step.items()
             if isinstance(found, dict)}
 
+  versions = dict.fromkeys(start['gta_jax'] for start in results.get('starts', ()))
   return {
     'method': task.method, 'seed': task.seed, 'steps': results['last']['step'],
     'last': scores(results['last']), 'best': scores(results['best']),
     'best_step': results['best']['step'], 'seconds': results['seconds'], 'cores': cores,
-    'config': task.digest, 'version': version(), 'date': time.strftime('%Y-%m-%d')}
-
-
-def version(root: Path = ROOT) -> str:
-  """The package's, and the commit where there is one; -dirty if more than results has changed."""
-  def git(*arguments: str) -> str:
-    return subprocess.run(['git', *arguments], cwd=root, text=True, capture_output=True,
-                          check=False).stdout.strip()
-
-  commit = git('rev-parse', '--short', 'HEAD')
-  changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!docs/results')
-  return '+'.join(filter(None, [gta_jax.__version__, commit + '-dirty' * bool(changed)]))
+    'config': task.digest, 'version': ', '.join(versions), 'date': time.strftime('%Y-%m-%d')}
 
 
 def read_lines(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:

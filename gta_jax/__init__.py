@@ -4,7 +4,7 @@
     model = gta_jax.load('runs/mine')
     mask = model.predict(image)  # uint8 [H,W] of ids in model.classes
 
-Importing the package imports neither jax nor anything else; `load` does.
+Importing the package imports neither jax nor another package; `load` does.
 """
 
 import types
@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gta_jax.version import __version__
+
 if TYPE_CHECKING:
   import ml_collections
 
   from gta_jax.inference.model import Model
 
-__all__ = ['load', 'load_config']
-__version__ = '0.2.0'
+__all__ = ['__version__', 'load', 'load_config']
 
 
 def load(workdir: str | Path, *, checkpoint: str = 'last') -> 'Model':

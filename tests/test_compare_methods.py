@@ -10,7 +10,6 @@ import compare_methods as compare
 import comparison
 import pytest
 
-import gta_jax
 from gta_jax.data import proposals
 from gta_jax.methods.registry import METHODS, make_method
 from gta_jax.models.flaw_detector import map_size
@@ -111,7 +110,9 @@ def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
     if task.method == 'cps':
       raise subprocess.CalledProcessError(1, 'launch.py')
     networks = {'teacher': {'miou': 0.5}, 'student': {'miou': 0.4}}
-    return {'seconds': 3.0, 'last': {'step': 20, **networks}, 'best': {'step': 10, **networks}}
+    starts = [{'gta_jax': version} for version in ('0.1', '0.2', '0.2')]
+    return {'seconds': 3.0, 'starts': starts,
+            'last': {'step': 20, **networks}, 'best': {'step': 10, **networks}}
 
   monkeypatch.setattr(compare, 'train', train)
   results = tmp_path / 'results' / 'shapes.jsonl'
@@ -119,7 +120,8 @@ def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
   assert len(failed) == 1 and failed[0].startswith('cps with seed 0: status 1')
   found, = compare.read_lines(results).values()
   assert found.items() >= {'method': 'gta', 'seed': 0, 'steps': 20, 'best_step': 10,
-                           'last': {'teacher': 50.0, 'student': 40.0}}.items()
+                           'last': {'teacher': 50.0, 'student': 40.0},
+                           'version': '0.1, 0.2'}.items()
   later = [task(), task(seed=1), task(**{'data.crop': 32})]
   assert compare.run_all(later, tmp_path, results, jobs=2) == []
   assert trained == ['gta', 'cps', 'gta', 'gta'] and len(compare.read_lines(results)) == 3
@@ -142,20 +144,3 @@ def test_a_run_has_its_share_of_the_cores_and_the_thread_alone_gives_the_rest_up
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     assert pool.submit(compare.train, task(), tmp_path, core).result() == {}
   assert seen == [core] and os.sched_getaffinity(0) == own
-
-
-def test_lines_of_results_make_no_version_of_their_own(tmp_path):
-  def git(*arguments):
-    subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path,
-                   check=True, capture_output=True)
-
-  assert compare.version(tmp_path) == gta_jax.__version__  # no repository
-  (tmp_path / 'docs' / 'results').mkdir(parents=True)
-  lines, code = tmp_path / 'docs' / 'results' / 'a.jsonl', tmp_path / 'code.py'
-  lines.touch(), code.touch()
-  git('init', '-q'), git('add', '.'), git('commit', '-qm', 'a')
-  lines.write_text('{}')
-  clean = compare.version(tmp_path)
-  assert clean.startswith(f'{gta_jax.__version__}+') and not clean.endswith('-dirty')
-  code.write_text('1')
-  assert compare.version(tmp_path) == f'{clean}-dirty'

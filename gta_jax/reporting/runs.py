@@ -11,6 +11,7 @@ import ml_collections
 from gta_jax.data.splits import ids_sha256
 from gta_jax.training import from_data, same_run, setup, snapshot, verdict
 from gta_jax.training.finished_run import read_run
+from gta_jax.training.starts import read_starts
 from gta_jax.training.workdir_files import read_ids, read_json, tuples
 
 # The files that an evaluation, or --mode baseline or evaluate, changes.
@@ -33,6 +34,7 @@ class Record:
     snapshot: what report.json holds; empty before the first evaluation.
     inspection: what inspection.json holds, if anything.
     baseline: what baseline.json holds, if anything.
+    starts: the entries of starts.json.
     validation_sha256: of the ids of its validation images; '' where no file holds them.
   """
 
@@ -47,6 +49,7 @@ class Record:
   snapshot: dict[str, Any]
   inspection: dict[str, Any]
   baseline: dict[str, Any]
+  starts: list[dict[str, Any]]
   validation_sha256: str
 
   @property
@@ -114,6 +117,7 @@ def read_record(workdir: Path) -> Record:
     tuple(map(tuple, described['palette'])), _lines(workdir / 'metrics.jsonl'),
     list(notes.values()), results,
     snapshot.read_snapshot(workdir), optional('inspection.json'), optional('baseline.json'),
+    read_starts(workdir),
     results.get('validation_sha256') or (ids_sha256(validation) if validation else ''))
 
 

@@ -183,6 +183,7 @@ def facts_section(one: Record) -> str:
   evaluation = timing['evaluation_seconds']
   rows = {
     'data': f'{one.dataset}: {images} images', 'device': found['device'],
+    'gta_jax': ', then '.join(dict.fromkeys(str(entry.get('gta_jax')) for entry in one.starts)),
     'networks': f'{", ".join(found["networks"])}; {found["parameters"]:,} parameters each{frozen}',
     'steps': f'{found["step"]} of {found["steps"]} ({stages})',
     'a step': pace, 'an evaluation': f'{evaluation:.1f} s' if evaluation else '',

@@ -181,7 +181,7 @@ class Checkpoints:
         f'{path} was saved with another network, method or optimiser than the config now says '
         f'({_reason(error)}), or by a version of gta_jax that kept them otherwise; restore '
         'config.json and dataset.json, give the values that the run had, or install the version '
-        'that metrics.jsonl names.') from error
+        'that starts.json names.') from error
 
   def _record_path(self, step: int) -> Path:
     return self.folder / f'{step}.json'

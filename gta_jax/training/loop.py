@@ -28,6 +28,7 @@ from gta_jax.training.not_finite import NotFiniteError, check_state
 from gta_jax.training.same_run import check_same, has_checkpoint, write_same
 from gta_jax.training.setup import Run
 from gta_jax.training.signals import Signals
+from gta_jax.training.starts import read_starts
 from gta_jax.training.steps import Steps, stage_borders
 from gta_jax.training.telling import Page, Telling
 from gta_jax.training.workdir_lock import locked
@@ -82,7 +83,7 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
       raise NotFiniteError(
         f'{error} The last good checkpoint is {f"that of step {last}" if last else "none"}.'
       ) from None
-    results = _results(run, checkpoints, first_step, time.monotonic() - started)
+    results = _results(run, workdir, checkpoints, first_step, time.monotonic() - started)
     results |= {'skipped': skipped.reasons} if skipped.reasons else {}
     said = verdict.over_baseline(workdir, run.method.scored[0])
     results |= {'verdict': said} if said else {}
@@ -210,7 +211,7 @@ def _evaluate(
 
 
 def _results(
-  run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
+  run: Run, workdir: Path, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the mIoU of the first scored network."""
   last, best = checkpoints.last_step, checkpoints.best_step
@@ -236,4 +237,5 @@ def _results(
     'seconds_from_step': first_step,
     'last': record(last),
     'best': record(best),
+    'starts': read_starts(workdir),
   }

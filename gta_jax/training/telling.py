@@ -14,6 +14,7 @@ from gta_jax.training.logs import MetricWriter, Progress, Silent, note
 from gta_jax.training.pace import Pace
 from gta_jax.training.setup import Run, to_json
 from gta_jax.training.snapshot import Predict, shown_ids, write_snapshot
+from gta_jax.training.starts import add_start
 from gta_jax.training.summary import summary
 
 
@@ -73,7 +74,9 @@ class Telling(contextlib.ExitStack):
                                + self._pending))
     self.writer.text(
       self._first_step, 'config', textwrap.indent(to_json(self._run.config), '    '))
-    for text in self._run.notes:
+    changed = (add_start(self._workdir, self._first_step)
+               if self._speaks and self._first_step < self._run.total_steps else '')
+    for text in (*self._run.notes, *filter(None, [changed])):
       self.note(self._first_step, text)
 
   def done(self, step: int) -> None:

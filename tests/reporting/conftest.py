@@ -25,6 +25,8 @@ def write_run(workdir, method, seed, miou, dataset):
   scores = {name: {'miou': miou, 'pixel_accuracy': 0.9, 'iou': by_class} for name in networks}
   (workdir / 'results.json').write_text(json.dumps(
     {'validation_sha256': 'abc', 'last': {'step': 4, **scores}}))
+  (workdir / 'starts.json').write_text(json.dumps(
+    {'starts': [{'step': step, 'gta_jax': f'0.{step}'} for step in (1, 2)]}))
   with MetricWriter(workdir, tensorboard=False) as writer:
     for step in (2, 4):
       writer.write(step, {'train/student_labelled_loss': 1 / step, 'train/student_rate': 0.1,

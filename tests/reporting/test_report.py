@@ -36,6 +36,7 @@ def test_a_page_about_a_run_has_all_that_its_files_hold(workdirs, dataset, tmp_p
   assert ['disc', '0.0', '100.0', '0.0', '0.0', '0.0', '0.0', '0.0'] in parsed.rows
   assert 'read &lt;b&gt;this&lt;/b&gt; &amp; that' in page and 'step 4: a class vanishes' in page
   assert "gta-jax --config &#x27;shapes:4&#x27;" in page and 'main 0.25 s' in page
+  assert '0.1, then 0.2' in page
   crop = next(row for row in parsed.rows if row[0] == 'data.crop' and len(row) == 3)
   assert crop[1] == '32' and crop[2]
   held = data_of(page)
