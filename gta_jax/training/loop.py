@@ -83,7 +83,8 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
       raise NotFiniteError(
         f'{error} The last good checkpoint is {f"that of step {last}" if last else "none"}.'
       ) from None
-    results = _results(run, workdir, checkpoints, first_step, time.monotonic() - started)
+    results = _results(run, checkpoints, first_step, time.monotonic() - started)
+    results['starts'] = read_starts(workdir)
     results |= {'skipped': skipped.reasons} if skipped.reasons else {}
     said = verdict.over_baseline(workdir, run.method.scored[0])
     results |= {'verdict': said} if said else {}
@@ -211,7 +212,7 @@ def _evaluate(
 
 
 def _results(
-  run: Run, workdir: Path, checkpoints: Checkpoints, first_step: int, seconds: float
+  run: Run, checkpoints: Checkpoints, first_step: int, seconds: float
 ) -> dict[str, Any]:
   """Last and best scores. The best is chosen by the mIoU of the first scored network."""
   last, best = checkpoints.last_step, checkpoints.best_step
@@ -237,5 +238,4 @@ def _results(
     'seconds_from_step': first_step,
     'last': record(last),
     'best': record(best),
-    'starts': read_starts(workdir),
   }
