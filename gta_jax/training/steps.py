@@ -14,7 +14,7 @@ from gta_jax.data.sources import Dataset
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Host, Stage, TrainState, same_state
 from gta_jax.ops.network import Network
-from gta_jax.training.diagnostics import CollapseWatch, distances
+from gta_jax.training.diagnostics import distances
 from gta_jax.training.not_finite import (
   NotFiniteError,
   SkipCount,
@@ -55,7 +55,6 @@ class Steps:
     # The line that has ended, not yet written, and whether its stage is to log data.oracle.
     self._line: tuple[list, list, dict, bool] | None = None
     self._told_of_oracle = False
-    self._watch = CollapseWatch(run.dataset.classes)
     self._skips = SkipCount()
 
   def __enter__(self) -> 'Steps':
@@ -166,8 +165,7 @@ class Steps:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
     means |= jax.device_get(moved)
     if 'kept_share_by_class' in means:
-      for warning in self._watch.observe(means['kept_share_by_class']):
-        self._telling.note(steps[-1], warning)
+      self._telling.watch(steps[-1], means['kept_share_by_class'])
     self._telling.writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))
     shown = [k for k in means if k.endswith(('_loss', '_rate'))]
     self._telling.progressed(steps[-1], {k: means[k] for k in shown})

@@ -2,14 +2,18 @@
 
 import collections
 import contextlib
+import json
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from gta_jax.devices import sharding
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.training import verdict
+from gta_jax.training.diagnostics import CollapseWatch
 from gta_jax.training.logs import MetricWriter, Progress, Silent, note
 from gta_jax.training.pace import Pace
 from gta_jax.training.setup import Run, to_json
@@ -61,11 +65,29 @@ class Telling(contextlib.ExitStack):
     self.progress = self.enter_context(
       Progress(run.total_steps, start_step=first_step)
       if self._speaks else cast(Progress, silent))
+    self._watch = CollapseWatch(run.dataset.classes)
+    for shares in self._shares_before():
+      self._watch.observe(shares)  # What it says of them has been told.
 
   def note(self, step: int, text: str) -> None:
     """A sentence for the console and for what is kept."""
     self.progress.note(text)
     self.writer.note(step, text)
+
+  def watch(self, step: int, shares: np.ndarray) -> None:
+    """Warns where the pseudo-labels collapse. shares: [K] of the kept ones by class."""
+    for warning in self._watch.observe(shares):
+      self.note(step, warning)
+
+  def _shares_before(self) -> list[np.ndarray]:
+    """The shares that the log holds, so that a run that goes on warns as one in one go."""
+    path = self._workdir / 'metrics.jsonl'
+    if not self._speaks or not path.is_file():
+      return []
+    names = [f'train/kept_share_by_class/{name}' for name in self._run.dataset.classes]
+    lines = map(json.loads, path.read_text(encoding='utf-8').splitlines())
+    found = [[line.get(name) for name in names] for line in lines]
+    return [np.array(shares) for shares in found if None not in shares]
 
   def begin(self) -> None:
     """Says what is about to be done."""

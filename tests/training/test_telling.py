@@ -77,6 +77,26 @@ def test_the_start_says_what_is_about_to_be_done(tmp_path):
   assert 0 < parameter_counts(frozen)[1] < everything
 
 
+def test_a_run_that_goes_on_warns_of_a_collapse_as_one_in_one_go(tmp_path):
+  run = setup.make_run(tiny_config())
+  classes = run.dataset.classes
+  fades = [np.eye(len(classes))[0] * 0.5 + 0.05 * (step < 30) for step in range(100)]
+
+  def told(workdir, *, start, stop):
+    with telling.Telling(run, workdir, Page(), (), first_step=start, evaluated=True) as say:
+      for step in range(start, stop):
+        say.watch(step, fades[step])
+        say.writer.write(step, {f'train/kept_share_by_class/{name}': share
+                                for name, share in zip(classes, fades[step], strict=True)})
+    notes = workdir / 'notes.jsonl'
+    return notes.read_text().splitlines() if notes.exists() else []
+
+  at_once = told(tmp_path / 'one', start=0, stop=100)
+  assert len(at_once) == len(classes) - 1
+  assert told(tmp_path / 'two', start=0, stop=80) == []
+  assert told(tmp_path / 'two', start=80, stop=100) == at_once
+
+
 def test_a_run_keeps_its_newest_evaluation(finished):
   workdir, results = finished
   found = json.loads((workdir / snapshot.FILE).read_text())
