@@ -33,7 +33,8 @@ def test_padding_is_almost_the_published_codes_zero():
 
 
 @pytest.mark.parametrize('field, value', [
-  ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)), ('data.image_scale', 0.5),
+  ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)),
+  ('data.scale', (0.5, 1.0, 2.0)), ('data.image_scale', 0.5),
   ('data.padding_label', 0)])
 def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
   def batch(**fields):
