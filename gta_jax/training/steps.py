@@ -90,6 +90,7 @@ class Steps:
         deterministic=self._run.config.train.deterministic)
     self._stage = stage
     self._telling.pace.enter(stage.name)
+    self._telling.progress.note_stage(stage.name)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:
