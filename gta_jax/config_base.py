@@ -70,7 +70,9 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data.pixel_range = ()  # (black, white) of images of 16 bits, which become 8; (): there are none
   c.data.crop = 321  # pixels a side
   c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
-  c.data.scale = (0.5, 2.0)  # range of the random scale, on top of image_scale
+  # Range of the random scale, on top of image_scale. With a value between, half of the images are
+  # scaled below it and half above, as in the released recipe.
+  c.data.scale = (0.5, 1.0, 2.0) if recipe == 'released' else (0.5, 2.0)
   c.data.flip = True
   # Largest change of brightness, contrast and saturation of labelled crops, as a share.
   c.data.jitter = 0.0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gta_jax.data.files import IGNORE
+from gta_jax.data.files import IGNORE, FileReader
 from gta_jax.data.folder import FolderReader, spread
 from gta_jax.data.sources import Dataset
 from gta_jax.data.structures import median_width, survivors
@@ -88,7 +88,7 @@ def digest(dataset: Dataset) -> str:
   """A fingerprint of what `inspect` would look at, without reading it."""
   parts: list[Any] = [_VERSION, dataset.classes, dataset.palette.tolist(), dataset.pixel_range]
   parts += [_roles(dataset)]
-  if isinstance(dataset.reader, FolderReader):
+  if isinstance(dataset.reader, FileReader):  # Records do not change.
     for paths in (dataset.reader.images, dataset.reader.masks):
       stats = [(path, os.stat(path)) for path in paths.values()]
       parts.append([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])

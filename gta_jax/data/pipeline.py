@@ -42,7 +42,7 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
 
 def training_stream(
     dataset: Dataset, *, stream: str, batch_size: int, crop_size: int, seed: int,
-    scale: tuple[float, float] = (0.5, 2.0), flip: bool = True,
+    scale: tuple[float, ...] = (0.5, 2.0), flip: bool = True,
     fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE, jitter: float = 0.0,
     label_sampling: str = 'reshuffled', oracle: bool = False, pseudo: bool = False,
     confidence: bool = False, start_step: int = 0, process_index: int = 0, process_count: int = 1,

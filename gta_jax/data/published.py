@@ -17,6 +17,11 @@ def store_folder(store: str) -> Path:
   return Path(store or os.environ.get('GTA_JAX_DATA') or '~/gta_jax_data').expanduser()
 
 
+def is_published(name: str, split: str, labelled_sha256: str) -> bool:
+  """Whether ids with this fingerprint are the published labelled list of a split."""
+  return _MODULES[name].LISTS.labelled.get(split) == labelled_sha256
+
+
 def prepare(name: str, *, store: str = '', mirror: str = '') -> Path:
   """Downloads a data set and writes its records, where that has not been done.
 

@@ -12,6 +12,7 @@ from gta_jax.data.files import DataError
 from gta_jax.data.sources import Dataset, Reader, draw_covering
 
 SPLIT_SOURCES = ('published', 'seeded')
+_UNLABELLED = 'unlabeled.txt'
 # The authors' release and U2PL, whose lists it uses.
 _REPOSITORIES = (
   'https://raw.githubusercontent.com/Jin-Ying/GTA-Seg/'
@@ -88,7 +89,8 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
   Args:
     split: name of a published list; any number for source='seeded'.
     source: 'published' or 'seeded', which draws `split` ids itself; see draw_covering.
-    folder: of the published lists or of the user's own, '' to fetch them.
+    folder: of the published lists or of the user's own, '' to fetch them. Without unlabeled.txt
+      in it every other training image is unlabelled.
     store: where fetched lists are kept.
     mirror: see fetch; the lists are expected as MIRROR/splits/....
     seed: for source='seeded'.
@@ -107,9 +109,13 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
     if ids_sha256(labelled) != lists.labelled.get(split):
       note = f'{path} is not a published list; scores are not those of the paper\'s split.'
   unlabelled = set(catalogue.training) - set(labelled)
-  if path and catalogue.others:
-    unlabelled = read_ids(
-      _list_path(lists, split, 'unlabeled.txt', folder=folder, store=store, mirror=mirror))
+  # Published lists name all other training images; a user's own may name some of them.
+  own = bool(path and folder and path.with_name(_UNLABELLED).is_file())
+  if path and (catalogue.others or own):
+    found = _list_path(lists, split, _UNLABELLED, folder=folder, store=store, mirror=mirror)
+    unlabelled = set(read_ids(found)) - set(labelled)
+    if not note and ids_sha256({*labelled, *unlabelled}) != lists.training:
+      note = f'{found} is not a published list; scores are not those of the paper\'s split.'
   dataset = Dataset(catalogue.name, catalogue.classes, catalogue.palette, labelled,
                     tuple(sorted(unlabelled)), catalogue.validation, catalogue.reader, note,
                     checked=catalogue.checked)

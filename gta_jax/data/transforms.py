@@ -21,7 +21,8 @@ class RandomCrop:
 
   Attributes:
     size: height and width of the crop in pixels.
-    scale: (lowest, highest) factor on the image, drawn uniformly.
+    scale: (lowest, highest) factor on the image, drawn uniformly; or (lowest, middle, highest), of
+      which half are drawn uniformly below the middle and half above, as in the release with 1.
     flip: whether to mirror half of the crops.
     fill: RGB of the padding.
     padding_label: label of the padding. With another one than 255 the padding is a pixel like any
@@ -29,7 +30,7 @@ class RandomCrop:
   """
 
   size: int
-  scale: tuple[float, float] = (0.5, 2.0)
+  scale: tuple[float, ...] = (0.5, 2.0)
   flip: bool = True
   fill: tuple[int, int, int] = (124, 116, 104)
   padding_label: int = IGNORE
@@ -37,10 +38,10 @@ class RandomCrop:
   def __post_init__(self):
     if self.size < 1:
       raise ValueError(f'crop size {self.size} is not positive; give pixels, as in 321.')
-    low, high = self.scale
-    if not 0 < low <= high:
-      raise ValueError(f'scale {self.scale} is not (lowest, highest) with 0 < lowest <= highest; '
-                       'give factors, as in (0.5, 2.0).')
+    if not (2 <= len(self.scale) <= 3 and self.scale[0] > 0
+            and list(self.scale) == sorted(self.scale)):
+      raise ValueError(f'scale {self.scale} is not (lowest, highest) or (lowest, middle, highest), '
+                       'in this order and above 0; give factors, as in (0.5, 2.0).')
 
   def __call__(self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
                ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -53,7 +54,7 @@ class RandomCrop:
     Returns: image uint8 [size,size,3], label uint8 [size,size] or None, valid bool [size,size],
       False on padding without a label.
     """
-    factor = rng.uniform(*self.scale)
+    factor = self._draw_factor(rng)
     (top, height, out_height), (left, width, out_width) = (
         self._window(length, factor, rng.random()) for length in image.shape[:2])
     mirror = -1 if rng.random() < 0.5 and self.flip else 1
@@ -74,6 +75,13 @@ class RandomCrop:
     if label is not None:
       label = place(label, cv2.INTER_NEAREST_EXACT, self.padding_label)
     return place(image, cv2.INTER_LINEAR, self.fill), label, valid
+
+  def _draw_factor(self, rng: np.random.Generator) -> float:
+    """The factor on the image, from one number of rng."""
+    low, *middle, high = self.scale
+    if not middle:
+      return rng.uniform(low, high)
+    return float(np.interp(rng.random(), (0.0, 0.5, 1.0), (low, *middle, high)))
 
   def _window(self, length: int, factor: float, position: float) -> tuple[int, int, int]:
     """(start, extent) in source pixels of one side's window, and its extent in the crop."""

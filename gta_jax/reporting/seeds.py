@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gta_jax.data import published
 from gta_jax.inference import evaluations, run_data
 from gta_jax.reporting import paper
 from gta_jax.reporting.runs import Record, differences, short
@@ -38,8 +39,7 @@ def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
   for group in groups:
     source, split, method, recipe = _head(group[0])
     seeds = ', '.join(str(one.config.seed) for one in group)
-    drawn = any(one.config.data.get('split_source', 'published') != 'published' for one in group)
-    figure = None if drawn else paper.find(source, split, method)
+    figure = paper.find(source, split, method) if all(map(_on_papers_split, group)) else None
     if len({one.results.get('labelled_sha256') for one in group} - {None}) > 1:
       notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in their '
                    'labelled images, not in the seed alone; so their deviation holds both.')
@@ -96,6 +96,14 @@ def _several_folders(found: Sequence[Record]) -> list[str]:
 def _head(one: Record) -> tuple[str, str, str, str]:
   """The first cells of a run's row."""
   return (one.config.data.source, one.config.data.split, one.method, one.config.method.recipe)
+
+
+def _on_papers_split(one: Record) -> bool:
+  """Whether a run's labelled images are, as far as its files tell, those of a published list."""
+  data, labelled = one.config.data, one.results.get('labelled_sha256')
+  if data.get('split_source', 'published') != 'published' or data.source not in published.NAMES:
+    return False
+  return labelled is None or published.is_published(data.source, data.split, labelled)
 
 
 def _scores(one: Record) -> dict[str, dict[str, Any]]:

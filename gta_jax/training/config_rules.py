@@ -24,7 +24,7 @@ class _Rule:
   or_none: bool = False
   optional: bool = False  # only some config files have the field
   known: tuple[str, ...] = ()
-  length: int | None = None
+  lengths: tuple[int, ...] = ()  # that a tuple may have; () for any
   or_empty: bool = False
 
   def allows(self, value: Any) -> bool:
@@ -33,7 +33,7 @@ class _Rule:
     if self.tuple_of:
       one = dataclasses.replace(self, tuple_of=False, or_none=False)
       right_length = isinstance(value, tuple | list) and (
-        self.length in (None, len(value)) or (self.or_empty and not value))
+        not self.lengths or len(value) in self.lengths or (self.or_empty and not value))
       return right_length and all(map(one.allows, value))
     if self.kind in (bool, str):
       return isinstance(value, self.kind) and (not self.known or value in self.known)
@@ -50,7 +50,8 @@ class _Rule:
       text = 'a whole number' if self.kind is int else 'a number'
       text += f' from {self.low} to {self.high}' if self.high < math.inf else f' >= {self.low}'
     if self.tuple_of:
-      text = f'{"a tuple" if self.length is None else f"{self.length} values"}, each {text}'
+      values = f'{" or ".join(map(str, self.lengths))} values' if self.lengths else 'a tuple'
+      text = f'{values}, each {text}'
     text += ', or ()' if self.or_empty else ''
     return f'{text}, or None' if self.or_none else text
 
@@ -81,7 +82,7 @@ RULES = {
   'data.size': _whole(32, 4096, optional=True),
   'data.crop': _whole(1, 16_384),
   'data.image_scale': _real(0.01, 100),
-  'data.scale': _real(0.01, 100, tuple_of=True, length=2),
+  'data.scale': _real(0.01, 100, tuple_of=True, lengths=(2, 3)),
   'data.flip': _Rule(bool),
   'data.jitter': _real(0, _BELOW_ONE, optional=True),
   'data.padding_label': _whole(0, 255),
@@ -106,8 +107,8 @@ RULES = {
   'model.auxiliary': _Rule(bool),
   'model.dtype': _Rule(str),
   'model.remat': _Rule(bool, optional=True),
-  'model.mean': _real(0, 1, tuple_of=True, length=3, or_empty=True, optional=True),
-  'model.std': _real(_TINY, 10, tuple_of=True, length=3, or_empty=True, optional=True),
+  'model.mean': _real(0, 1, tuple_of=True, lengths=(3,), or_empty=True, optional=True),
+  'model.std': _real(_TINY, 10, tuple_of=True, lengths=(3,), or_empty=True, optional=True),
   'model.weights': _Rule(str),
   'model.weights_item': _Rule(str),
   'model.weights_scope': _Rule(str, known=('backbone', 'all')),
@@ -178,9 +179,9 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f'{name} is missing in the config; set it to {rule}.')
     if not rule.allows(value):
       raise ValueError(f'{name}={_shown(value)} is not possible; use {rule}.')
-  low, high = config.data.scale
-  if low > high:
-    raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest); swap the two.')
+  if list(config.data.scale) != sorted(config.data.scale):
+    raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest) or (lowest, middle, '
+                     'highest); swap what is out of order.')
   pixel_range = config.data.get('pixel_range')
   if pixel_range and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
     raise ValueError(f'data.pixel_range={pixel_range} is not (black, white) with black < white; '

@@ -157,7 +157,7 @@ class Progress:
     self._unit = unit
     self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, disable=self._plain,
                      dynamic_ncols=True, unit=unit)
-    self._first: tuple[int, float] | None = None  # step and time of the first show
+    self._first: tuple[int, float] | None = None  # step and time of the stage's first show
     self._since: float | None = None  # when the images of images/s began
 
   def advance(self, images: int = 0) -> None:
@@ -172,8 +172,8 @@ class Progress:
   def show(self, scalars: Mapping[str, Any], *, seconds_left: float | None = None) -> None:
     """Shows scalars (losses, rate), and images/s since they were shown last.
 
-    A plain line says what is left: seconds_left, or what follows from the steps since the first
-    show, as the steps before it waited for compilation; nothing where neither is known.
+    A plain line says what is left: seconds_left, or what follows from the steps since the stage's
+    first show, as the steps before it waited for compilation; nothing where neither is known.
     """
     now = time.monotonic()
     shown = {name: f'{float(value):.4g}' for name, value in scalars.items()}
@@ -200,6 +200,11 @@ class Progress:
     """Says in the bar what happens until the next step; its time does not count for images/s."""
     self._since = None
     self._bar.set_description(text)
+
+  def note_stage(self, name: str) -> None:
+    """A stage begins: its first step may be compiled, and the pace before says nothing of it."""
+    self.note_phase(f'begins {name}')
+    self._first = None
 
   def close(self) -> None:
     self._bar.close()

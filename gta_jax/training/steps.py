@@ -89,6 +89,7 @@ class Steps:
         deterministic=self._run.config.train.deterministic)
     self._stage = stage
     self._telling.pace.enter(stage.name)
+    self._telling.progress.note_stage(stage.name)
     dataset = stage.dataset(self._host) if stage.dataset else self._run.dataset
     for name in stage.streams:
       if name not in self._streams:
@@ -220,12 +221,12 @@ def _stream(
   skipped: Skipped,
 ) -> Generator[dict[str, np.ndarray], None, None]:
   data, train, processes = run.config.data, run.config.train, jax.process_count()
-  low, high = data.scale
   labelled, pseudo = name == 'labelled', name == 'pseudo_labelled'
   size = sizes.get(name, train.labelled_batch if labelled else train.unlabelled_batch)
   return training_stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
-    crop_size=data.crop, scale=(low * data.image_scale, high * data.image_scale), flip=data.flip,
+    crop_size=data.crop, scale=tuple(factor * data.image_scale for factor in data.scale),
+    flip=data.flip,
     fill=fill_colour(run.network), padding_label=data.padding_label, jitter=data.jitter,
     label_sampling=data.label_sampling, oracle=data.oracle, pseudo=pseudo,
     confidence=pseudo and hasattr(dataset.reader, 'confidence'),

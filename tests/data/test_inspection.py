@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from gta_jax.data import inspection, proposals
+from gta_jax.data import inspection, proposals, voc
 from gta_jax.data.folder import read_folder
 from gta_jax.data.inspection import inspect
 from gta_jax.data.proposals import Machine, propose
-from gta_jax.data.sources import check
+from gta_jax.data.sources import Dataset, check
+from tests import tiny_archives
 
 GIVEN = dict.fromkeys(proposals.RULES)
 CPU, GPUS = Machine(), Machine(gpu=True, devices=3)
@@ -76,6 +77,17 @@ def test_the_facts_are_those_of_the_files(tmp_path):
   assert found.digest == inspection.digest(dataset)
   (tmp_path / 'images' / '05.png').touch()
   assert found.digest != inspection.digest(dataset)
+
+
+def test_an_inspection_of_a_tree_of_voc_is_outdated_by_a_new_mask(tmp_path):
+  root = tiny_archives.write_tree(tmp_path, tiny_archives.voc_members())
+  catalogue = voc.read_tree(root)
+  dataset = Dataset(catalogue.name, catalogue.classes, catalogue.palette, catalogue.training, (),
+                    catalogue.validation, catalogue.reader)
+  before = inspection.digest(dataset)
+  assert inspection.digest(dataset) == before
+  (root / f'VOCdevkit/VOC2012/SegmentationClass/{catalogue.training[0]}.png').touch()
+  assert inspection.digest(dataset) != before
 
 
 def test_what_is_odd_is_said(tmp_path):

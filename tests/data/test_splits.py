@@ -89,6 +89,25 @@ def test_other_lists_are_noted_and_unknown_ids_refused(tmp_path, catalogue):
     choose(catalogue, LISTS, split='4', folder=str(folder.parent), store=tmp_path)
 
 
+def test_the_users_unlabelled_list_is_followed(tmp_path, catalogue):
+  folder = write_lists(tmp_path / 'lists/2', unlabelled='d\n')
+
+  def chosen():
+    return choose(catalogue, LISTS, split='2', folder=str(folder.parent), store=tmp_path)
+
+  dataset = chosen()
+  assert (dataset.labelled, dataset.unlabelled) == (LABELLED, ('d',))
+  assert 'unlabeled.txt is not a published list' in dataset.note
+  # The published lists of all images name each as both; labelled it is then.
+  (folder / 'unlabeled.txt').write_text('a\nb\nc\nd\n')
+  assert chosen().unlabelled == ('b', 'd') and not chosen().note
+  (folder / 'unlabeled.txt').write_text('b\nz\n')
+  with pytest.raises(DataError, match=r"'z' \(and 0 more\) of split 2 has no image"):
+    chosen()
+  (folder / 'unlabeled.txt').unlink()
+  assert chosen().unlabelled == ('b', 'd') and not chosen().note
+
+
 def test_seeded_draws_take_the_careful_masks_first(tmp_path, catalogue):
   def draw(split, **options):
     return choose(catalogue, LISTS, split=split, source='seeded', store=tmp_path, **options)

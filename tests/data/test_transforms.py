@@ -91,6 +91,11 @@ def test_the_scale_is_uniform_and_options_hold():
   crop = RandomCrop(50, scale=(0.5, 2.0))
   sides = [np.sqrt(crop(image, None, np.random.default_rng(seed))[2].sum()) for seed in range(400)]
   assert 10 <= min(sides) < 12 and 38 < max(sides) <= 40 and 23.5 < np.mean(sides) < 26.5
+  halves = RandomCrop(50, scale=(0.5, 1.0, 2.0))
+  rngs = map(np.random.default_rng, range(400))
+  sides = np.sqrt([halves(image, None, rng)[2].sum() for rng in rngs])
+  assert 10 <= min(sides) < 12 and 38 < max(sides) <= 40 and 0.44 < np.mean(sides <= 20) < 0.56
+  assert 14 < sides[sides <= 20].mean() < 16 and 28 < sides[sides > 20].mean() < 32
   padded = RandomCrop(50, scale=(1, 1), flip=False)
   _, label_out, valid = padded(image, label, np.random.default_rng(0))
   assert (label_out[~valid] == 255).all()
@@ -110,6 +115,8 @@ def test_wrong_options_are_refused():
     RandomCrop(0)
   with pytest.raises(ValueError, match=r'scale \(2.0, 0.5\)'):
     RandomCrop(8, scale=(2.0, 0.5))
+  with pytest.raises(ValueError, match=r'scale \(0.5, 3.0, 2.0\)'):
+    RandomCrop(8, scale=(0.5, 3.0, 2.0))
 
 
 def test_jitter_changes_brightness_contrast_and_saturation_as_its_equations_say():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import launch
-from gta_jax.data import shapes
+from gta_jax.data import shapes, voc
 from gta_jax.inference import finished
 from gta_jax.reporting import charts, paper, report, runs
 from gta_jax.training import from_data, setup, verdict
@@ -161,6 +161,11 @@ def test_protocols_of_an_evaluation_have_rows_and_the_paper_stands_beside(workdi
     page = report.make_page([one])
     assert not any('crop_padding0' in row for row in Parsed(page).rows)
     assert f'Left out: {one / "evaluation.json"} has one of 3 images of' in page
+  results = json.loads((one / 'results.json').read_text())
+  for labelled, stands in ((voc.LISTS.labelled['183'], True), ('of a list of the user', False),
+                           (voc.LISTS.labelled['183'], True)):
+    (one / 'results.json').write_text(json.dumps({**results, 'labelled_sha256': labelled}))
+    assert (paper_says in report.make_page([one])) == stands
   config.data.split_source = 'seeded'
   (one / 'config.json').write_text(setup.to_json(config))
   assert paper_says not in report.make_page([one])

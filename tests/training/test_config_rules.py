@@ -35,6 +35,7 @@ def test_every_field_has_a_rule():
   ('seed', -1), ('seed', 0.5), ('seed', True), ('data.crop', 0), ('data.crop', 10**20),
   ('data.threads', 0), ('data.workers', -1), ('data.cache', float('nan')),
   ('data.cache', float('inf')), ('data.scale', (0.0, 1.0)), ('data.scale', (1.0,)),
+  ('data.scale', (0.5, 1.0, 1.5, 2.0)),
   ('data.scale', 1.0), ('data.flip', 1), ('data.label_sampling', 'twice'),
   ('model.dropout', 1.0), ('model.aspp_rates', (3, 0)), ('model.aspp_rates', ('a',)),
   ('optim.rate', -0.1), ('optim.momentum', 1.0), ('optim.momentum', None),
@@ -58,6 +59,8 @@ def test_mean_and_deviation_are_three_values_or_those_of_the_weights():
 def test_what_only_two_fields_together_rule_out():
   with pytest.raises(ValueError, match='swap'):
     config_rules.check(config(**{'data.scale': (2.0, 1.0)}))
+  with pytest.raises(ValueError, match='swap'):
+    config_rules.check(config(**{'data.scale': (0.5, 3.0, 2.0)}))
   with pytest.raises(ValueError, match=r'data.crop=8192 and a batch of 64 .* pixels a batch'):
     config_rules.check(config(**{'data.crop': 8192, 'train.labelled_batch': 64}))
   config_rules.check(config(**{'loss.ohem_threshold': 0.7, 'model.multi_grid': (1, 2, 4)}))

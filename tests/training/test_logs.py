@@ -140,6 +140,23 @@ def test_progress_counts_neither_compilation_nor_images_that_no_step_read(monkey
                    'step 30/100, 00:14 left, images/s 40.0', 'step 31/100, 00:07 left']
 
 
+def test_progress_counts_no_compilation_of_a_later_stage(monkeypatch):
+  now, stream = [0.0], io.StringIO()
+  monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
+  with Progress(100, every_seconds=0, stream=stream) as progress:
+    for stage in ('warmup', 'main'):
+      progress.note_stage(stage)
+      now[0] += 1000.0  # The first step returns when its program is compiled.
+      for _ in range(2):
+        for _ in range(10):
+          progress.advance(4)
+        now[0] += 2.0
+        progress.show({})
+  assert stream.getvalue().splitlines() == [
+    'step 10/100, images/s 20.0', 'step 20/100, 00:16 left, images/s 20.0',
+    'step 30/100, images/s 20.0', 'step 40/100, 00:12 left, images/s 20.0']
+
+
 def test_progress_draws_a_bar_on_a_terminal():
   class Terminal(io.StringIO):
     def isatty(self):

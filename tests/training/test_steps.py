@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data.skipping import Skipped
+from gta_jax.devices import sharding
 from gta_jax.ops.network import Network
 from gta_jax.training import setup, steps
 from gta_jax.training.steps import _mean
@@ -33,7 +34,8 @@ def test_padding_is_almost_the_published_codes_zero():
 
 
 @pytest.mark.parametrize('field, value', [
-  ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)), ('data.image_scale', 0.5),
+  ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)),
+  ('data.scale', (0.5, 1.0, 2.0)), ('data.image_scale', 0.5),
   ('data.padding_label', 0)])
 def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
   def batch(**fields):
@@ -45,6 +47,15 @@ def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
 
   one, other = batch(), batch(**{field: value})
   assert any((one[name] != other[name]).any() for name in ('image', 'label'))
+
+
+def test_a_stage_that_begins_is_told_before_its_first_step_is_compiled():
+  run, telling = setup.make_run(tiny_config()), mock.Mock()
+  with steps.Steps(run, sharding.make_mesh(), mock.Mock(), telling, Skipped(0)) as taken:
+    state = run.drawn_state()
+    for _ in range(2):
+      state = taken.enter_stage(state)
+  telling.progress.note_stage.assert_called_once_with('warmup')
 
 
 @pytest.mark.parametrize('method', ['gta', 'cps'])
