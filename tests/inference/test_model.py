@@ -65,6 +65,8 @@ def test_16_bits_are_scaled_as_those_of_training_were():
   eight = image(6, 7, 3)
   sixteen = 1000 + 2 * eight.astype(np.uint16)
   np.testing.assert_array_equal(scaled.probabilities(sixteen), scaled.probabilities(eight))
+  other = sixteen.astype('>u2'), sixteen.astype('<u2')
+  assert all((scaled.predict(one) == scaled.predict(eight)).all() for one in other)
 
 
 @pytest.mark.parametrize('size', [(10, 10), (11, 37), (25, 9), (40, 41)])
