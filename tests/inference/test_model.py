@@ -99,7 +99,7 @@ def test_a_large_image_in_tiles_is_the_whole_image(monkeypatch):
 def test_the_package_imports_nothing_heavy():
   code = "import gta_jax, sys; print({'jax', 'numpy', 'cv2'} & {*sys.modules}, gta_jax.__all__)"
   found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert found.stdout.strip() == "set() ['load', 'load_config']"
+  assert found.stdout.strip() == "set() ['__version__', 'load', 'load_config']"
 
 
 def test_load_refuses_what_is_no_run(tmp_path):
