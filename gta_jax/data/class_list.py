@@ -32,15 +32,16 @@ class Classes:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-  """The lines that are not blank, with their numbers."""
+  """The lines that are not blank, as they are, with their numbers."""
   try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    # Not splitlines, which also cuts at characters that file names may hold.
+    lines = path.read_text(encoding='utf-8-sig').split('\n')
   except OSError as error:
     raise DataError(f'{path} cannot be read ({error.strerror}); write it, one entry a '
                     'line.') from error
   except UnicodeDecodeError as error:
     raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
-  return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+  return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_classes(path: pathlib.Path) -> Classes:
@@ -50,7 +51,8 @@ def read_classes(path: pathlib.Path) -> Classes:
   """
   named: list[tuple[str, Colour | None]] = []
   ignored: list[Colour] = []
-  for number, line in read_lines(path):
+  for number, text in read_lines(path):
+    line = text.strip()
     name, colour = _split_colour(line)
     if colour and max(colour) > 255:
       raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')

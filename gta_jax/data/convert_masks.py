@@ -127,12 +127,12 @@ def _read_list(
   name: str, path: Path, images: Mapping[str, Path], left_out: dict[str, str]
 ) -> list[str]:
   ids = []
-  for line in filter(None, map(str.strip, _text(path).splitlines())):
+  for line in filter(str.strip, _text(path).split('\n')):
     known = [id for id in readings(line, IMAGE_SUFFIXES) if id in images]
     if known:
       ids.append(known[0])
     else:
-      left_out[f'{composed(line)} of {name}.txt'] = 'no such image'
+      left_out[f'{composed(line.strip())} of {name}.txt'] = 'no such image'
   return ids
 
 

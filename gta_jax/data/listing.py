@@ -60,6 +60,11 @@ def composed(text: str) -> str:
 
 
 def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
-  """What a line of a list may mean: an id, then one with a suffix behind it."""
-  line = composed(line)
-  return (line, line[:line.rfind('.')]) if line.lower().endswith(tuple(suffixes)) else (line,)
+  """What a line of a list may mean: an id, then one with a suffix behind it.
+
+  Spaces around it are the id's, then they are none's: names of files may begin or end with some.
+  """
+  known = tuple(suffixes)
+  found = [reading for text in (composed(line), composed(line.strip())) for reading in (
+    (text, text[:text.rfind('.')]) if text.lower().endswith(known) else (text,))]
+  return tuple(dict.fromkeys(found))
