@@ -58,6 +58,22 @@ def test_voc_with_classes_of_its_own(tmp_path):
   assert dataset.unlabelled == ('c', 'd') and (out / 'images' / 'a.jpg').is_symlink()
 
 
+def test_a_class_called_ignore_stays_a_class(tmp_path):
+  root, out = tmp_path / 'voc', tmp_path / 'out'
+  colours = np.array([[0, 0, 0], [128, 128, 128], [0, 200, 0]])
+  mask = RNG.integers(0, 3, SIZE)
+  for name in 'ab':
+    photo(root / 'JPEGImages' / f'{name}.jpg')
+    save(root / 'SegmentationClass' / f'{name}.png', colours[mask])
+  (root / 'labelmap.txt').write_text('background:0,0,0::\nignore:128,128,128::\nrust:0,200,0::\n')
+  assert convert(root, out, layout='voc').classes == ('background', 'ignore', 'rust')
+  (out / 'splits' / 'val.txt').write_text('b\n')
+  dataset = folder.read_folder(out, labelled='1')
+  sources.check(dataset)
+  assert dataset.classes == ('background', 'ignore', 'rust')
+  np.testing.assert_array_equal(dataset.reader.mask('a'), mask)
+
+
 @pytest.mark.parametrize('kind', ['binary', 'colours', 'ids'])
 def test_a_pair_of_folders(tmp_path, kind):
   truth = {'train/a': np.arange(80).reshape(SIZE) % 2, 'val/b': np.eye(*SIZE, dtype=int)}
