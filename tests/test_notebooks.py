@@ -82,6 +82,13 @@ def test_every_code_cell_is_introduced_and_nothing_that_it_printed_is_stored(not
   assert code[0]['source'] == install and install[-1].startswith('%pip install')
 
 
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_trains_in_the_notebook_turns_the_faulty_fusion_off_first(notebook):
+  text = ''.join(''.join(cell['source']) for cell in cells(notebook))
+  trains = text.find('setup.make_run(')
+  assert trains < 0 or 0 < text.find('runtime.disable_faulty_cpu_fusion()') < trains
+
+
 @pytest.mark.slow
 def test_a_first_run(run_notebook, capsys):
   names = run_notebook('first_run', {'OVERRIDES': SHAPES})
@@ -89,6 +96,7 @@ def test_a_first_run(run_notebook, capsys):
   assert ('No GPU is used' in printed) == (jax.default_backend() == 'cpu')
   assert '4 labelled, 8 unlabelled and 4 validation images of 7 classes; 8 steps' in printed
   assert names['results']['last']['step'] == 8
+  assert names['config'] is names['made'].config  # a folder's has crop and batches only there
   with Image.open('runs/first_run/curves.png') as curves:
     assert curves.width > 1000
   # A fifth is dropped by the run's method, half by the changed one; CutMix moves that a little.

@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
 from gta_jax.data.masks import Colour, MaskCode
 from gta_jax.data.sources import default_palette
+
+_IGNORED = 'ignore'  # with a colour, that of pixels without a label; alone, a class as any other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +35,16 @@ class Classes:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-  """The lines that are not blank, with their numbers."""
+  """The lines that are not blank, as they are, with their numbers."""
   try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    # Not splitlines, which also cuts at characters that file names may hold.
+    lines = path.read_text(encoding='utf-8-sig').split('\n')
   except OSError as error:
     raise DataError(f'{path} cannot be read ({error.strerror}); write it, one entry a '
                     'line.') from error
   except UnicodeDecodeError as error:
     raise DataError(f'{path} is not UTF-8 text; save it again as UTF-8.') from error
-  return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+  return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_classes(path: pathlib.Path) -> Classes:
@@ -50,11 +54,12 @@ def read_classes(path: pathlib.Path) -> Classes:
   """
   named: list[tuple[str, Colour | None]] = []
   ignored: list[Colour] = []
-  for number, line in read_lines(path):
+  for number, text in read_lines(path):
+    line = text.strip()
     name, colour = _split_colour(line)
     if colour and max(colour) > 255:
       raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')
-    if name == 'ignore' and colour:
+    if name == _IGNORED and colour:
       ignored.append(colour)
       continue
     if any(name == other for other, _ in named):
@@ -71,10 +76,13 @@ def read_classes(path: pathlib.Path) -> Classes:
 
 def write_classes(path: pathlib.Path, classes: Classes) -> None:
   """Writes what read_classes reads."""
-  names = [*classes.names, *['ignore'] * len(classes.ignored)]
-  colours = [*classes.palette.tolist(), *classes.ignored]
-  path.write_text(''.join(f'{name} {" ".join(map(str, colour))}\n'
-                          for name, colour in zip(names, colours, strict=True)), encoding='utf-8')
+  def line(name: str, colour: Sequence[int]) -> str:
+    return ' '.join([name, *map(str, colour)])
+
+  lines = [name if name == _IGNORED else line(name, colour)  # With a colour it were no class.
+           for name, colour in zip(classes.names, classes.palette.tolist(), strict=True)]
+  lines += [line(_IGNORED, colour) for colour in classes.ignored]
+  path.write_text(''.join(f'{one}\n' for one in lines), encoding='utf-8')
 
 
 def _split_colour(line: str) -> tuple[str, Colour | None]:

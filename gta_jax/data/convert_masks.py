@@ -10,7 +10,7 @@ import numpy as np
 from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, visible_files
-from gta_jax.data.masks import MASK_SUFFIXES, MaskCode, classes_of_palette, mask_kind
+from gta_jax.data.masks import MASK_SUFFIXES, MaskCode, classes_of_palette, mask_kind, of_palettes
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
@@ -114,25 +114,27 @@ def _pair(
   code = classes.code if classes else _NO_COLOURS
   left_out: dict[str, str] = {}
   found, of_masks = find(images, IMAGE_SUFFIXES, left_out), find(masks, MASK_SUFFIXES, left_out)
-  items = []
+  items, used = [], []
   for id, path in found.items():
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)
+    used += [str(mask)] if mask else []
     items.append(Item(id, path, mask and functools.partial(read_mask, mask, code)))
   left_out |= {str(path): 'no image has its name' for path in of_masks.values()}
   lists = {name: _read_list(name, path, found, left_out) for name, path in paths.items()}
-  return Source(items, lists, left_out, classes)
+  notes = () if code.chosen else tuple(of_palettes(used))
+  return Source(items, lists, left_out, classes, notes)
 
 
 def _read_list(
   name: str, path: Path, images: Mapping[str, Path], left_out: dict[str, str]
 ) -> list[str]:
   ids = []
-  for line in filter(None, map(str.strip, _text(path).splitlines())):
+  for line in filter(str.strip, _text(path).split('\n')):
     known = [id for id in readings(line, IMAGE_SUFFIXES) if id in images]
     if known:
       ids.append(known[0])
     else:
-      left_out[f'{composed(line)} of {name}.txt'] = 'no such image'
+      left_out[f'{composed(line.strip())} of {name}.txt'] = 'no such image'
   return ids
 
 

@@ -29,6 +29,7 @@ from gta_jax.data.masks import (
   decode_any_mask,
   holds_black_and_white_alone,
   mask_kind,
+  of_palettes,
 )
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
 from gta_jax.data.sources import Dataset, draw_covering
@@ -108,6 +109,8 @@ def read_folder(
     tuple(pixel_range or ()), classes.code)
   reader, notes = _with_white(reader, classes.names)
   notes += of_masks(images.read, masks.read, masks.others)
+  if not classes.chosen:
+    notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE))
   splits = pathlib.Path(lists) if lists else root / 'splits'
   validation = _read_validation(splits / 'val.txt', images, reader)
   test = _read_optional_list(splits / 'test.txt', images) or ()

@@ -1,5 +1,6 @@
 """Which files of a folder count, and what they are called."""
 
+import collections
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -11,16 +12,32 @@ from gta_jax.data.files import DataError
 def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
   """The files of a folder, sorted; names with a dot in front are passed over with all below them.
 
-  Such are copies that programs keep for themselves, as .ipynb_checkpoints/a-checkpoint.png.
+  Such are copies that programs keep for themselves, as .ipynb_checkpoints/a-checkpoint.png. Links
+  to folders are followed, but not to one that is searched already: its files would count twice.
 
   Args:
     folder: must exist; dots in its own path do not count.
     recursive: whether folders in it are searched.
   Raises: DataError for a name that is no UTF-8, as lists and tables of ids are.
   """
-  paths = folder.rglob('*') if recursive else folder.iterdir()
-  found = sorted(path for path in paths if not path.is_dir() and not any(
-    part.startswith('.') for part in path.relative_to(folder).parts))
+  found, seen, folders = [], set(), collections.deque([folder])
+  while folders:
+    place = folders.popleft()
+    if (real := place.resolve()) in seen:
+      continue
+    seen.add(real)
+    try:
+      inside = sorted(path for path in place.iterdir() if not path.name.startswith('.'))
+    except PermissionError:  # As of lost+found.
+      if place == folder:
+        raise
+      continue
+    for path in inside:
+      if not path.is_dir():
+        found.append(path)
+      elif recursive:  # Links last: of two ways to a folder the one without a link counts.
+        (folders.append if path.is_symlink() else folders.appendleft)(path)
+  found.sort()
   for path in found:
     try:
       str(path).encode()
@@ -43,6 +60,11 @@ def composed(text: str) -> str:
 
 
 def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
-  """What a line of a list may mean: an id, then one with a suffix behind it."""
-  line = composed(line)
-  return (line, line[:line.rfind('.')]) if line.lower().endswith(tuple(suffixes)) else (line,)
+  """What a line of a list may mean: an id, then one with a suffix behind it.
+
+  Spaces around it are the id's, then they are none's: names of files may begin or end with some.
+  """
+  known = tuple(suffixes)
+  found = [reading for text in (composed(line), composed(line.strip())) for reading in (
+    (text, text[:text.rfind('.')]) if text.lower().endswith(known) else (text,))]
+  return tuple(dict.fromkeys(found))

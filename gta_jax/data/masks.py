@@ -1,5 +1,6 @@
 """Masks as people have them: class ids, the colours of the classes, or 0 and 255."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -102,6 +103,33 @@ def classes_of_palette(
   named = {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
   found = {i: id for i, id in named.items() if id is not None}
   return found if len({*found.values()}) == len(named) else {}
+
+
+def of_palettes(paths: Sequence[str]) -> list[str]:
+  """That one palette index has several colours in these masks, as a sentence.
+
+  Programs that number colours as they come give an index another class in every mask.
+  """
+  palettes: dict[str, tuple[int, ...]] = {}
+  for path in paths:
+    # Pillow raises almost anything on damaged bytes; `check` names them, here and below.
+    with contextlib.suppress(Exception), open_image(path, path) as image:
+      if image.mode == 'P':
+        palettes[path] = tuple(image.getpalette() or ())
+  longest = max(palettes.values(), key=len, default=())
+  if all(longest[:len(one)] == one for one in palettes.values()):
+    return []  # Nothing had to be decoded.
+  first: dict[int, tuple[tuple[int, ...], str]] = {}
+  for path, palette in palettes.items():
+    with contextlib.suppress(Exception), open_image(path, path) as image:
+      for i in map(int, np.unique(np.asarray(image))):
+        colour = palette[3 * i:3 * i + 3]
+        before, other = first.setdefault(i, (colour, path))
+        if before != colour and i != IGNORE:
+          return [f'Palette index {i} has the colour {before} in {other} and {colour} in {path}. '
+                  'Indices are taken for classes: if colours tell them, give every class its own '
+                  'in classes.txt, or save the masks as RGB.']
+  return []
 
 
 def _check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode) -> None:

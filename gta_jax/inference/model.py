@@ -201,7 +201,7 @@ def _probabilities(network: Network, variables: Variables, images: Any, size: Si
 def _as_rgb(image: Any, index: int, pixel_range: Sequence[int]) -> np.ndarray:
   """uint8 [H,W,3] of an array that is an image."""
   image = np.asarray(image)
-  if image.dtype == np.uint16:
+  if image.dtype.newbyteorder('=') == np.uint16:  # Some TIFF readers keep the file's byte order.
     if not pixel_range:
       raise DataError(f'image {index} has 16 bits a channel, but the training images had 8; give '
                       'uint8, scaled as they were.')

@@ -62,6 +62,8 @@ def inspection_table(
   parts = [f'{found.name}: {roles} images', _kinds(found), _classes(found), _looks(found)]
   if remarks := [*notes, *found.remarks]:
     parts.append('\n'.join(['Worth knowing', *(_wrapped(remark) for remark in remarks)]))
+  if not proposed:  # of a run whose config left nothing to the data but the range of 16 bits
+    return '\n\n'.join(parts)
   rows = [(one.field if one.field in unset else f'({one.field})', shown(one.value))
           for one in proposed]
   fields, values = (max(map(len, column)) for column in zip(*rows, strict=True))

@@ -58,6 +58,45 @@ def test_voc_with_classes_of_its_own(tmp_path):
   assert dataset.unlabelled == ('c', 'd') and (out / 'images' / 'a.jpg').is_symlink()
 
 
+def test_a_class_called_ignore_stays_a_class(tmp_path):
+  root, out = tmp_path / 'voc', tmp_path / 'out'
+  colours = np.array([[0, 0, 0], [128, 128, 128], [0, 200, 0]])
+  mask = RNG.integers(0, 3, SIZE)
+  for name in 'ab':
+    photo(root / 'JPEGImages' / f'{name}.jpg')
+    save(root / 'SegmentationClass' / f'{name}.png', colours[mask])
+  (root / 'labelmap.txt').write_text('background:0,0,0::\nignore:128,128,128::\nrust:0,200,0::\n')
+  assert convert(root, out, layout='voc').classes == ('background', 'ignore', 'rust')
+  (out / 'splits' / 'val.txt').write_text('b\n')
+  dataset = folder.read_folder(out, labelled='1')
+  sources.check(dataset)
+  assert dataset.classes == ('background', 'ignore', 'rust')
+  np.testing.assert_array_equal(dataset.reader.mask('a'), mask)
+
+
+def test_palettes_that_number_colours_as_they_come_are_told(tmp_path):
+  root, out = tmp_path / 'pair', tmp_path / 'out'
+  mask = np.resize([0, 1], SIZE)
+  for name, palette in (('a', (0, 0, 0, 250, 50, 0)), ('b', (250, 50, 0, 0, 0, 0, 7, 7, 7))):
+    photo(root / 'images' / f'{name}.jpg')
+    (root / 'masks').mkdir(exist_ok=True)
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(palette)
+    image.save(root / 'masks' / f'{name}.png')
+  said = 'index 0 has the colour (0, 0, 0) in {0}a.png and (250, 50, 0) in {0}b.png'.format(
+    f'{root / "masks"}/')
+  assert said in convert(root, out, layout='masks').text()
+  (root / 'splits').mkdir()
+  (root / 'splits' / 'val.txt').write_text('b\n')
+  (root / 'classes.txt').write_text('background\nrust\n')
+  assert said in folder.read_folder(root, labelled='1').note
+  (out / 'splits' / 'val.txt').write_text('b\n')
+  assert 'has the colour' not in folder.read_folder(out, labelled='1').note
+  (root / 'classes.txt').write_text('background 0 0 0\nrust 250 50 0\n')
+  found = convert(root, tmp_path / 'by_colour', layout='masks')
+  assert not found.notes and (ids_of(tmp_path / 'by_colour', 'b') == 1 - mask).all()
+
+
 @pytest.mark.parametrize('kind', ['binary', 'colours', 'ids'])
 def test_a_pair_of_folders(tmp_path, kind):
   truth = {'train/a': np.arange(80).reshape(SIZE) % 2, 'val/b': np.eye(*SIZE, dtype=int)}

@@ -11,6 +11,7 @@ from gta_jax.data.files import IMAGE_SUFFIXES, DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
 from gta_jax.inference.image_folder import ImageReader, find_images
+from gta_jax.training.workdir_files import write_lists
 
 SIZE = (12, 16)
 IDS = np.resize(np.array([0, 1, 2, 255], np.uint8), SIZE)
@@ -225,6 +226,22 @@ def test_lists_may_lie_elsewhere(tmp_path):
   root = make(tmp_path / 'data', image=grey)
   (root / 'splits').rename(tmp_path / 'lists')
   assert read_folder(root, labelled='1', lists=tmp_path / 'lists').labelled == ('a',)
+
+
+def test_names_may_end_in_spaces_or_hold_what_cuts_lines(tmp_path):
+  root = make(tmp_path / 'data', image=grey)
+  for folder, suffix in (('images', 'png'), ('masks', 'png')):
+    (root / folder / f'a.{suffix}').rename(root / folder / f'a .{suffix}')
+  (root / 'images' / 'c.png').rename(root / 'images' / 'c\u2028d.png')
+  (root / 'splits' / '1' / 'labeled.txt').write_text('\ta .png\r\n')
+  (root / 'splits' / 'val.txt').write_text('  b.png \r\n\r\n')
+  found = read_folder(root, labelled='1')
+  assert (found.labelled, found.validation) == (('a ',), ('b',)) and 'c\u2028d' in found.unlabelled
+  write_lists(found, tmp_path / 'lists', split='1')
+  again = read_folder(root, labelled='1', lists=tmp_path / 'lists')
+  assert (again.labelled, again.unlabelled) == (found.labelled, found.unlabelled)
+  report = convert(root, tmp_path / 'out', layout='masks')
+  assert not report.left_out and report.lists['1/labeled'] == 1
 
 
 def test_a_class_may_be_called_ignore(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
+from gta_jax.inference import export as exporting
 from gta_jax.inference.export import export, make_function
 from gta_jax.inference.model import Model
 from gta_jax.models.pretrained import convert, load_state_dict, to_state_dict
@@ -41,6 +42,26 @@ def test_image_scale_is_inside(model, tmp_path):
   assert float(said.split('predict within ')[1].split(',')[0]) > 1e-5
 
 
+@pytest.mark.parametrize('size, scaled', [((37, 51), (18, 26)), ((75, 101), (52, 71)),
+                                          ((9, 7), (18, 14)), ((5, 1), (1, 1))])
+def test_images_are_resized_in_numbers_that_every_program_rounds_alike(size, scaled):
+  image = np.random.default_rng(0).integers(0, 256, (1, *size, 3))
+  expected = image * 2**5
+  for axis, length, side in zip((2, 1), size[::-1], scaled[::-1], strict=True):
+    places = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
+    weights = np.zeros((side, length), int)
+    shares = np.round(places % 1 * 2**11).astype(int)
+    for row, place, share in zip(weights, places.astype(int), shares, strict=True):
+      row[place] += 2**11 - share
+      row[min(place + 1, length - 1)] += share
+    expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+    expected = np.round(expected / 2**11 / (1 if axis == 2 else 2**5)).astype(int)
+  found = jax.jit(exporting._resize_image, static_argnums=1)(image.astype(np.float32), scaled)
+  np.testing.assert_array_equal(found, expected)
+  smooth = np.round(exporting._resize_centred(image.astype(np.float32), scaled))
+  assert np.abs(found - smooth).max() <= 1 and (found != smooth).mean() < 0.03
+
+
 @pytest.mark.parametrize('name', ['m.safetensors', 'm.pth'])
 def test_torch_state_dict_is_the_converters_inverse(model, tmp_path, name):
   assert 'every number is the same' in export(model, tmp_path / name, layout='torch')
@@ -68,6 +89,18 @@ def test_onnx_gives_the_models_probabilities(model, tmp_path):
   image = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
   found, = session.run(None, {session.get_inputs()[0].name: image[None]})
   np.testing.assert_allclose(found[0], model.probabilities(image), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_resizes_to_the_same_numbers():
+  jax2onnx = pytest.importorskip('jax2onnx')
+  onnxruntime = pytest.importorskip('onnxruntime')
+  image = np.random.default_rng(0).integers(0, 256, (1, 200, 301, 3)).astype(np.float32)
+  shape = jax.ShapeDtypeStruct(image.shape, np.float32)
+  proto = jax2onnx.to_onnx(lambda x: exporting._resize_image(x, (100, 150)), [shape])
+  session = onnxruntime.InferenceSession(proto.SerializeToString())
+  found, = session.run(None, {session.get_inputs()[0].name: image})
+  np.testing.assert_array_equal(found, exporting._resize_image(image, (100, 150)))
 
 
 def test_refuses_before_any_work(model, tmp_path):

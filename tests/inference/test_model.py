@@ -65,6 +65,8 @@ def test_16_bits_are_scaled_as_those_of_training_were():
   eight = image(6, 7, 3)
   sixteen = 1000 + 2 * eight.astype(np.uint16)
   np.testing.assert_array_equal(scaled.probabilities(sixteen), scaled.probabilities(eight))
+  other = sixteen.astype('>u2'), sixteen.astype('<u2')
+  assert all((scaled.predict(one) == scaled.predict(eight)).all() for one in other)
 
 
 @pytest.mark.parametrize('size', [(10, 10), (11, 37), (25, 9), (40, 41)])
@@ -97,7 +99,7 @@ def test_a_large_image_in_tiles_is_the_whole_image(monkeypatch):
 def test_the_package_imports_nothing_heavy():
   code = "import gta_jax, sys; print({'jax', 'numpy', 'cv2'} & {*sys.modules}, gta_jax.__all__)"
   found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert found.stdout.strip() == "set() ['load', 'load_config']"
+  assert found.stdout.strip() == "set() ['__version__', 'load', 'load_config']"
 
 
 def test_load_refuses_what_is_no_run(tmp_path):

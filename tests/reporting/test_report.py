@@ -79,6 +79,14 @@ def test_a_page_that_is_there_follows_what_comes_after_the_run(workdirs, tmp_pat
   assert launch.main(evaluate) == 0 and len((one / 'report.html').read_text()) > 1e5
 
 
+def test_the_data_of_a_run_that_took_no_proposal_are_shown(workdirs, dataset, tmp_path):
+  one = shutil.copytree(workdirs['gta0'], tmp_path / 'one')
+  (one / 'inspection.json').write_text(json.dumps(
+    from_data.to_json(from_data.inspect(dataset), [])))
+  page = report.make_page([one])
+  assert 'data' in Parsed(page).sections and 'look (0 to 255)' in page and 'Proposed' not in page
+
+
 def test_whatever_is_there_is_shown(workdirs, tmp_path):
   bare = shutil.copytree(workdirs['gta0'], tmp_path / 'bare')
   for name in ('results.json', 'report.json', 'metrics.jsonl', 'notes.jsonl'):
