@@ -49,6 +49,7 @@ from gta_jax.ops.resizing import resize_bilinear, resize_nearest
 PSEUDO, CONTRAST = 'pseudo', 'contrast'
 _QUEUES = {'method.queue_size': 30_000, 'method.first_queue_size': 50_000}
 _CROP = 513  # that these are of
+_SCALE = {'data.scale': (0.5, 1.0, 2.0)}  # half of the images shrink, half grow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +62,11 @@ class U2pl(Supervised):
   # Effective rates of the published configurations.
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
     'voc': {
-      'data.crop': 513, 'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0,
+      **_SCALE, 'data.crop': 513, 'optim.rate': 0.001, 'optim.decoder_multiplier': 10.0,
       'optim.weight_decay': 1e-4, 'train.epochs': 80, 'train.labelled_batch': 16,
       'train.unlabelled_batch': 16, **_QUEUES},
     'cityscapes': {
-      'data.crop': 769, 'optim.rate': 0.01, 'optim.decoder_multiplier': 1.0,
+      **_SCALE, 'data.crop': 769, 'optim.rate': 0.01, 'optim.decoder_multiplier': 1.0,
       'optim.weight_decay': 5e-4, 'train.epochs': 200, 'train.labelled_batch': 16,
       'train.unlabelled_batch': 16, 'method.warmup_epochs': 0.0, **_QUEUES},
   }

@@ -1,4 +1,4 @@
-"""The published figures of CPS, the soft consistencies, FixMatch and UniMatch reach the configs."""
+"""The published figures of methods reach the configs."""
 
 import pytest
 
@@ -18,6 +18,8 @@ from gta_jax.training import config_rules
   (voc, 'mean_teacher_consistency', {'optim.rate': 0.0025, 'method.consistency_weight': 100.0}),
   (voc, 'cutmix_consistency', {'train.unlabelled_batch': 16, 'method.partner': 'half'}),
   (voc, 'fixmatch', {'optim.rate': 0.001, 'data.crop': 321, 'method.threshold': 0.95}),
+  (voc, 'u2pl', {'data.scale': (0.5, 1.0, 2.0), 'data.crop': 513}),
+  (cityscapes, 'ael', {'data.scale': (0.5, 1.0, 2.0), 'data.crop': 769}),
   (cityscapes, 'unimatch', {'optim.rate': 0.005, 'data.crop': 801, 'method.threshold': 0.0,
                             'optim.decoder_multiplier': 1.0, 'loss.ohem_threshold': 0.7}),
 ])
