@@ -63,8 +63,7 @@ from gta_jax.ops.resizing import resize_bilinear
 MIXED, LABELLED_PSEUDO = 'mixed', 'labelled_pseudo'
 _NETWORK = {'data.crop': 513, 'model.auxiliary': True, 'loss.ohem_threshold': 0.7,
             'loss.ohem_min_kept': 8 * 100_000, 'train.labelled_batch': 16,
-            'train.unlabelled_batch': 8,
-            'data.scale': (0.5, 1.0, 2.0)}  # half of the images shrink, half grow
+            'train.unlabelled_batch': 8, 'data.scale': (0.5, 1.0, 2.0)}  # half shrink, half grow
 RELEASED = {'paste_tilt': 'root', 'loss_pool': 'batch', 'labelled_term': True,
             'confidence_pool': 'batch', 'absent': 'zero'}
 NOT_PASTED = (0, 1, 2, 8, 10)  # in its configurations, also of VOC, though meant for Cityscapes
