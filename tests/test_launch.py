@@ -38,7 +38,8 @@ def test_every_method_and_recipe_can_be_asked_for(config):
       found = config.get_config(f'46,method={method},recipe={recipe}')
       assert (found.method.name, found.data.split) == (method, '46')
       assert (found.data.padding_label == 0) == (recipe == 'released')
-      assert (len(found.data.scale) == 3) == (recipe == 'released')
+      if not method.startswith(('u2pl', 'ael')):  # of which it is the published one anyway
+        assert (len(found.data.scale) == 3) == (recipe == 'released')
 
 
 def test_the_part_after_the_colon():
