@@ -1,5 +1,6 @@
 """What a run was made with, as it keeps it."""
 
+import shutil
 import subprocess
 
 import jax
@@ -36,8 +37,8 @@ def test_without_git_a_version_is_that_of_the_package(monkeypatch):
   assert version() == gta_jax.__version__
 
 
-def test_a_run_keeps_what_it_was_made_with(finished):
-  workdir, results = finished
+def test_a_run_keeps_what_it_was_made_with(finished, tmp_path):
+  workdir, results = shutil.copytree(finished[0], tmp_path / 'run'), finished[1]
   entry, = results['starts']
   assert entry['step'] == 0 and entry['gta_jax'].startswith(gta_jax.__version__)
   assert entry['jax'] == jax.__version__ and entry['devices'] and entry['numpy']
