@@ -121,8 +121,7 @@ def _pair(
     items.append(Item(id, path, mask and functools.partial(read_mask, mask, code)))
   left_out |= {str(path): 'no image has its name' for path in of_masks.values()}
   lists = {name: _read_list(name, path, found, left_out) for name, path in paths.items()}
-  notes = () if code.chosen else tuple(of_palettes(used))
-  return Source(items, lists, left_out, classes, notes)
+  return Source(items, lists, left_out, classes, tuple(of_palettes(used, code)))
 
 
 def _read_list(

@@ -109,8 +109,7 @@ def read_folder(
     tuple(pixel_range or ()), classes.code)
   reader, notes = _with_white(reader, classes.names)
   notes += of_masks(images.read, masks.read, masks.others)
-  if not classes.chosen:
-    notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE))
+  notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE), classes.code)
   splits = pathlib.Path(lists) if lists else root / 'splits'
   validation = _read_validation(splits / 'val.txt', images, reader)
   test = _read_optional_list(splits / 'test.txt', images) or ()

@@ -105,11 +105,14 @@ def classes_of_palette(
   return found if len({*found.values()}) == len(named) else {}
 
 
-def of_palettes(paths: Sequence[str]) -> list[str]:
+def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
   """That one palette index has several colours in these masks, as a sentence.
 
-  Programs that number colours as they come give an index another class in every mask.
+  Programs that number colours as they come give an index another class in every mask. It does not
+  matter where the user gave every class its colour.
   """
+  if code.chosen:
+    return []
   palettes: dict[str, tuple[int, ...]] = {}
   for path in paths:
     # Pillow raises almost anything on damaged bytes; `check` names them, here and below.

@@ -41,8 +41,9 @@ def train(
 
   Args:
     run: everything that has been checked.
-    workdir: made if need be; holds config.json, dataset.json, splits/, metrics.jsonl, notes.jsonl,
-      TensorBoard events, checkpoints, report.json, picture.png and results.json afterwards.
+    workdir: made if need be; holds config.json, dataset.json, splits/, starts.json, metrics.jsonl,
+      notes.jsonl, TensorBoard events, checkpoints, report.json, picture.png and results.json
+      afterwards.
     allow_config_change: go on although the config or the data differ from what started the run.
     page: written after each evaluation, and at the end, by the process that writes.
   Returns: what results.json holds.

@@ -105,3 +105,13 @@ def test_an_offset_of_brightness_is_added():
     for kind in ('offset', 'factor'))
   np.testing.assert_allclose(offset - 0.5, 2 * (factor - 0.5), atol=1e-5)
   assert offset.min() < 0.02 and offset.max() > 0.98
+
+
+def test_a_hue_does_not_rest_on_a_channel_that_equals_the_largest_to_the_bit(monkeypatch):
+  """A compiler that computes a channel twice may round the two otherwise."""
+  images, exact = draw((1, 16, 16, 3)), jnp.max
+  expected = photometric._shift_hue(images, jnp.float32(0.1))
+  monkeypatch.setattr(
+    photometric.jnp, 'max', lambda *args, **kw: jnp.nextafter(exact(*args, **kw), jnp.float32(2)))
+  np.testing.assert_allclose(
+    photometric._shift_hue(images, jnp.float32(0.1)), expected, atol=1e-6)
