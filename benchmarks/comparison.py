@@ -122,6 +122,26 @@ def resolved(config: str, method: str, fields: list[str]) -> ml_collections.Conf
   return with_its_data(read_method_config(_file_of(config), method, 'scratch', fields))
 
 
+def make_folder(data: Path, out: Path, masks: int) -> Path:
+  """A data folder with the images of `data` and a split of so many masks; one that is there stays.
+
+  Raises: ValueError where no list of `data` is long enough.
+  """
+  folder = out.resolve() / 'data' / str(masks)
+  chosen = folder / 'splits' / str(masks) / 'labeled.txt'
+  if chosen.is_file():
+    return folder
+  lists = [path.read_text().split() for path in (data / 'splits').glob('*/labeled.txt')]
+  enough = min((ids for ids in lists if len(ids) >= masks), key=len, default=None)
+  if enough is None:
+    raise ValueError(f'{data}/splits has no list of {masks} masks or more; give fewer --masks.')
+  chosen.parent.mkdir(parents=True)
+  for name in ('images', 'masks', 'classes.txt', 'splits/val.txt'):
+    (folder / name).symlink_to((data / name).resolve())
+  chosen.write_text('\n'.join(enough[i * len(enough) // masks] for i in range(masks)) + '\n')
+  return folder
+
+
 def check_equal_terms(config: str, methods: Sequence[str], fields: list[str]) -> None:
   """Refuses a config that gives methods more than options of their own; as of make_task.
 

@@ -40,31 +40,11 @@ class Arm(NamedTuple):
   seed: int
 
 
-def make_folder(data: Path, out: Path, masks: int) -> Path:
-  """A data folder with the images of `data` and a split of so many masks; one that is there stays.
-
-  Raises: ValueError where no list of `data` is long enough.
-  """
-  folder = out.resolve() / 'data' / str(masks)
-  chosen = folder / 'splits' / str(masks) / 'labeled.txt'
-  if chosen.is_file():
-    return folder
-  lists = [path.read_text().split() for path in (data / 'splits').glob('*/labeled.txt')]
-  enough = min((ids for ids in lists if len(ids) >= masks), key=len, default=None)
-  if enough is None:
-    raise ValueError(f'{data}/splits has no list of {masks} masks or more; give fewer --masks.')
-  chosen.parent.mkdir(parents=True)
-  for name in ('images', 'masks', 'classes.txt', 'splits/val.txt'):
-    (folder / name).symlink_to((data / name).resolve())
-  chosen.write_text('\n'.join(enough[i * len(enough) // masks] for i in range(masks)) + '\n')
-  return folder
-
-
 def make_task(arm: Arm, data: Path, out: Path, steps: int) -> comparison.Task:
   """The run of an arm; that of a second phase reads the networks of the first one."""
   method = arm.name.removesuffix(SCRATCH).removesuffix('-first')
   config = f'folder:{arm.masks}'
-  fields = [f'--config.data.dir={make_folder(data, out, arm.masks)}']
+  fields = [f'--config.data.dir={comparison.make_folder(data, out, arm.masks)}']
   plain = comparison.resolved(config, method, fields)
   epoch = max(1, len(setup.make_dataset(plain).unlabelled) // plain.train.unlabelled_batch)
   total = 2 * steps if arm.name.endswith(SCRATCH) else steps

@@ -1,10 +1,12 @@
 """The default run of a folder against a random forest, on drawn slices of an invented rock.
 
     python benchmarks/textures.py --out runs/textures [--methods sup_only gta] [--seeds 0,1,2]
+    python benchmarks/textures.py --out runs/textures --masks 5
 
 Writes OUT/slices once (gta_jax/data/textures.py: 30 slices with masks, 470 without, 64 to
 validate on), fits the forest of `--mode baseline` and trains each method with what
-configs/folder.py finds in the data. A run that has been finished is not repeated.
+configs/folder.py finds in the data. With --masks so many of the 30 keep their masks, an even
+choice. A run that has been finished is not repeated.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import json
 from pathlib import Path
 
 import compare_methods
-from cases import ROOT, read_method_config
+import comparison
+from cases import ROOT
 
 from gta_jax.data import textures
 from gta_jax.inference.baseline import run_baseline
 
-METHODS = ('sup_only', 'gta', 'cutmix')
+METHODS = ('sup_only', 'gta', 'cutmix', 'unimatch_v2')
 
 
 def main() -> None:
@@ -25,19 +28,22 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', type=Path, required=True, help='folder of slices and runs')
   parser.add_argument('--methods', nargs='+', default=METHODS)
+  parser.add_argument('--masks', type=int, default=30, help='of the 30 that are drawn')
   parser.add_argument('--seeds', default='0,1,2', help='separated by commas')
   parser.add_argument('--results', type=Path,
                       default=ROOT / 'docs' / 'results' / 'compare_textures_steps.jsonl')
   flags = parser.parse_args()
-  slices, forest = flags.out.resolve() / 'slices', flags.out / 'forest' / 'baseline.json'
+  slices = flags.out.resolve() / 'slices'
   if not slices.exists():
     textures.write_folder(slices)
-  fields = [f'--config.data.dir={slices}']
+  if flags.masks != 30:
+    slices = comparison.make_folder(slices, flags.out, flags.masks)
+  split, fields = f'folder:{flags.masks}', [f'--config.data.dir={slices}']
+  forest = flags.out / f'forest-{flags.masks}' / 'baseline.json'
   if not forest.exists():
-    config = read_method_config(str(ROOT / 'configs/folder.py:30'), 'sup_only', 'scratch', fields)
-    run_baseline(config, forest.parent)
+    run_baseline(comparison.resolved(split, 'sup_only', fields), forest.parent)
   print(f'random forest: mIoU {100 * json.loads(forest.read_text())["scores"]["miou"]:.2f}')
-  compare_methods.main(['--config', 'folder:30', '--out', str(flags.out), '--results',
+  compare_methods.main(['--config', split, '--out', str(flags.out), '--results',
                         str(flags.results), '--seeds', flags.seeds, '--methods', *flags.methods,
                         *fields])
 

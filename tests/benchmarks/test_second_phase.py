@@ -26,14 +26,14 @@ def flags_of(task):
 
 
 def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_path):
-  folder = second_phase.make_folder(data, tmp_path / 'out', 3)
+  folder = comparison.make_folder(data, tmp_path / 'out', 3)
   assert (folder / 'splits' / '3' / 'labeled.txt').read_text().split() == ['00', '01', '04']
   config = comparison.resolved('folder:3', 'gta', [f'--config.data.dir={folder}'])
   dataset = second_phase.setup.make_dataset(config)
   assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
-  assert second_phase.make_folder(data, tmp_path / 'out', 3) == folder
+  assert comparison.make_folder(data, tmp_path / 'out', 3) == folder
   with pytest.raises(ValueError, match='has no list of 5 masks or more'):
-    second_phase.make_folder(data, tmp_path / 'out', 5)
+    comparison.make_folder(data, tmp_path / 'out', 5)
 
 
 def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run(data, tmp_path):
