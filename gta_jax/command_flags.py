@@ -110,6 +110,8 @@ def _check_read(values: flags.FlagValues) -> None:
       if values.mode not in modes:
         raise UsageError(f'{given.serialize()} has no effect in --mode {values.mode}, only in '
                          f'{", ".join(modes)}; leave it out.')
+  if values['port'].present and not values.serve:
+    raise UsageError(f'{values["port"].serialize()} has no effect without --serve; add it.')
 
 
 def _missing_in_report(values: flags.FlagValues) -> list[str]:

@@ -202,6 +202,7 @@ def test_every_flag_is_read_by_the_modes_in_its_heading_alone(capsys):
   ('evaluate --workdir w --overwrite', '--overwrite has no effect in --mode evaluate, only in '),
   ('train --config shapes --workdir w --protocols a,b', '--protocols=a,b has no effect in '),
   ('export --workdir w --format onnx --out o --config shapes', '--config=shapes has no effect in '),
+  ('report --workdir w --port 80', '--port=80 has no effect without --serve'),
   ('predict --workdir w --images i --out o --count 10', '--count=10 has no effect in '),
 ])
 def test_a_flag_that_the_mode_does_not_read_is_refused(arguments, message):

@@ -10,7 +10,15 @@ import numpy as np
 from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, visible_files
-from gta_jax.data.masks import MASK_SUFFIXES, MaskCode, classes_of_palette, mask_kind, of_palettes
+from gta_jax.data.masks import (
+  MASK_SUFFIXES,
+  MaskCode,
+  classes_of_palette,
+  in_8_bits,
+  mask_kind,
+  of_palettes,
+  without_alpha,
+)
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
@@ -147,10 +155,8 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
   Raises: DataError for a file that is damaged or holds something else.
   """
   with open_image(path, path) as image:
-    if image.mode not in ('1', 'L', 'P', 'RGB', 'RGBA'):
-      raise DataError(f'{path} has pixels of kind {image.mode}; export it with 8 bits a channel.')
-    if image.mode == 'L':
-      mask_kind(image, str(path))  # Fewer bits would be stretched.
+    if image.mode != '1':
+      mask_kind(image, str(path))
     if image.format == 'JPEG':
       raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
     try:
@@ -165,7 +171,7 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
     for index, id in classes_of_palette(pixels, palette, code).items():
       table[index] = id
     return table[pixels]
-  return pixels[..., :3] if pixels.ndim == 3 else pixels
+  return without_alpha(pixels, str(path)) if pixels.ndim == 3 else in_8_bits(pixels, str(path))
 
 
 def _read_labelmap(path: Path) -> Classes:
@@ -178,6 +184,8 @@ def _read_labelmap(path: Path) -> Classes:
     if len(numbers) != 3 or not all(n.strip().isascii() and n.strip().isdecimal() and
                                     len(n) < 5 and int(n) < 256 for n in numbers):
       raise DataError(f'{path} holds {line[:80]!r}; a line is name:r,g,b:: with 0 to 255.')
+    if name.strip() in names:
+      raise DataError(f'{path} names the class {name.strip()!r} twice; give each its own name.')
     names.append(name.strip())
     palette.append([int(n) for n in numbers])
   if not 0 < len(names) <= IGNORE:

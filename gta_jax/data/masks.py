@@ -14,7 +14,7 @@ from gta_jax.data.files import IGNORE, DataError, bits_of, check_whole, damaged,
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 Colour = tuple[int, int, int]
-_IDS, _DEEP_IDS, _COLOURS = 'ids', 'deep ids', 'colours'
+_IDS, _COLOURS = 'ids', 'colours'
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
 
@@ -55,12 +55,7 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
       raise damaged(path) from error
     if image.mode == 'P':
       _check_indices(pixels, image.getpalette() or [], path, code)
-  if kind == _COLOURS:
-    ids = _ids_of_colours(pixels, path, code)
-  else:
-    if kind == _DEEP_IDS and pixels.max() > IGNORE:
-      raise DataError(f'{path} holds {int(pixels.max())}; {_NEEDED}.')
-    ids = pixels.astype(np.uint8)
+  ids = _ids_of_colours(pixels, path, code) if kind == _COLOURS else in_8_bits(pixels, path)
   return ids if code.white == IGNORE else _ids_of_white(ids, path, code.white)
 
 
@@ -68,7 +63,7 @@ def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
   """What an opened mask holds. Raises DataError for what cannot tell classes."""
   bits = bits_of(image, path)
   if bits == 16 and image.mode.startswith('I'):
-    return _DEEP_IDS
+    return _IDS
   # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.
   stretched = image.mode in ('1', 'L') and _grey_bits(image) < 8
   if bits == 8 and not stretched:
@@ -97,28 +92,52 @@ def classes_of_palette(
   """
   if not code.chosen:
     return {}
-  classes: dict[tuple[int, ...], int] = {
-    **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
-  used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
-  named = {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
+  named = _named(indices, palette, code)
   found = {i: id for i, id in named.items() if id is not None}
   return found if len({*found.values()}) == len(named) else {}
 
 
-def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
-  """That one palette index has several colours in these masks, as a sentence.
+def _named(
+  indices: np.ndarray, palette: Sequence[int], code: MaskCode
+) -> dict[int, int | None]:
+  """Index below 255 in the mask -> the class of its colour, None where it is no class's."""
+  classes: dict[tuple[int, ...], int] = {
+    **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
+  used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
+  return {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
 
-  Programs that number colours as they come give an index another class in every mask. It does not
-  matter where the user gave every class its colour.
+
+def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
+  """What palettes of these masks say against taking their indices for classes, as a sentence.
+
+  Programs that number colours as they come give an index another class in every mask. Where the
+  user gave every class its colour, a palette that has them all tells the classes
+  (classes_of_palette); one that has some of them, elsewhere than their ids are, is doubtful.
   """
-  if code.chosen:
-    return []
   palettes: dict[str, tuple[int, ...]] = {}
   for path in paths:
     # Pillow raises almost anything on damaged bytes; `check` names them, here and below.
     with contextlib.suppress(Exception), open_image(path, path) as image:
       if image.mode == 'P':
         palettes[path] = tuple(image.getpalette() or ())
+  return _of_chosen_colours(palettes, code) if code.chosen else _of_changing_palettes(palettes)
+
+
+def _of_chosen_colours(palettes: dict[str, tuple[int, ...]], code: MaskCode) -> list[str]:
+  for path, palette in palettes.items():
+    with contextlib.suppress(Exception), open_image(path, path) as image:
+      indices = np.asarray(image)
+      if classes_of_palette(indices, palette, code):
+        continue
+      for i, id in _named(indices, palette, code).items():
+        if id not in (None, i):
+          return [f'{_otherwise_coloured(path, i, id)}, but not every index that of a class of its '
+                  'own. Indices are taken for classes: if colours tell them, save the masks as RGB '
+                  'and give every colour a line in classes.txt.']
+  return []
+
+
+def _of_changing_palettes(palettes: dict[str, tuple[int, ...]]) -> list[str]:
   longest = max(palettes.values(), key=len, default=())
   if all(longest[:len(one)] == one for one in palettes.values()):
     return []  # Nothing had to be decoded.
@@ -140,10 +159,13 @@ def _check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code:
   for i, id in classes_of_palette(indices, palette, code).items():
     if id != i:
       raise DataError(
-        f'{path} has a palette that gives index {i} the colour of '
-        f'{"ignored pixels" if id == IGNORE else f"class {id}"} in classes.txt; save it as RGB, '
-        'let classes.txt have the colours in the order of the palette, or let --mode convert write '
-        'the masks anew.')
+        f'{_otherwise_coloured(path, i, id)}; save it as RGB, let classes.txt have the colours in '
+        'the order of the palette, or let --mode convert write the masks anew.')
+
+
+def _otherwise_coloured(path: str, index: int, id: int) -> str:
+  meant = 'ignored pixels' if id == IGNORE else f'class {id}'
+  return f'{path} has a palette that gives index {index} the colour of {meant} in classes.txt'
 
 
 def _grey_bits(image: ImageFile.ImageFile) -> int:
@@ -153,6 +175,20 @@ def _grey_bits(image: ImageFile.ImageFile) -> int:
     return max(image.tag_v2.get(258, (1,)))
   raw = str(image.tile[0][3]) if image.tile else ''
   return next((bits for bits in (1, 2, 4) if raw.endswith(f';{bits}')), 8)
+
+
+def without_alpha(pixels: np.ndarray, path: str) -> np.ndarray:
+  """RGB of RGB or RGBA, [H,W,3]. Raises DataError where a pixel is transparent."""
+  if pixels.shape[-1] == 4 and (pixels[..., 3] != 255).any():
+    raise DataError(f'{path} is transparent in places, which is no class; fill them.')
+  return pixels[..., :3]
+
+
+def in_8_bits(ids: np.ndarray, path: str) -> np.ndarray:
+  """Ids [H,W] as uint8. Raises DataError for one above 255."""
+  if ids.max(initial=0) > IGNORE:
+    raise DataError(f'{path} holds {int(ids.max())}; {_NEEDED}.')
+  return ids.astype(np.uint8)
 
 
 def holds_black_and_white_alone(ids: np.ndarray) -> bool:
@@ -169,10 +205,7 @@ def _ids_of_white(ids: np.ndarray, path: str, white: int) -> np.ndarray:
 
 
 def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
-  if pixels.shape[-1] == 4:
-    if (pixels[..., 3] != 255).any():
-      raise DataError(f'{path} is transparent in places, which is no class; fill them.')
-    pixels = pixels[..., :3]
+  pixels = without_alpha(pixels, path)
   colours, classes = _sorted_colours(code)
   packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
   places = np.minimum(np.searchsorted(colours, packed), len(colours) - 1)

@@ -66,7 +66,8 @@ def evaluate_run(
   dataset = run_data.make_dataset(workdir, config, own, described['classes'])
   if split == 'test':
     if not dataset.test:
-      raise ValueError(f'{dataset.name} names no test images; list them in splits/test.txt.')
+      raise ValueError(f'{dataset.name} names no test images; only a folder has them, '
+                       'listed in splits/test.txt.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   run_data.check_unseen(
     workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))

@@ -65,6 +65,9 @@ def test_a_class_called_ignore_stays_a_class(tmp_path):
   for name in 'ab':
     photo(root / 'JPEGImages' / f'{name}.jpg')
     save(root / 'SegmentationClass' / f'{name}.png', colours[mask])
+  (root / 'labelmap.txt').write_text('rust:0,0,0::\nrust:0,200,0::\n')
+  with pytest.raises(DataError, match="names the class 'rust' twice"):
+    convert(root, out, layout='voc')
   (root / 'labelmap.txt').write_text('background:0,0,0::\nignore:128,128,128::\nrust:0,200,0::\n')
   assert convert(root, out, layout='voc').classes == ('background', 'ignore', 'rust')
   (out / 'splits' / 'val.txt').write_text('b\n')
@@ -95,6 +98,20 @@ def test_palettes_that_number_colours_as_they_come_are_told(tmp_path):
   (root / 'classes.txt').write_text('background 0 0 0\nrust 250 50 0\n')
   found = convert(root, tmp_path / 'by_colour', layout='masks')
   assert not found.notes and (ids_of(tmp_path / 'by_colour', 'b') == 1 - mask).all()
+
+
+def test_masks_of_16_bits_hold_ids_and_transparent_ones_are_refused(tmp_path):
+  root, ids = tmp_path / 'in', np.resize([0, 1, 2, 255], SIZE)
+  photo(root / 'images' / 'a.jpg')
+  save(root / 'masks' / 'a.png', ids)
+  Image.fromarray(ids.astype(np.uint16)).save(root / 'masks' / 'a.png')
+  convert(root, tmp_path / 'out', layout='masks')
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), ids)
+  for pixels, message in ((np.full(SIZE, 300, np.uint16), 'a.png holds 300; a mask holds'),
+                          (np.zeros((*SIZE, 4), np.uint8), 'a.png is transparent in places')):
+    Image.fromarray(pixels).save(root / 'masks' / 'a.png')
+    with pytest.raises(DataError, match=message):
+      convert(root, tmp_path / 'none', layout='masks')
 
 
 @pytest.mark.parametrize('kind', ['binary', 'colours', 'ids'])

@@ -305,6 +305,16 @@ def test_a_palette_in_another_order_than_the_classes_is_refused(tmp_path):
     check(read_folder(root, labelled='1'))
 
 
+def test_a_palette_with_some_colours_of_other_classes_is_told(tmp_path):
+  root = make(tmp_path, image=grey)
+  mask = Image.fromarray(IDS)
+  mask.putpalette([0, 0, 0, 0, 0, 255, 6, 6, 6] + [6] * 759)
+  mask.save(root / 'masks' / 'a.png')
+  dataset = read_folder(root, labelled='1')
+  assert 'a.png has a palette that gives index 1 the colour of class 2' in dataset.note
+  np.testing.assert_array_equal(dataset.reader.mask('a'), IDS)
+
+
 def test_a_palette_that_tells_nothing_is_no_matter(tmp_path):
   for classes, colour in (('a\nb\nc', 128), ('a 0 0 0\nb 255 0 0\nc 0 0 255', 0)):
     root = make(tmp_path / str(colour), image=grey, classes=classes)
