@@ -31,23 +31,27 @@ def distances(state: TrainState, compared: tuple[str, ...]) -> dict[str, Array]:
 
 
 class CollapseWatch:
-  """Warns once when the pseudo-labels lose a class, or become one class.
+  """Warns once when the pseudo-labels lose a class, never held it, or become one class.
 
   Looks at shares averaged over many logs, since a batch need not hold every class.
   """
 
   def __init__(
-    self, classes: Sequence[str], *, memory: int = 20, vanished: float = 0.05, all_of: float = 0.98
+    self, classes: Sequence[str], labelled: Sequence[float] = (), *,
+    memory: int = 20, vanished: float = 0.05, all_of: float = 0.98,
   ):
     """Starts without a history.
 
     Args:
       classes: K names.
+      labelled: [K] shares of the labelled pixels by class; () where they are not known.
       memory: logs over which shares are averaged, and before which nothing is said.
-      vanished: a class is lost when its average falls below this share of its highest one.
+      vanished: a class is lost when its average falls below this share of its highest one, or of
+        its share of the labelled pixels.
       all_of: one class is all when its average exceeds this.
     """
     self._classes, self._memory = tuple(classes), memory
+    self._labelled = np.array(labelled or np.zeros(len(classes)))
     self._vanished, self._all_of = vanished, all_of
     self._logs, self._mean = 0, np.zeros(len(classes))
     self._highest = np.zeros(len(classes))
@@ -61,7 +65,7 @@ class CollapseWatch:
     if self._logs < self._memory:
       return []
     self._highest = np.maximum(self._highest, self._mean)
-    warnings = []
+    warnings = self._never_held()
     for name, mean, highest in zip(self._classes, self._mean, self._highest, strict=True):
       if mean < self._vanished * highest and name not in self._warned:
         self._warned.add(name)
@@ -74,3 +78,17 @@ class CollapseWatch:
           f'warning: {100 * mean:.1f} % of the kept pseudo-labels are {name}; the others have '
           'collapsed. A longer warm-up or a lower rate may help.')
     return warnings
+
+  def _never_held(self) -> list[str]:
+    """One warning of all classes that masks have and pseudo-labels have not."""
+    rare = {
+      name: f"{name} ({100 * mean:.1f} % of their pixels, {100 * labelled:.1f} % of the masks')"
+      for name, mean, labelled in zip(self._classes, self._mean, self._labelled, strict=True)
+      if mean < self._vanished * labelled and name not in self._warned}
+    if not rare:
+      return []
+    self._warned.update(rare)
+    return [f'warning: the kept pseudo-labels hold hardly any {", ".join(rare.values())}. Of such '
+            'classes unlabelled images teach nothing, and the network may lose them. Lower '
+            'method.threshold or method.drop_fraction, if the method has one, and compare with '
+            'method=sup_only.']

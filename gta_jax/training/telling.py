@@ -65,7 +65,9 @@ class Telling(contextlib.ExitStack):
     self.progress = self.enter_context(
       Progress(run.total_steps, start_step=first_step)
       if self._speaks else cast(Progress, silent))
-    self._watch = CollapseWatch(run.dataset.classes)
+    labelled = run.inspection.get('pixels', {}).get('labelled', ())
+    self._watch = CollapseWatch(
+      run.dataset.classes, [count / max(sum(labelled), 1) for count in labelled])
     for shares in self._shares_before():
       self._watch.observe(shares)  # What it says of them has been told.
 

@@ -47,3 +47,10 @@ def test_rare_classes_and_noise_give_no_warning():
   for _ in range(300):
     pole = rng.uniform(0, 0.01) * rng.integers(0, 2)
     assert watch.observe(np.array([0.9, pole, 0.0])) == []
+
+
+def test_classes_of_the_masks_that_no_pseudo_label_has_are_named_together_and_once():
+  watch = CollapseWatch(('road', 'pole', 'sign', 'never'), [0.85, 0.1, 0.05, 0.0], memory=5)
+  found = [w for _ in range(30) for w in watch.observe(np.array([0.949, 0.0, 0.001, 0.05]))]
+  assert len(found) == 1
+  assert "any pole (0.0 % of their pixels, 10.0 % of the masks'), sign (0.1 %" in found[0]
