@@ -6,7 +6,7 @@
 Writes OUT/slices once (gta_jax/data/textures.py: 30 slices with masks, 470 without, 64 to
 validate on), fits the forest of `--mode baseline` and trains each method with what
 configs/folder.py finds in the data. With --masks so many of the 30 keep their masks, an even
-choice. A run that has been finished is not repeated.
+choice. Other flags are those of compare_methods.py. A run that has been finished is not repeated.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
   parser.add_argument('--seeds', default='0,1,2', help='separated by commas')
   parser.add_argument('--results', type=Path,
                       default=ROOT / 'docs' / 'results' / 'compare_textures_steps.jsonl')
-  flags = parser.parse_args()
+  flags, more = parser.parse_known_args()
   slices = flags.out.resolve() / 'slices'
   if not slices.exists():
     textures.write_folder(slices)
@@ -45,7 +45,7 @@ def main() -> None:
   print(f'random forest: mIoU {100 * json.loads(forest.read_text())["scores"]["miou"]:.2f}')
   compare_methods.main(['--config', split, '--out', str(flags.out), '--results',
                         str(flags.results), '--seeds', flags.seeds, '--methods', *flags.methods,
-                        *fields])
+                        *fields, *more])
 
 
 if __name__ == '__main__':

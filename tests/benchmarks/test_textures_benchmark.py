@@ -22,10 +22,12 @@ def test_fewer_masks_are_another_split_of_the_same_slices(tmp_path, monkeypatch,
     asked.append((config.data.split, out.name))
 
   monkeypatch.setattr(benchmark, 'run_baseline', fit)
-  monkeypatch.setattr(sys, 'argv', ['textures.py', '--out', str(tmp_path), '--masks', '5'])
+  monkeypatch.setattr(sys, 'argv', ['textures.py', '--out', str(tmp_path), '--masks', '5',
+                                    '--minutes', '7'])
   benchmark.main()
   assert asked[0] == ('5', 'forest-5') and 'mIoU 50.00' in capsys.readouterr().out
   assert asked[asked.index('--config') + 1] == 'folder:5'
+  assert asked[-2:] == ['--minutes', '7']
   folder = tmp_path / 'data' / '5'
   assert f'--config.data.dir={folder}' in asked
   chosen = (folder / 'splits' / '5' / 'labeled.txt').read_text().split()
