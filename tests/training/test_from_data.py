@@ -56,6 +56,18 @@ def test_a_folder_decides_what_is_not_set_and_says_why(data, tmp_path):
   assert not (tmp_path / 'none').exists()
 
 
+def test_a_folder_without_a_named_method_learns_from_every_pseudo_label():
+  def chosen(arg):
+    method = folder.get_config(arg).method
+    return method.name, method.get('threshold')
+
+  assert chosen('46') == chosen('46,method=unimatch_v2') == ('unimatch_v2', 0)
+  assert chosen('46,method=fixmatch') == ('fixmatch', 0)
+  for arg in ('46,recipe=paper', '46,model=large'):
+    assert chosen(arg) == ('unimatch_v2', 0.95)  # as published
+  assert chosen('46,method=cutmix_consistency') == ('cutmix_consistency', 0.97)
+
+
 def test_other_data_leave_nothing_open(data):
   config = shapes.get_config('4')
   del config.data.crop
