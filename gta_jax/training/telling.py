@@ -65,9 +65,7 @@ class Telling(contextlib.ExitStack):
     self.progress = self.enter_context(
       Progress(run.total_steps, start_step=first_step)
       if self._speaks else cast(Progress, silent))
-    labelled = run.inspection.get('pixels', {}).get('labelled', ())
-    self._watch = CollapseWatch(
-      run.dataset.classes, [count / max(sum(labelled), 1) for count in labelled])
+    self._watch = CollapseWatch(run.dataset.classes, self._labelled_shares())
     for shares in self._shares_before():
       self._watch.observe(shares)  # What it says of them has been told.
 
@@ -80,6 +78,17 @@ class Telling(contextlib.ExitStack):
     """Warns where the pseudo-labels collapse. shares: [K] of the kept ones by class."""
     for warning in self._watch.observe(shares):
       self.note(step, warning)
+
+  def _labelled_shares(self) -> list[float]:
+    """Those of the masks' pixels by class, of the file: a run that goes on inspects nothing."""
+    try:
+      found = json.loads((self._workdir / 'inspection.json').read_text(encoding='utf-8'))
+      pixels = [int(count) for count in found['pixels']['labelled']]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+      return []
+    known = found.get('classes') == list(self._run.dataset.classes) and len(pixels) == len(
+      found['classes'])
+    return [count / max(sum(pixels), 1) for count in pixels] if known else []
 
   def _shares_before(self) -> list[np.ndarray]:
     """The shares that the log holds, so that a run that goes on warns as one in one go."""

@@ -99,13 +99,24 @@ def test_a_run_that_goes_on_warns_of_a_collapse_as_one_in_one_go(tmp_path):
 
 def test_a_class_of_the_masks_that_is_never_kept_is_told_where_the_data_were_inspected(tmp_path):
   run = setup.make_run(tiny_config())
-  count = len(run.dataset.classes)
-  seen = dataclasses.replace(run, inspection={'pixels': {'labelled': [10] * count}})
-  with telling.Telling(seen, tmp_path, Page(), (), first_step=0, evaluated=True) as say:
-    for step in range(40):
-      say.watch(step, np.array([0.0] + [1 / (count - 1)] * (count - 1)))
-  note, = (tmp_path / 'notes.jsonl').read_text().splitlines()
-  assert f'hardly any {run.dataset.classes[0]} (0.0 % of their pixels' in note
+  classes = run.dataset.classes
+  count = len(classes)
+
+  def told(workdir, inspected):
+    workdir.mkdir()
+    (workdir / 'inspection.json').write_text(inspected)
+    with telling.Telling(run, workdir, Page(), (), first_step=0, evaluated=True) as say:
+      for step in range(40):
+        say.watch(step, np.array([0.0] + [1 / (count - 1)] * (count - 1)))
+    notes = workdir / 'notes.jsonl'
+    return notes.read_text().splitlines() if notes.exists() else []
+
+  pixels = {'labelled': [10] * count}
+  # The file alone is asked, as a run that goes on inspects nothing.
+  note, = told(tmp_path / 'own', json.dumps({'classes': classes, 'pixels': pixels}))
+  assert f'hardly any {classes[0]} (0.0 % of their pixels' in note
+  assert told(tmp_path / 'other', json.dumps({'classes': classes[:2], 'pixels': pixels})) == []
+  assert told(tmp_path / 'damaged', '{"digest": 5}') == []
 
 
 def test_a_run_keeps_its_newest_evaluation(finished):
