@@ -19,13 +19,13 @@ def config(**changes):
 def test_the_configs_are_allowed():
   for module in (folder, shapes, voc, cityscapes):
     for recipe in ('paper', 'released', 'scratch'):
-      config_rules.check(module.get_config(f'46,recipe={recipe}'))
+      config_rules.check(module.get_config(f'46,method=gta,recipe={recipe}'))
 
 
 def test_every_field_has_a_rule():
   """The method's own fields are checked by Method."""
   fields = {field for module in (folder, shapes, voc, cityscapes)
-            for field in flatten(module.get_config('46').to_dict())}
+            for field in flatten(module.get_config('46,method=gta').to_dict())}
   method = {f'method.{name}' for name in option_names('gta')}
   assert not fields - method - set(config_rules.RULES)
   assert not set(config_rules.RULES) - fields  # No rule is left of a field that is gone.
