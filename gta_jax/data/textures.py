@@ -1,12 +1,15 @@
 """A procedural data set of thin structures in clutter: grey slices of an invented rock.
 
-Four phases. Matrix and mineral are grains with the same range of grey levels that differ by their
-grain: speckle or fine lamellae. Pores are dark patches. Films, a few pixels wide, line some of the
-borders between grains; scratches, which run straight through everything and are no film, have
-their width and grey level. Brightness drifts over a slice, and there is noise. So a pixel and its
-neighbourhood tell much, and where a line leads tells the rest.
+Four phases, in two drawings. In 'textures' matrix and mineral are grains with the same range of
+grey levels that differ by their grain: speckle or fine lamellae. In 'levels' each phase has a grey
+level of its own, as in a tomogram, and nothing but noise for a grain. In both, pores are dark
+patches; films, a few pixels wide, line some of the borders between grains; scratches, which run
+straight through everything and are no film, have their width and about their grey level.
+Brightness drifts over a slice, and there is noise. So a pixel and its neighbourhood tell much, and
+where a line leads tells the rest.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,10 +22,16 @@ PALETTE = np.array([(110, 110, 120), (214, 170, 90), (40, 60, 110), (220, 80, 90
 MATRIX, MINERAL, PORE, FILM = range(4)
 _GRAINS = (26, 40)  # a slice
 _MINERAL_SHARE, _PORE_SHARE, _FILM_SHARE = 0.35, 0.08, 0.5  # of the grains, and of their borders
+_LEVELS = np.array((128.0, 185.0, 62.0, 100.0))  # of the phases, where these tell them
 
 
-def draw(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-  """A slice and its mask, uint8 [size,size] each; a function of the arguments alone."""
+def draw(
+  seed: int, index: int, size: int = 256, *, drawing: str = 'textures'
+) -> tuple[np.ndarray, np.ndarray]:
+  """A slice and its mask, uint8 [size,size] each; a function of the arguments alone.
+
+  drawing: of DRAWINGS.
+  """
   rng = np.random.default_rng((seed, index))
   phase_of, nearest, second, gap = _grains(rng, size)
   phases = phase_of[nearest]
@@ -34,15 +43,39 @@ def draw(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.ndarray
   film = lining[nearest, second] & (gap < width[nearest, second])
   mask = np.where(film, FILM, phases).astype(np.uint8)
 
+  slice_ = DRAWINGS[drawing](rng, phase_of, nearest, film)
+  return np.clip(np.round(slice_), 0, 255).astype(np.uint8), mask
+
+
+def _of_textures(
+  rng: np.random.Generator, phase_of: np.ndarray, nearest: np.ndarray, film: np.ndarray
+) -> np.ndarray:
+  """Grains that are told by texture; phase_of: [N], nearest: [H,W] of its grains, film: [H,W]."""
+  phases = phase_of[nearest]
   level = rng.uniform(115, 165, len(phase_of))[nearest]
-  speckle = cv2.GaussianBlur(rng.normal(size=(size, size)), (0, 0), 1.0)
+  speckle = cv2.GaussianBlur(rng.normal(size=phases.shape), (0, 0), 1.0)
   slice_ = level + np.where(phases == MINERAL, 14 * _lamellae(rng, nearest), 45 * speckle)
   slice_[phases == PORE] = rng.uniform(55, 80) + 8 * speckle[phases == PORE]
   slice_[film] = rng.uniform(70, 95)
-  slice_ = _scratched(rng, slice_)
-  drift = cv2.resize(rng.uniform(0.8, 1.2, (3, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
-  slice_ = cv2.GaussianBlur(slice_ * drift, (0, 0), 0.7) + rng.normal(0, 9, (size, size))
-  return np.clip(np.round(slice_), 0, 255).astype(np.uint8), mask
+  drifting = _scratched(rng, slice_) * _drift(rng, len(slice_), 0.2)
+  return cv2.GaussianBlur(drifting, (0, 0), 0.7) + rng.normal(0, 9, phases.shape)
+
+
+def _of_levels(
+  rng: np.random.Generator, phase_of: np.ndarray, nearest: np.ndarray, film: np.ndarray
+) -> np.ndarray:
+  """Grains that are told by grey level; see _of_textures."""
+  slice_ = (_LEVELS[phase_of] + rng.normal(0, 8, len(phase_of)))[nearest]
+  slice_[film] = _LEVELS[FILM] + rng.normal(0, 8)
+  drifting = _scratched(rng, slice_) * _drift(rng, len(slice_), 0.1)
+  noise = cv2.GaussianBlur(rng.normal(size=slice_.shape), (0, 0), 0.7)
+  return cv2.GaussianBlur(drifting, (0, 0), 1.0) + 22 * noise
+
+
+def _drift(rng: np.random.Generator, size: int, most: float) -> np.ndarray:
+  """Factors about 1 that change slowly over a slice, float [size,size]."""
+  coarse = rng.uniform(1 - most, 1 + most, (3, 3))
+  return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _grains(
@@ -87,7 +120,7 @@ def _scratched(rng: np.random.Generator, slice_: np.ndarray) -> np.ndarray:
 
 def write_folder(
   folder: Path, *, labelled: int = 30, unlabelled: int = 470, validation: int = 64,
-  size: int = 256, seed: int = 0,
+  size: int = 256, seed: int = 0, drawing: str = 'textures',
 ) -> None:
   """Writes slices in the layout of a data folder; its split is called by the number of labels.
 
@@ -104,7 +137,7 @@ def write_folder(
     (folder / name).mkdir(parents=True, exist_ok=True)
   for role, indices in roles.items():
     for index in indices:
-      image, mask = draw(seed, index, size)
+      image, mask = draw(seed, index, size, drawing=drawing)
       _write(folder / 'images' / f'{index:04}.png', image)
       if not role.endswith('unlabeled'):
         _write(folder / 'masks' / f'{index:04}.png', mask)
@@ -117,3 +150,6 @@ def write_folder(
 def _write(path: Path, array: np.ndarray) -> None:
   if not cv2.imwrite(str(path), array):
     raise DataError(f'{path} could not be written; make room, or name another folder.')
+
+
+DRAWINGS: dict[str, Callable[..., np.ndarray]] = {'textures': _of_textures, 'levels': _of_levels}

@@ -10,12 +10,14 @@ from gta_jax.data.sources import check
 from gta_jax.data.structures import median_width, survivors
 
 
-def test_a_slice_is_a_function_of_seed_and_number():
-  image, mask = textures.draw(0, 1, 96)
-  again, _ = textures.draw(0, 1, 96)
+@pytest.mark.parametrize('drawing', textures.DRAWINGS)
+def test_a_slice_is_a_function_of_seed_and_number(drawing):
+  image, mask = textures.draw(0, 1, 96, drawing=drawing)
+  again, _ = textures.draw(0, 1, 96, drawing=drawing)
   np.testing.assert_array_equal(image, again)
   assert image.dtype == mask.dtype == np.uint8 and image.shape == mask.shape == (96, 96)
-  assert np.any(image != textures.draw(0, 2, 96)[0]) and np.any(image != textures.draw(1, 1, 96)[0])
+  for other in ((0, 2), (1, 1)):
+    assert np.any(image != textures.draw(*other, 96, drawing=drawing)[0])
 
 
 def test_films_are_thin_and_every_phase_occurs():
@@ -23,6 +25,15 @@ def test_films_are_thin_and_every_phase_occurs():
   shares = np.bincount(np.concatenate(masks, axis=None), minlength=4) / np.size(masks)
   assert len(shares) == len(textures.CLASSES) and shares.min() > 0.04
   assert median_width(sum(survivors(mask, textures.FILM) for mask in masks)) < 6
+
+
+def test_levels_tell_the_phases_of_one_drawing_alone():
+  def apart(drawing):
+    image, mask = textures.draw(0, 1, drawing=drawing)
+    matrix, mineral = (image[mask == of] for of in (textures.MATRIX, textures.MINERAL))
+    return abs(matrix.mean() - mineral.mean()) / matrix.std()
+
+  assert apart('levels') > 2 and apart('textures') < 0.5
 
 
 def test_a_folder_of_slices_reads_as_one(tmp_path):
