@@ -160,21 +160,31 @@ FROM_DATA = {
   'data.pixel_range': tuple, 'data.image_scale': float, 'data.crop': int, 'model.decoder': str,
   'model.output_stride': int, 'loss.class_weights': tuple, 'train.labelled_batch': int,
   'train.unlabelled_batch': int, 'train.epochs': float, 'train.evaluate_epochs': float,
-  'method.warmup_epochs': float}
+  'method.warmup_epochs': float, 'method.jitter': float, 'method.greyscale': float}
+OF_STRONG_VIEWS = ('method.jitter', 'method.greyscale')  # how they change colours
 
 
 def leave_to_data(c: ml_collections.ConfigDict) -> None:
   """Sets FROM_DATA to None: the data of a folder say what they are (gta_jax/data/proposals.py).
 
-  A recipe's or a named method's own warm-up stays, as it is in epochs of its own.
+  A recipe's or a named method's own warm-up stays, as it is in epochs of its own, and so do the
+  colours of a method without strong views.
   """
-  named = METHODS[c.method.name]
+  named, changed = METHODS[c.method.name], of_strong_views(c.method.name)
   for name, kind in FROM_DATA.items():
     section, field = name.split('.')
     fixed = section == 'method' and (c.method.recipe != 'scratch' or field in named.changes)
+    fixed |= name in OF_STRONG_VIEWS and field not in changed
     if field in c[section] and not fixed:
       del c[section][field]  # A field that holds a number takes no None.
       c[section][field] = config_dict.placeholder(kind)
+
+
+def of_strong_views(method: str) -> dict[str, float]:
+  """Options of a method that change the colours of its strong views, as published; {} if none."""
+  options = dataclasses.asdict(make_method(method))
+  names = (name.removeprefix('method.') for name in OF_STRONG_VIEWS)
+  return {name: options[name] for name in names if options.get(name)}
 
 
 def publish(c: ml_collections.ConfigDict, data_set: str) -> None:

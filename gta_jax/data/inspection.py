@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gta_jax.data.colour_lookup import told_by_colour
 from gta_jax.data.files import IGNORE, FileReader
 from gta_jax.data.folder import FolderReader, spread
 from gta_jax.data.sources import Dataset
 from gta_jax.data.structures import median_width, survivors
 
-_VERSION = 2  # of what is found; another one makes what was kept be found anew
+_VERSION = 3  # of what is found; another one makes what was kept be found anew
 _THREADS = 4
 # At most so many files, evenly spread, and so many pixels, are looked at.
 _HEADERS, _MASKS, _WIDTHS, _LOOKS = 5000, 400, 32, 32
@@ -49,6 +50,8 @@ class Inspection:
       as (mean, deviation) over images.
     looked_at: what -> (how many were looked at, of how many).
     remarks: what is odd, as sentences.
+    told_by_colour: how far the colour of a labelled pixel alone tells its class, from 0, as by
+      chance, to 1 (colour_lookup.py); None where too few masks say it.
   """
 
   digest: str
@@ -65,6 +68,7 @@ class Inspection:
   looks: dict[str, dict[str, list[float]]]
   looked_at: dict[str, list[int]]
   remarks: list[str]
+  told_by_colour: float | None = None
 
   @property
   def shares(self) -> list[float]:
@@ -114,6 +118,7 @@ def inspect(dataset: Dataset) -> Inspection:
     holding={role: (of > 0).sum(0)[:-1].tolist() for role, of in counts.items()},
     void={role: round(float(of[:, -1].sum() / max(of.sum(), 1)), 4) for role, of in counts.items()},
     widths=widths, looks={role: of[0] for role, of in looks.items()},
+    told_by_colour=_told_by_colour(dataset, min(_LOOKS, affordable)),
     remarks=_of_two_codes(dataset, np.concatenate([*counts.values()])),
     looked_at={'headers': headers, **{
       f'{role} masks': [len(of), len(roles[role])] for role, of in counts.items()},
@@ -172,6 +177,13 @@ def _widths(dataset: Dataset, most: int) -> tuple[list[float | None], list[int]]
 
   counts = np.array(_parallel(of_mask, sample)).sum(0)
   return [median_width(of) for of in counts], [len(sample), len(with_masks)]
+
+
+def _told_by_colour(dataset: Dataset, most: int) -> float | None:
+  ids = spread(dataset.labelled, most)
+  images, masks = (_parallel(read, ids) for read in (dataset.reader.image, dataset.reader.mask))
+  told = told_by_colour(images, masks, len(dataset.classes))
+  return None if told is None else round(told, 3)
 
 
 def _looks(

@@ -23,6 +23,7 @@ _STEP = 32  # and else of this
 _VIEWS = 120  # how often training shows each labelled pixel
 _CPU_STEPS, _GPU_STEPS = (1000, 4800), (4000, 20_000)  # the fewest and the most
 _IMBALANCE = 10.0  # the most frequent class to the rarest, from where classes are weighted
+_TOLD = 0.5  # by colour alone, from where strong views must not change it
 Values = Mapping[str, Any]
 
 
@@ -58,6 +59,7 @@ def propose(found: Inspection, machine: Machine, given: Values) -> list[Proposal
     found: about the data.
     machine: that trains.
     given: fields that are set, dotted, None for those that are not: other proposals follow them.
+      published.FIELD beside method.FIELD: what the method is published with.
   """
   values, proposals = dict(given), []
   for field, rule in RULES.items():
@@ -185,6 +187,28 @@ def class_weights(
   return root_weights(found.shares), f'1/sqrt(frequency), as {how}'
 
 
+def jitter(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """As published, or 0 where a change of colours would change what tells the classes apart."""
+  del machine
+  return _of_strong_views(found, values.get('published.jitter', 0.0))
+
+
+def greyscale(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
+  """As `jitter`."""
+  del machine
+  return _of_strong_views(found, values.get('published.greyscale', 0.0))
+
+
+def _of_strong_views(found: Inspection, published: float) -> tuple[float, str]:
+  what, told = 'grey level' if found.grey else 'colour', found.told_by_colour
+  if told is None:
+    return published, f'as published; too few masks say how far {what} alone tells the classes'
+  how = f'{what} alone tells the classes {told:.0%} of the way from chance to certainty'
+  if told < _TOLD:
+    return published, f'as published: {how}'
+  return 0.0, f'{how}: strong views must not change it'
+
+
 def root_weights(shares: list[float]) -> tuple[float, ...]:
   """Weights of classes, so that rare ones count more and a labelled pixel counts one on average.
 
@@ -227,4 +251,6 @@ RULES: dict[str, Callable[[Inspection, Machine, Values], tuple[Any, str]]] = {
   'train.evaluate_epochs': evaluate_epochs,
   'method.warmup_epochs': warmup_epochs,
   'loss.class_weights': class_weights,
+  'method.jitter': jitter,
+  'method.greyscale': greyscale,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gta_jax.config_base import FROM_DATA
+from gta_jax.config_base import FROM_DATA, OF_STRONG_VIEWS, of_strong_views
 from gta_jax.data import inspection
 from gta_jax.data.inspection import Inspection
 from gta_jax.data.proposals import Machine, Proposal, propose
@@ -71,7 +71,12 @@ def proposals(found: Inspection, config: ml_collections.ConfigDict) -> list[Prop
   machine = Machine(jax.default_backend() != 'cpu', jax.device_count())
   given = {f'{section}.{field}': value for section, fields in config.items()
            if isinstance(fields, ml_collections.ConfigDict) for field, value in fields.items()}
-  return [one for one in propose(found, machine, given) if one.field in given]
+  published = of_strong_views(config.method.name)
+  proposed = propose(found, machine, given | {
+    f'published.{field}': value for field, value in published.items()})
+  # A method without strong views has nothing to leave out of them.
+  return [one for one in proposed if one.field in given and (
+    one.field not in OF_STRONG_VIEWS or one.field.removeprefix('method.') in published)]
 
 
 def decide(
@@ -92,7 +97,8 @@ def of_json(kept: Mapping[str, Any]) -> tuple[Inspection, list[Proposal]]:
   """What inspection.json holds as it was. Raises ValueError where it holds something else."""
   names = [field.name for field in dataclasses.fields(Inspection)]
   try:
-    return (Inspection(**{name: kept[name] for name in names}),
+    # An older version's has fewer.
+    return (Inspection(**{name: kept[name] for name in names if name in kept}),
             [Proposal(**one) for one in kept['proposals']])
   except (KeyError, TypeError) as error:
     raise ValueError(

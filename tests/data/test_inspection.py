@@ -187,5 +187,16 @@ def test_proposals_follow_what_is_set(tmp_path):
   assert 'labels alone' in reasons['gta'] and 'its average' in reasons['sup_only']
 
 
+def test_strong_views_keep_the_colours_that_tell_the_classes(tmp_path):
+  """Veins are 40 grey levels brighter than rock here, and noise has a deviation of 5."""
+  _, found = look_at(make(tmp_path))
+  assert found.grey and found.told_by_colour > 0.95
+  published = {'published.jitter': 0.7, 'published.greyscale': 0.2}
+  assert values(found)['method.jitter'] == values(found, **published)['method.jitter'] == 0
+  for told in (None, 0.3):
+    proposed = values(dataclasses.replace(found, told_by_colour=told), **published)
+    assert (proposed['method.jitter'], proposed['method.greyscale']) == (0.7, 0.2)
+
+
 def test_weights_of_classes_that_never_occur_are_those_of_the_rarest():
   assert proposals.root_weights([0.64, 0.36, 0.0]) == (0.8929, 1.19, 1.19)

@@ -1,5 +1,6 @@
 """What a config leaves to the data is found once, and stays with the run."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from ml_collections import config_dict
 
 from configs import folder, shapes
 from gta_jax import command
+from gta_jax.config_base import OF_STRONG_VIEWS
 from gta_jax.inference import evaluations, finished
 from gta_jax.training import from_data, loop, setup, verdict
 from tests.data.test_inspection import make
@@ -66,6 +68,39 @@ def test_a_folder_without_a_named_method_learns_from_every_pseudo_label():
   for arg in ('46,recipe=paper', '46,model=large'):
     assert chosen(arg) == ('unimatch_v2', 0.95)  # as published
   assert chosen('46,method=cutmix_consistency') == ('cutmix_consistency', 0.97)
+
+
+def test_a_folder_decides_which_strong_views_there_are(data, tmp_path):
+  def left(arg):
+    config = folder.get_config(arg)
+    return {name for name in from_data.unset(config) if name in OF_STRONG_VIEWS}
+
+  assert left('2') == left('2,model=base,method=corrmatch') == {*OF_STRONG_VIEWS}
+  assert left('2,recipe=paper') == left('2,method=gta') == left('2,method=sup_only') == set()
+  assert left('2,method=pseudo_seg') == {'method.jitter'}
+  assert folder.get_config('2,method=gta').method.jitter == 0
+
+  config = of_folder(data)
+  config.method = folder.get_config('2').method
+  made = setup.make_run(config, workdir=tmp_path)
+  assert made.config.method.jitter == made.config.method.greyscale == 0
+  assert 'grey level alone tells the classes' in '\n'.join(made.notes)
+  told = dataclasses.replace(from_data.inspect(setup.make_dataset(config)), told_by_colour=0.1)
+  config.method = folder.get_config('2,method=pseudo_seg').method
+  by_field = {one.field: one.value for one in from_data.proposals(told, config)}
+  assert by_field['method.jitter'] == 1 and 'method.greyscale' not in by_field
+  config.method = folder.get_config('2,method=gta').method
+  assert not {*OF_STRONG_VIEWS} & {one.field for one in from_data.proposals(told, config)}
+
+
+def test_an_inspection_of_an_older_version_is_read(data):
+  found = from_data.inspect(setup.make_dataset(of_folder(data)))
+  kept = from_data.to_json(found, [])
+  del kept['told_by_colour']
+  assert from_data.of_json(kept)[0].told_by_colour is None
+  del kept['widths']
+  with pytest.raises(ValueError, match='is damaged'):
+    from_data.of_json(kept)
 
 
 def test_other_data_leave_nothing_open(data):

@@ -139,7 +139,8 @@ OF_DATA = {
   'data.pixel_range': (), 'data.image_scale': 1.0, 'data.crop': 96, 'model.decoder': 'deeplab',
   'model.output_stride': 16, 'loss.class_weights': (), 'train.labelled_batch': 8,
   'train.unlabelled_batch': 8, 'train.epochs': 50.0, 'train.evaluate_epochs': 10.0,
-  'method.warmup_epochs': 25.0}  # what a folder's data may say
+  'method.warmup_epochs': 25.0, 'method.jitter': 0.8, 'method.greyscale': 0.2,
+}  # what a folder's data may say
 
 OF_RELEASE = [name for name in METHODS if has_recipe(name, 'released')]
 
