@@ -22,7 +22,7 @@ _STEPS = {'dinov2': 14}  # sides of crops are multiples of a transformer's patch
 _STEP = 32  # and else of this
 _VIEWS = 120  # how often training shows each labelled pixel
 _CPU_STEPS, _GPU_STEPS = (1000, 4800), (4000, 20_000)  # the fewest and the most
-_IMBALANCE = 10.0  # the most frequent class to the rarest, from where classes are weighted
+_IMBALANCE = 3.0  # the most frequent class to the rarest, from where classes are weighted
 _TOLD = 0.5  # by colour alone, from where strong views must not change it
 Values = Mapping[str, Any]
 

@@ -130,6 +130,9 @@ def test_fine_structures_get_the_fine_decoder_and_rare_classes_weights(tmp_path)
   assert (weights * shares).sum() == pytest.approx(1, abs=1e-3)
   assert weights[1] / weights[0] == pytest.approx((shares[0] / shares[1])**0.5, rel=1e-3)
   assert values(found, **{'loss.ohem_threshold': 0.7})['loss.class_weights'] == ()
+  for pixels, weighted in (([24, 10], False), ([32, 10], True)):
+    other = dataclasses.replace(found, pixels={'labelled': pixels})
+    assert bool(values(other)['loss.class_weights']) == weighted
   assert all(one.reason and '\n' not in one.reason for one in propose(found, CPU, GIVEN))
 
 
@@ -137,7 +140,7 @@ def test_wide_structures_of_large_images_are_scaled_down(tmp_path):
   _, found = look_at(make(tmp_path, size=(400, 500), thickness=60))
   proposed = values(found)
   assert proposed['data.image_scale'] == 0.5 and proposed['model.decoder'] == 'deeplab'
-  assert proposed['data.crop'] == 96 and proposed['loss.class_weights'] == ()
+  assert proposed['data.crop'] == 96
   assert values(found, GPUS)['data.crop'] == 192
   assert values(found, GPUS)['train.labelled_batch'] == 9  # three on each of three devices
   small = {'model.backbone': 'efficientnet_lite0'}
