@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gta_jax.data.colour_lookup import told_by_colour
+from gta_jax.data.colour_lookup import count_colours, told_by_colour
 from gta_jax.data.files import IGNORE, FileReader
 from gta_jax.data.folder import FolderReader, spread
 from gta_jax.data.sources import Dataset
@@ -118,7 +118,7 @@ def inspect(dataset: Dataset) -> Inspection:
     holding={role: (of > 0).sum(0)[:-1].tolist() for role, of in counts.items()},
     void={role: round(float(of[:, -1].sum() / max(of.sum(), 1)), 4) for role, of in counts.items()},
     widths=widths, looks={role: of[0] for role, of in looks.items()},
-    told_by_colour=_told_by_colour(dataset, min(_LOOKS, affordable)),
+    told_by_colour=_told_by_colour(dataset, min(_LOOKS, affordable), grey=grey),
     remarks=_of_two_codes(dataset, np.concatenate([*counts.values()])),
     looked_at={'headers': headers, **{
       f'{role} masks': [len(of), len(roles[role])] for role, of in counts.items()},
@@ -179,10 +179,12 @@ def _widths(dataset: Dataset, most: int) -> tuple[list[float | None], list[int]]
   return [median_width(of) for of in counts], [len(sample), len(with_masks)]
 
 
-def _told_by_colour(dataset: Dataset, most: int) -> float | None:
-  ids = spread(dataset.labelled, most)
-  images, masks = (_parallel(read, ids) for read in (dataset.reader.image, dataset.reader.mask))
-  told = told_by_colour(images, masks, len(dataset.classes))
+def _told_by_colour(dataset: Dataset, most: int, *, grey: bool) -> float | None:
+  def of_image(id: str) -> np.ndarray:
+    return count_colours(dataset.reader.image(id), dataset.reader.mask(id), len(dataset.classes),
+                         grey=grey)
+
+  told = told_by_colour(_parallel(of_image, spread(dataset.labelled, most)))
   return None if told is None else round(told, 3)
 
 
