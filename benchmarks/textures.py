@@ -25,7 +25,7 @@ from cases import ROOT
 from gta_jax.data import textures
 from gta_jax.inference.baseline import run_baseline
 
-METHODS = ('sup_only', 'gta', 'cutmix', 'unimatch_v2')
+METHODS = ('sup_only', 'gta', 'cutmix', 'fixmatch_ema')
 
 
 def main() -> None:

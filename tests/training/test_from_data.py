@@ -63,10 +63,11 @@ def test_a_folder_without_a_named_method_learns_from_every_pseudo_label():
     method = folder.get_config(arg).method
     return method.name, method.get('threshold')
 
-  assert chosen('46') == chosen('46,method=unimatch_v2') == ('unimatch_v2', 0)
+  assert chosen('46') == chosen('46,method=fixmatch_ema') == ('fixmatch_ema', 0)
   assert chosen('46,method=fixmatch') == ('fixmatch', 0)
-  for arg in ('46,recipe=paper', '46,model=large'):
-    assert chosen(arg) == ('unimatch_v2', 0.95)  # as published
+  assert chosen('46,recipe=paper') == ('fixmatch_ema', 0.95)  # as published
+  assert chosen('46,model=large') == ('unimatch_v2', 0.95)
+  assert chosen('46,model=large,method=gta') == ('gta', None)
   assert chosen('46,method=cutmix_consistency') == ('cutmix_consistency', 0.97)
 
 
