@@ -25,8 +25,8 @@ VOC with 183 masks and nothing else, more than any method here is reported with 
 that split. It sees patches of 14 pixels: where structures are thinner, data.image_scale=2 may help
 (untried).
 
-`tiny`, which leaves nothing to the data but the range of 16-bit images, is what docs/results.md has
-for CamVid, and when it does not help.
+`tiny`, which leaves to the data the range of 16-bit images, the warm-up and the colours of strong
+views alone, is what docs/results.md has for CamVid from scratch, and when it does not help.
 """
 
 import ml_collections

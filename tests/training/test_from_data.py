@@ -119,6 +119,8 @@ def test_an_inspection_is_read_where_the_files_are_the_same(data, tmp_path, monk
   table = capsys.readouterr().out
   assert '2 labelled, 20 unlabelled, 2 validation images' in table
   assert '24         PNG     8         64 x 80' in table and '(data.crop) ' in table
+  # In the part about looks, and as the reason of two proposals.
+  assert table.count('grey level alone tells the classes') == 3
   with monkeypatch.context() as patch:
     patch.setattr(from_data.inspection, 'inspect', None)
     assert setup.make_run(of_folder(data), workdir=tmp_path).inspection['grey']
