@@ -59,10 +59,11 @@ def test_too_few_masks_say_nothing_and_void_is_left_out():
 
 
 def test_rare_classes_weigh_as_much_as_frequent_ones():
-  images, masks = drawn(((0, 64), (0, 64)), count=20)
+  """Each level of the rare class is more often the other's, but a larger share of its own."""
+  images, masks = drawn(((0, 128), (0, 64)), count=40)
   for mask in masks:
-    mask[:, 4:7] = 0
-  assert told(images, masks, 2) < 0.3  # 7 of 8 pixels are of the first class
+    mask[:, 4:7] = 255
+  assert told(images, masks, 2) == pytest.approx(0.5, abs=0.1)  # half of the first, all of the rare
 
 
 def test_of_large_images_every_nth_row_and_column_is_counted(monkeypatch):
