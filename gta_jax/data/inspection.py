@@ -87,6 +87,14 @@ class Inspection:
     height, width = self.sizes['labelled']
     return height, width
 
+  @property
+  def told(self) -> str | None:
+    """told_by_colour as a sentence without its full stop."""
+    if self.told_by_colour is None:
+      return None
+    return (f'{"grey level" if self.grey else "colour"} alone tells the classes '
+            f'{self.told_by_colour:.0%} of the way from chance to certainty')
+
 
 def digest(dataset: Dataset) -> str:
   """A fingerprint of what `inspect` would look at, without reading it."""

@@ -200,13 +200,11 @@ def greyscale(found: Inspection, machine: Machine, values: Values) -> tuple[floa
 
 
 def _of_strong_views(found: Inspection, published: float) -> tuple[float, str]:
-  what, told = 'grey level' if found.grey else 'colour', found.told_by_colour
-  if told is None:
-    return published, f'as published; too few masks say how far {what} alone tells the classes'
-  how = f'{what} alone tells the classes {told:.0%} of the way from chance to certainty'
-  if told < _TOLD:
-    return published, f'as published: {how}'
-  return 0.0, f'{how}: strong views must not change it'
+  if found.told_by_colour is None:
+    return published, 'as published; too few masks say how far colour alone tells the classes'
+  if found.told_by_colour < _TOLD:
+    return published, f'as published: {found.told}'
+  return 0.0, f'{found.told}: strong views must not change it'
 
 
 def root_weights(shares: list[float]) -> tuple[float, ...]:

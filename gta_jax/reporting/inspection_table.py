@@ -109,11 +109,7 @@ def _looks(found: Inspection) -> str:
     some, of = found.looked_at[f'{role} images']
     rows.append([role, *(f'{look[name][0]:.0f} ± {look[name][1]:.0f}'
                          for name in ('brightness', 'contrast')), f'{some} of {of}'])
-  table = _table(rows)
-  if found.told_by_colour is not None:
-    table += (f'\n  {"grey level" if found.grey else "colour"} alone tells the classes '
-              f'{found.told_by_colour:.0%} of the way from chance to certainty')
-  return table
+  return _table(rows) + (f'\n  {found.told}' if found.told else '')
 
 
 def _sampled(found: Inspection, what: str) -> str:
