@@ -158,7 +158,7 @@ def measure_memory(dataset: sources.Dataset, options: argparse.Namespace) -> lis
 def main() -> None:
   """Measures both streams and prints a table."""
   options = parse_arguments()
-  files.use_one_thread()
+  files.set_up_opencv()
   with tempfile.TemporaryDirectory() as temporary:
     if not options.dir:
       write_voc_sized(pathlib.Path(temporary))

@@ -16,7 +16,7 @@ Unless a method is named it is FixMatch with an average as the teacher (fixmatch
 with one strong view: with 5 drawn slices it ends 3.5 points ahead of labels alone, where grey level
 is the class and 30 have masks by 0.5, and on CamVid with 46 masks by 4.0 (one seed). GTA-Seg
 (method=gta), whose student learns from masks alone, ended about level with them (docs/results.md).
-With model=large it is UniMatch V2, as published.
+With model=large it is UniMatch V2 with the published threshold.
 
 `small` is the default wherever it runs, also on a GPU: a config is read before jax looks for
 devices, and the same command should mean the same run everywhere. Its rate lies between two that

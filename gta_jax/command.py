@@ -82,11 +82,11 @@ def _run(values: Flags, argv: Sequence[str]) -> int:
 
 
 def _do(values: Flags, argv: Sequence[str]) -> int:
-  from gta_jax.data.files import use_one_thread  # noqa: PLC0415
+  from gta_jax.data.files import set_up_opencv  # noqa: PLC0415
 
   if values.mode in _COMPUTING:
     runtime.keep_compiled_programs()
-  use_one_thread()
+  set_up_opencv()
   modes = {'train': functools.partial(_train, argv=argv), 'convert': _convert,
            'prepare': _prepare, 'inspect': _inspect, 'baseline': _baseline,
            'evaluate': _evaluate, 'predict': _predict, 'export': _export,

@@ -73,6 +73,8 @@ def convert(
     raise DataError(f'{source} is not a folder; give one with images and masks.')
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise DataError(f'{out} is there already; give a folder that does not exist.')
+  if out.resolve() == Path.cwd():
+    raise DataError(f'{out} is the folder that you are in; give one that does not exist.')
   if out.resolve().is_relative_to(source.resolve()):
     raise DataError(f'{out} lies in {source}; give a folder outside it.')
   found = FORMATS[layout](source, classes and read_classes(classes))

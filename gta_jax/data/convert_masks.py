@@ -13,6 +13,7 @@ from gta_jax.data.listing import composed, id_of, readings, visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
+  class_of_white,
   classes_of_palette,
   in_8_bits,
   mask_kind,
@@ -165,7 +166,8 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
       raise damaged(path) from error
     palette = image.getpalette() if image.mode == 'P' else None
   if pixels.dtype == bool:
-    return pixels.astype(np.uint8)
+    white = class_of_white(code.palette, chosen=code.chosen)
+    return np.where(pixels, np.uint8(white), np.uint8(1 - white))
   if palette:
     table = np.arange(IGNORE + 1, dtype=np.uint8)
     for index, id in classes_of_palette(pixels, palette, code).items():

@@ -18,26 +18,22 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from gta_jax.data.file_ends import JPEG, PNG, TAIL, is_whole, seems_whole
 from gta_jax.data.pixel_range import scale_to_8_bits
 
 IGNORE = 255
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-_PNG = b'\x89PNG\r\n\x1a\n'
-_PNG_END = b'IEND\xaeB`\x82'
-# Cameras may append some bytes after the end of a file, hence not just the last two.
-_TAIL = 4096
 # 180 megapixels, 540 MB as RGB: a small file whose header claims more is no photograph.
 MAX_PIXELS = 180_000_000
-_JPEG = b'\xff\xd8'
 # First bytes -> Pillow's class. Image.open would apply a limit of its own, which warns from half of
 # ours on, without a remedy. That limit is a global of the whole process, and the user's. (WebP's
 # class refuses above twice the limit all the same, and TIFF's asks for it when it decodes.)
 _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
-  _JPEG: JpegImageFile, _PNG: PngImageFile, b'BM': BmpImageFile, b'RIFF': WebPImageFile,
+  JPEG: JpegImageFile, PNG: PngImageFile, b'BM': BmpImageFile, b'RIFF': WebPImageFile,
   **dict.fromkeys((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile)}
 _MODES_OF_8_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 # Of TIFF's tags.
-_BITS, _SAMPLE_FORMAT, _ORIENTATION, _SUBFILE = 258, 339, 274, 254
+_BITS, _SAMPLE_FORMAT, _ORIENTATION, _SUBFILE, _PHOTOMETRIC = 258, 339, 274, 254, 262
 _REDUCED = 1  # in _SUBFILE: a smaller copy of another page
 _CONVERT = 'convert it to grey or RGB of 8 or 16 bits a channel.'
 _UNKNOWN_PIXELS = ('pixels that are not read: floating-point or signed numbers, or another number '
@@ -73,7 +69,7 @@ class FileReader:
 
   def size(self, id: str) -> tuple[int, int]:
     path = self.images[id]
-    check_whole(*read_ends(path), path)
+    check_ends(path)
     with open_image(path, path) as image:
       _is_deep(image, path, self.pixel_range)
       size = image.height, image.width
@@ -87,19 +83,20 @@ class FileReader:
 
   def _mask_size(self, path: str) -> tuple[int, int]:
     """(H,W) of a mask, from its header. Raises DataError for what is seen without decoding."""
-    head, tail = read_ends(path)
-    size = _png_mask_size(head, path)
-    check_whole(head, tail, path)
+    size = _png_mask_size(_read_ends(path)[0], path)
+    check_ends(path)
     return size
 
 
-def use_one_thread() -> None:
-  """Lets OpenCV compute in the thread that calls it, in the whole process.
+def set_up_opencv() -> None:
+  """Lets OpenCV compute in the thread that calls it and tell errors alone, in the whole process.
 
   For commands, and processes of their own, that read in threads: these share the cores, and
-  OpenCV's pool on top of them only costs switches. Results are the same.
+  OpenCV's pool on top of them only costs switches. Results are the same. Of a TIFF with tags that
+  it does not know it would warn each time that one is decoded.
   """
   cv2.setNumThreads(0)
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 @contextlib.contextmanager
@@ -121,6 +118,7 @@ def open_image(
         stream = file
       start = stream.read(8)
       stream.seek(0)
+      _check_format(start, path)
       image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
       if isinstance(image, TiffImageFile):
         _check_tiff(image, path)
@@ -165,10 +163,10 @@ def decode_image(
   Raises: DataError for damaged files and other kinds of pixels.
   """
   # Some versions of OpenCV fill the missing part of a truncated JPEG with grey and say nothing.
-  check_whole(data[:_TAIL], data[-_TAIL:], path)
+  check_whole(data, path)
   with open_image(io.BytesIO(data), path) as image:
     deep = _is_deep(image, path, pixel_range)
-    if not deep and not data.startswith((_JPEG, _PNG)):
+    if not deep and not data.startswith((JPEG, PNG)):
       try:
         return np.asarray(image.convert('RGB'))
       except Exception as error:  # As above.
@@ -199,14 +197,22 @@ def bits_of(image: ImageFile.ImageFile, path: str | os.PathLike) -> int:
     bits = max(image.tag_v2.get(_BITS, (1,)))
     whole = set(image.tag_v2.get(_SAMPLE_FORMAT, (1,))) <= {1, 4}
     if bits == 16 and whole:
+      if white_is_zero(image):
+        raise DataError(f'{path} stores white as 0, which programs follow or not where there are '
+                        '16 bits; save it with black as 0.')
       return 16
     if bits > 8 or not whole:
       raise DataError(f'{path} has {_UNKNOWN_PIXELS}')
-  elif any(';16' in str(tile[3]) for tile in image.tile):
+  elif not isinstance(image, BmpImageFile) and any(';16' in str(tile[3]) for tile in image.tile):
     return 16
   if image.mode not in _MODES_OF_8_BITS:
     raise DataError(f'{path} has pixels of kind {image.mode}; {_CONVERT}')
   return 8
+
+
+def white_is_zero(image: TiffImageFile) -> bool:
+  """Whether a TIFF stores grey levels the other way round."""
+  return image.tag_v2.get(_PHOTOMETRIC) == 0
 
 
 def _is_deep(
@@ -237,9 +243,9 @@ def _check_tiff(image: TiffImageFile, path: str | os.PathLike) -> None:
 
 def decode_mask(data: bytes, path: str) -> np.ndarray:
   """Decodes an 8-bit grey or palette PNG to uint8 [H,W], palette indices as they are."""
-  _png_mask_size(data[:_TAIL], path)
+  _png_mask_size(data[:TAIL], path)
   with open_image(io.BytesIO(data), path) as image:
-    check_whole(data[:_TAIL], data[-_TAIL:], path)
+    check_whole(data, path)
     try:
       return np.asarray(image)
     except Exception as error:  # As above.
@@ -259,35 +265,40 @@ def read_bytes(path: str) -> bytes:
     raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
 
 
-def read_ends(path: str) -> tuple[bytes, bytes]:
+def _read_ends(path: str) -> tuple[bytes, bytes]:
   """The first and the last bytes of a file. Raises DataError where it cannot be read."""
   try:
     with open(path, 'rb') as file:
-      head = file.read(_TAIL)
-      file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+      head = file.read(TAIL)
+      file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
       return head, file.read()
   except OSError as error:
     raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
 
 
-def check_whole(head: bytes, tail: bytes, path: str) -> None:
+def check_whole(data: bytes, path: str) -> None:
   """Raises DataError for a file of no known format, and for a JPEG or PNG without its end."""
-  if head.startswith(_JPEG):
-    # The end marker must follow the last scan: a thumbnail in the header has one of its own.
-    whole = tail.rfind(b'\xff\xd9') > tail.rfind(b'\xff\xda')
-  elif head.startswith(_PNG):
-    whole = _PNG_END in tail
-  elif head.startswith(tuple(_FORMATS)):
-    whole = True  # Decoding tells.
-  else:
-    raise DataError(f'{path} is no JPEG, PNG, TIFF, BMP or WebP file; convert it, or take it out.')
-  if not whole:
+  _check_format(data, path)
+  if not (seems_whole(data, data[-TAIL:]) or is_whole(data)):
     raise DataError(f'{path} is truncated, its end is missing; copy or download it again.')
+
+
+def check_ends(path: str) -> None:
+  """check_whole of a file, of which no more than its ends is read where they show that it is."""
+  head, tail = _read_ends(path)
+  _check_format(head, path)
+  if not seems_whole(head, tail):
+    check_whole(read_bytes(path), path)
+
+
+def _check_format(head: bytes, path: str | os.PathLike) -> None:
+  if not head.startswith(tuple(_FORMATS)):
+    raise DataError(f'{path} is no JPEG, PNG, TIFF, BMP or WebP file; convert it, or take it out.')
 
 
 def _png_mask_size(head: bytes, path: str) -> tuple[int, int]:
   """(H,W) from a PNG's first 26 bytes, where its bit depth and colour type stand too."""
-  if not head.startswith(_PNG) or len(head) < 26:
+  if not head.startswith(PNG) or len(head) < 26:
     raise DataError(f'{path} is not a PNG; masks are PNG files of 8-bit class ids.')
   width, height, depth, colour = struct.unpack('>IIBB', head[16:26])
   # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.

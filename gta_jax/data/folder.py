@@ -15,21 +15,22 @@ from gta_jax.data.files import (
   DataError,
   FileReader,
   bits_of,
-  check_whole,
+  check_ends,
   decode_pixels,
   open_image,
   read_bytes,
-  read_ends,
 )
 from gta_jax.data.folder_notes import OTHER_IMAGES, of_masks, of_turned, of_unlisted
 from gta_jax.data.listing import id_of, readings, visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
+  class_of_white,
   decode_any_mask,
   holds_black_and_white_alone,
   mask_kind,
   of_palettes,
+  values_of_mask,
 )
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
 from gta_jax.data.sources import Dataset, draw_covering
@@ -58,7 +59,7 @@ class FolderReader(FileReader):
       return image.format or '', bits_of(image, self.images[id]), height, width
 
   def _mask_size(self, path: str) -> tuple[int, int]:
-    check_whole(*read_ends(path), path)
+    check_ends(path)
     with open_image(path, path) as image:
       mask_kind(image, path)
       width, height = image.size
@@ -122,7 +123,7 @@ def read_folder(
   elif kept := tuple(id for id in drawn if id in reader.masks):
     chosen = kept
   else:
-    candidates = [id for id in train or sorted(images.read)
+    candidates = [id for id in (sorted(images.read) if train is None else train)
                   if reader.has_mask(id) and id not in elsewhere]
     chosen, note = _draw(
       labelled, candidates, reader, splits, classes=classes.names, seed=seed, notes=notes)
@@ -161,23 +162,27 @@ def _draw(
 
 
 def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
-  """The reader told that 255 is the second of two classes, where the masks hold 0 and 255 alone."""
+  """The reader told which of two classes 255 is, where the masks hold 0 and 255 alone."""
   if len(classes) != 2:
     return reader, []
-  white = False
-  for id in spread(list(reader.masks), _SAMPLE):
+  both = False
+  for path in spread(list(reader.masks.values()), _SAMPLE):
     try:
-      ids = reader.mask(id)
+      values, told_by_colour = values_of_mask(read_bytes(path), path, reader.code)
     except DataError:  # `check` names it where it matters.
       continue
-    if not holds_black_and_white_alone(ids):
+    if told_by_colour:
+      continue
+    if not holds_black_and_white_alone(values):
       return reader, []
-    white = white or bool((ids == IGNORE).any() and (ids == 0).any())
-  if not white:
+    both = both or bool((values == IGNORE).any() and (values == 0).any())
+  if not both:
     return reader, []
-  code = dataclasses.replace(reader.code, white=1)
+  white = class_of_white(reader.code.palette, chosen=reader.code.chosen)
+  code = dataclasses.replace(reader.code, white=white)
   return dataclasses.replace(reader, code=code), [
-    f'The masks hold 0 and 255 alone: 255 is read as {classes[1]!r}, the second class.']
+    f'The masks hold 0 and 255 alone: 255 is read as {classes[white]!r}, the '
+    f'{("white", "second")[white]} class.']
 
 
 def _with_pixel_range(

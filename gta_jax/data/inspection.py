@@ -1,32 +1,29 @@
 """What a data set is like: sizes, depths, classes, the width of structures, how images look."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gta_jax.data.colour_lookup import count_colours, told_by_colour
 from gta_jax.data.files import IGNORE, FileReader
 from gta_jax.data.folder import FolderReader, spread
-from gta_jax.data.sources import Dataset
+from gta_jax.data.sources import Dataset, of_each
 from gta_jax.data.structures import median_width, survivors
 
 _VERSION = 3  # of what is found; another one makes what was kept be found anew
-_THREADS = 4
 # At most so many files, evenly spread, and so many pixels, are looked at.
 _HEADERS, _MASKS, _WIDTHS, _LOOKS = 5000, 400, 32, 32
 _PIXELS = 60_000_000
 # A difference counts from so many standard errors and grey levels on.
 _ERRORS, _LEVELS = 3.0, 5.0
 _OCTAVES = 0.33  # and from such a ratio of sizes on, a quarter more or so
-_T = TypeVar('_T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +138,6 @@ def _roles(dataset: Dataset) -> dict[str, tuple[str, ...]]:
           'validation': dataset.validation, 'test': dataset.test}
 
 
-def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(function, ids))
-
-
 def _kinds(
   dataset: Dataset, roles: Mapping[str, Sequence[str]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[int]], list[int]]:
@@ -157,7 +149,7 @@ def _kinds(
       return reader.kind(id)
     return ('', 8, *reader.size(id))
 
-  found = {role: _parallel(kind, spread(ids, _HEADERS)) for role, ids in roles.items() if ids}
+  found = {role: of_each(kind, spread(ids, _HEADERS)) for role, ids in roles.items() if ids}
   counts = collections.Counter(one for of_role in found.values() for one in of_role)
   sizes = {role: np.median([one[2:] for one in of_role], axis=0).astype(int).tolist()
            for role, of_role in found.items()}
@@ -169,7 +161,7 @@ def _kinds(
 def _count_classes(dataset: Dataset, ids: Sequence[str]) -> np.ndarray:
   """Pixels of each class and, last, of IGNORE, [N,K+1], in the masks that are looked at."""
   places = [*range(len(dataset.classes)), IGNORE]
-  return np.array(_parallel(
+  return np.array(of_each(
     lambda id: np.bincount(dataset.reader.mask(id).ravel(), minlength=256)[places],
     spread(ids, _MASKS)))
 
@@ -183,7 +175,7 @@ def _widths(dataset: Dataset, most: int) -> tuple[list[float | None], list[int]]
     mask = dataset.reader.mask(id)
     return [survivors(mask, of) for of in classes]
 
-  counts = np.array(_parallel(of_mask, sample)).sum(0)
+  counts = np.array(of_each(of_mask, sample)).sum(0)
   return [median_width(of) for of in counts], [len(sample), len(with_masks)]
 
 
@@ -192,7 +184,7 @@ def _told_by_colour(dataset: Dataset, most: int, *, grey: bool) -> float | None:
     return count_colours(dataset.reader.image(id), dataset.reader.mask(id), len(dataset.classes),
                          grey=grey)
 
-  told = told_by_colour(_parallel(of_image, spread(dataset.labelled, most)))
+  told = told_by_colour(of_each(of_image, spread(dataset.labelled, most)))
   return None if told is None else round(told, 3)
 
 
@@ -210,7 +202,7 @@ def _looks(
     if not roles[role]:
       continue
     sample = spread(roles[role], most)
-    found = np.array(_parallel(of_image, sample))
+    found = np.array(of_each(of_image, sample))
     all_grey = all_grey and bool(found[:, 2].all())
     look = {name: [round(float(f(found[:, i])), 2) for f in (np.mean, np.std)]
             for i, name in enumerate(('brightness', 'contrast'))}

@@ -10,11 +10,20 @@ import numpy as np
 from PIL import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from gta_jax.data.files import IGNORE, DataError, bits_of, check_whole, damaged, open_image
+from gta_jax.data.files import (
+  IGNORE,
+  DataError,
+  bits_of,
+  check_whole,
+  damaged,
+  open_image,
+  white_is_zero,
+)
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 Colour = tuple[int, int, int]
 _IDS, _COLOURS = 'ids', 'colours'
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
 
@@ -27,7 +36,8 @@ class MaskCode:
     palette: RGB of each class.
     chosen: whether the user gave every class its colour.
     ignored: RGB of pixels without a label.
-    white: the class that 255 stands for where the masks hold 0 and 255 alone; else IGNORE.
+    white: the class of two that 255 stands for where the masks hold 0 and 255 alone, 0 standing for
+      the other; else IGNORE.
   """
 
   palette: tuple[Colour, ...] = ()
@@ -46,7 +56,18 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
     code: of the data set.
   Raises: DataError for damaged files, other kinds of pixels, and a colour that no class has.
   """
-  check_whole(data[:4096], data[-4096:], path)
+  values, told_by_colour = values_of_mask(data, path, code)
+  told = told_by_colour or code.white == IGNORE
+  return values if told else _ids_of_white(values, path, code.white)
+
+
+def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
+  """A mask before 255 has a meaning; arguments and errors as decode_any_mask.
+
+  Returns: uint8 [H,W], and whether these are ids of classes, told by their colours; else they are
+    grey values or indices.
+  """
+  check_whole(data, path)
   with open_image(io.BytesIO(data), path) as image:
     kind = mask_kind(image, path)
     try:
@@ -55,13 +76,17 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
       raise damaged(path) from error
     if image.mode == 'P':
       _check_indices(pixels, image.getpalette() or [], path, code)
-  ids = _ids_of_colours(pixels, path, code) if kind == _COLOURS else in_8_bits(pixels, path)
-  return ids if code.white == IGNORE else _ids_of_white(ids, path, code.white)
+  if kind == _COLOURS:
+    return _ids_of_colours(pixels, path, code)
+  return in_8_bits(pixels, path), False
 
 
 def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
   """What an opened mask holds. Raises DataError for what cannot tell classes."""
   bits = bits_of(image, path)
+  if isinstance(image, TiffImageFile) and white_is_zero(image):
+    raise DataError(f'{path} stores white as 0, so that programs read each other\'s ids the other '
+                    'way round; save it with black as 0.')
   if bits == 16 and image.mode.startswith('I'):
     return _IDS
   # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.
@@ -196,25 +221,46 @@ def holds_black_and_white_alone(ids: np.ndarray) -> bool:
   return bool(((ids == 0) | (ids == IGNORE)).all())
 
 
+def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
+  """Which of two classes 255 stands for where masks hold 0 and 255 alone.
+
+  Args:
+    palette: RGB of each class.
+    chosen: whether the user gave them.
+  Returns: the white one where the other is black by the user's choice, else the second.
+  """
+  return palette.index(_WHITE) if chosen and {*palette} == {_BLACK, _WHITE} else 1
+
+
+def pack(colours: np.ndarray) -> np.ndarray:
+  """int32 [...] of RGB [...,3] uint8: 65536 R + 256 G + B."""
+  return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
+def unpack(packed: int) -> Colour:
+  """The colour that `pack` made a number of."""
+  return packed >> 16, packed >> 8 & 255, packed & 255
+
+
 def _ids_of_white(ids: np.ndarray, path: str, white: int) -> np.ndarray:
   if not holds_black_and_white_alone(ids):
     value = int(ids[(ids != 0) & (ids != IGNORE)][0])
     raise DataError(f'{path} holds {value}, while the other masks hold 0 and 255 alone, 255 being '
                     f'class {white}; write all of them in one way.')
-  return np.where(ids == IGNORE, np.uint8(white), ids)
+  return np.where(ids == IGNORE, np.uint8(white), np.uint8(1 - white))
 
 
-def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
+def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
   pixels = without_alpha(pixels, path)
   colours, classes = _sorted_colours(code)
-  packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+  packed = pack(pixels)
   places = np.minimum(np.searchsorted(colours, packed), len(colours) - 1)
   unknown = colours[places] != packed
   if not unknown.any():
-    return classes[places]
+    return classes[places], True
   grey = pixels[..., 0]
   if (pixels == grey[..., None]).all() and holds_black_and_white_alone(grey):
-    return grey
+    return grey, False
   row, column = (int(axis[0]) for axis in np.nonzero(unknown))
   raise DataError(
     f'{path} has the colour {tuple(pixels[row, column].tolist())} in row {row}, column {column} '
@@ -227,12 +273,11 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> np.ndarray
 def _sorted_colours(code: MaskCode) -> tuple[np.ndarray, np.ndarray]:
   """Packed colours in ascending order, and the id of each."""
   ids: dict[int, int] = {}
-  for id, (red, green, blue) in [
-      *enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
-    packed = 65536 * red + 256 * green + blue
+  for id, colour in [*enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
+    packed = int(pack(np.array(colour)))
     if packed in ids:
-      raise DataError(f'The masks are coloured, but classes.txt gives the colour '
-                      f'{red} {green} {blue} to two classes; give each its own.')
+      raise DataError('The masks are coloured, but classes.txt gives the colour '
+                      f'{" ".join(map(str, colour))} to two classes; give each its own.')
     ids[packed] = id
   order = sorted(ids)
   return np.array(order, np.int32), np.array([ids[packed] for packed in order], np.uint8)

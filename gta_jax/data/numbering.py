@@ -8,9 +8,11 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
+from gta_jax.data.masks import class_of_white, pack, unpack
 from gta_jax.data.sources import default_palette
 
 _VOID = (224, 224, 192)  # VOC's border
+_BLACK, _WHITE = 0, 0xffffff  # packed
 _MANY = 64  # grey values: sets of more classes have a list of them, smoothed masks have more values
 
 
@@ -36,10 +38,10 @@ class Numbering:
         raise DataError(f'it holds {unknown.tolist()[:10]}, but there are '
                         f'{len(self.classes.names)} classes; add them to classes.txt, or renumber')
       return ids
-    values, inverse = np.unique(_codes(mask), return_inverse=True)
+    values, inverse = np.unique(pack(mask), return_inverse=True)
     unknown = [value for value in values.tolist() if value not in self.colours]
     if unknown:
-      colours = ', '.join(str(_colour(value)) for value in unknown[:5])
+      colours = ', '.join(str(unpack(value)) for value in unknown[:5])
       raise DataError(f'it holds the colours {colours}, which are no class; add them to '
                       'classes.txt')
     table = np.array([self.colours[value] for value in values.tolist()], np.uint8)
@@ -63,8 +65,9 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
     grey, codes = _read_values(masked, left_out)
   greys = {}
   if grey == {0, IGNORE}:
-    greys = {IGNORE: 1}
-    notes.append('Masks hold 0 and 255 alone: 255 was taken for class 1, not for void.')
+    white = class_of_white(classes.code.palette, chosen=classes.chosen) if classes else 1
+    greys = {0: 1 - white, IGNORE: white}
+    notes.append(f'Masks hold 0 and 255 alone: 255 was taken for class {white}, not for void.')
   if classes is None:
     if codes:
       classes = _classes_of_colours(codes)
@@ -75,8 +78,11 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
         greys = {value: id for id, value in enumerate(values)}
       classes = Classes(tuple(f'class{value}' for value in values), default_palette(len(values)))
     notes.append('No list of classes was found: rename those in classes.txt.')
-  ids = {_code(colour): i for i, colour in enumerate(classes.palette)}
-  void = {_code(colour): IGNORE for colour in (_VOID, *classes.ignored)}
+  ids = dict(zip(pack(classes.palette).tolist(), range(len(classes.names)), strict=True))
+  if codes == {_BLACK, _WHITE} and len(classes.names) == 2 and not codes <= ids.keys():
+    ids = {_BLACK: 0, _WHITE: 1}
+    notes.append('Masks are black and white: white was taken for class 1.')
+  void = dict.fromkeys(pack(np.array((_VOID, *classes.ignored))).tolist(), IGNORE)
   return Numbering(classes, greys, {**void, **ids}, tuple(notes))
 
 
@@ -91,7 +97,7 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> tuple[set[
       left_out[f'mask of {item.id}'] = str(error)
       continue
     (grey if mask.ndim == 2 else codes).update(
-      np.unique(mask if mask.ndim == 2 else _codes(mask)).tolist())
+      np.unique(mask if mask.ndim == 2 else pack(mask)).tolist())
     if len(codes) > 4 * IGNORE:
       raise DataError(f'The masks hold more than {4 * IGNORE} colours; they are no class '
                       'colours, or were saved as JPEG. Export them as PNG.')
@@ -99,12 +105,12 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> tuple[set[
 
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
-  known = sorted(codes - {_code(_VOID)})
+  known = sorted(codes - {int(pack(np.array(_VOID)))})
   if not 0 < len(known) <= IGNORE:
     raise DataError(f'The masks hold {len(known)} classes; 1 to {IGNORE} are possible. Give '
                     '--classes, a classes.txt with the colours.')
   return Classes(tuple(f'class{i}' for i in range(len(known))),
-                 np.array([_colour(code) for code in known], np.uint8))
+                 np.array([unpack(code) for code in known], np.uint8))
 
 
 def _check_values(values: Sequence[int]) -> list[str]:
@@ -127,16 +133,3 @@ def _check_values(values: Sequence[int]) -> list[str]:
     return []
   became = ', '.join(f'{value} became {id}' for id, value in enumerate(values))
   return [f'The grey values of the masks are not 0, 1, 2, ...: as ids {became}; 255 is void.']
-
-
-def _codes(mask: np.ndarray) -> np.ndarray:
-  return mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-
-
-def _code(colour: Sequence[int]) -> int:
-  red, green, blue = map(int, colour)
-  return red << 16 | green << 8 | blue
-
-
-def _colour(code: int) -> tuple[int, int, int]:
-  return code >> 16, code >> 8 & 255, code & 255

@@ -279,7 +279,7 @@ def _naming_dead_workers() -> Iterator[None]:
 
 
 def _begin_worker(*_: int) -> None:
-  files.use_one_thread()
+  files.set_up_opencv()
   _end_with_parent()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
+REACH = 32  # pixels, how far the widest filter looks: four deviations
 _SMOOTH = (1.0, 2.0, 4.0, 8.0)
 _DERIVED = (1.0, 2.0, 4.0)  # of gradient, Laplacian and Hessian
 _LOCAL = (5, 11)  # sides of the windows of the deviation

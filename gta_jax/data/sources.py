@@ -116,8 +116,8 @@ class CachedReader:
     return array
 
 
-def _parallel(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
-  """What the function gives of each id. Raises DataError with the files that it refuses."""
+def of_each(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
+  """What the function gives of each id, in threads. Raises DataError with all that it refuses."""
   with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
     futures = [pool.submit(function, id) for id in ids]
     refused = [error for future in futures if isinstance(error := future.exception(), DataError)]
@@ -159,9 +159,9 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
                       f'masks/{id}.png, or take it out of the list.')
   if dataset.checked:
     return {}
-  _parallel(dataset.reader.size, with_masks + dataset.unlabelled + dataset.test)
-  held = np.array(_parallel(lambda id: _check_mask(dataset, id), with_masks))
-  _parallel(lambda id: _check_mask(dataset, id), filter(dataset.reader.has_mask, dataset.test))
+  of_each(dataset.reader.size, with_masks + dataset.unlabelled + dataset.test)
+  held = np.array(of_each(lambda id: _check_mask(dataset, id), with_masks))
+  of_each(lambda id: _check_mask(dataset, id), filter(dataset.reader.has_mask, dataset.test))
   labelled = len(dataset.labelled)
   return {'labelled': held[:labelled], 'validation': held[labelled:]}
 
@@ -240,7 +240,7 @@ def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
     raise DataError(f'{count} labelled images are wanted, but {len(candidates)} images outside '
                     'validation have masks; ask for fewer, or add masks.')
   order = [candidates[int(i)] for i in np.random.default_rng(seed).permutation(len(candidates))]
-  present = np.array(_parallel(
+  present = np.array(of_each(
       lambda id: np.bincount(reader.mask(id).ravel(), minlength=256)[:len(classes)] > 0, order))
   chosen, missing = [], np.ones(len(classes), bool)
   while len(chosen) < count and (gain := (present & missing).sum(axis=1)).any():

@@ -220,10 +220,12 @@ def write(
 def copying_advice(dataset: Dataset, folder: Path, out: Path) -> str:
   """How the masks of OUT come into those of a data folder, whose ids may be written otherwise."""
   advice = f'Then copy them into {folder / "masks"}'
-  if isinstance(dataset.reader, FolderReader) and dataset.reader.code.white != IGNORE:
+  white = dataset.reader.code.white if isinstance(dataset.reader, FolderReader) else IGNORE
+  if white != IGNORE:
     advice = (f'The masks in {folder / "masks"} hold 0 and 255, those in {out / "masks"} hold 0, 1 '
-              'and, where nothing is known, 255. Mixed, 255 would lose its meaning: first write 1 '
-              'in the place of 255 in all old masks (docs/how_to/label_next.md). ' + advice)
+              'and, where nothing is known, 255. Mixed, 255 would lose its meaning: first write '
+              f'{"1 in the place of 255" if white else "0 in the place of 255 and 1 in that of 0"} '
+              'in all old masks (docs/how_to/label_next.md). ' + advice)
   return advice
 
 

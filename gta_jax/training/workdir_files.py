@@ -35,7 +35,8 @@ def write_lists(dataset: Dataset, folder: Path, *, split: str) -> None:
   """Writes the ids of every role below a folder, as data.split_lists reads them back."""
   (folder / split).mkdir(parents=True, exist_ok=True)
   for name, ids in lists_of(dataset, split).items():
-    if ids:
+    # An empty list of unlabelled images says that there are none; without one all others would be.
+    if ids or name.endswith('/unlabeled'):
       replace_text(folder / f'{name}.txt', ''.join(f'{id}\n' for id in ids))
 
 

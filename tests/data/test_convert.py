@@ -247,7 +247,7 @@ def test_refuses_and_leaves_nothing(tmp_path):
     convert(root, out, layout='coco')
   (root / 'masks').mkdir()
   (root / 'masks' / 'a.png').write_text('x')
-  with pytest.raises(DataError, match=r'No mask could be converted: .*a\.png is damaged'):
+  with pytest.raises(DataError, match=r'No mask could be converted: .*a\.png is no JPEG'):
     convert(root, out, layout='masks')
   with pytest.raises(DataError, match='lies in'):
     convert(root, root / 'out', layout='masks')

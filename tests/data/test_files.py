@@ -51,9 +51,9 @@ def test_channels_are_rgb_and_orientation_is_ignored(tmp_path):
 
 def test_a_thumbnail_does_not_hide_truncation():
   whole = b'\xff\xd8' + b'\xff\xda thumbnail \xff\xd9' + b'\xff\xda image \xff\xd9 camera trailer'
-  files.check_whole(whole, whole, 'x.jpg')
+  files.check_whole(whole, 'x.jpg')
   with pytest.raises(DataError, match='truncated'):
-    files.check_whole(whole, whole[:whole.index(b'image')], 'x.jpg')
+    files.check_whole(whole[:whole.index(b'image')], 'x.jpg')
 
 
 def test_a_cache_keeps_what_fits_and_changes_nothing():
@@ -153,3 +153,26 @@ def test_cmyk_and_deep_images_become_rgb_and_animations_their_first_picture(tmp_
   first, second = (Image.new('RGB', (5, 4), colour) for colour in ((9, 9, 9), (80, 80, 80)))
   first.save(tmp_path / 'y.png', save_all=True, append_images=[second])
   assert (files.decode_image((tmp_path / 'y.png').read_bytes(), 'y') == 9).all()
+
+
+def test_a_bitmap_of_16_bits_a_pixel_is_one_of_8_bits_a_channel(tmp_path):
+  header = struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 54 + 16, 0, 0, 54, 40, 4, 2, 1, 16, 0, 16, 0, 0,
+                       0, 0)
+  (tmp_path / 'x.bmp').write_bytes(header + struct.pack('<8H', *[0b0_11111_00000_00000] * 8))
+  reader = files.FileReader({'x': str(tmp_path / 'x.bmp')}, {})
+  assert reader.size('x') == (2, 4) and (reader.image('x') == (255, 0, 0)).all()
+
+
+def test_opencv_keeps_warnings_about_tags_to_itself(tmp_path, capfd):
+  path = str(tmp_path / 'x.tif')
+  Image.fromarray(np.ones((4, 5), np.uint16)).save(path, tiffinfo={33550: (1.0, 1.0, 0.0)})
+  level, threads = cv2.utils.logging.getLogLevel(), cv2.getNumThreads()
+  try:
+    for quiet in (False, True):
+      if quiet:
+        files.set_up_opencv()
+      files.decode_pixels(files.read_bytes(path), path)
+      assert ('33550' in capfd.readouterr().err) != quiet
+  finally:
+    cv2.utils.logging.setLogLevel(level)
+    cv2.setNumThreads(threads)

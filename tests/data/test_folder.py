@@ -1,5 +1,7 @@
 """A folder as people have it: formats, depths, colours, lists, and what becomes of the rest."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gta_jax.data.convert import convert
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
-from gta_jax.inference.image_folder import ImageReader, find_images
+from gta_jax.inference.image_folder import ImageFolder, find_images
 from gta_jax.training.workdir_files import write_lists
 
 SIZE = (12, 16)
@@ -58,7 +60,7 @@ def test_every_format_is_read_alike_in_training_and_prediction(tmp_path, suffix,
   assert read.shape == (*SIZE, 3) and read.dtype == np.uint8
   assert abs(read.astype(int) - image.reshape(*SIZE, -1)).max() <= 6  # JPEG and WebP lose some
   paths = {'a': tmp_path / 'images' / f'a.{suffix}'}
-  np.testing.assert_array_equal(ImageReader(paths).image('a'), read)
+  np.testing.assert_array_equal(ImageFolder(paths).image('a'), read)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
@@ -78,10 +80,10 @@ def test_deep_images_share_the_range_of_the_training_images(tmp_path, suffix, ch
   expected = np.clip(np.round(levels), 0, 255)
   np.testing.assert_array_equal(dataset.reader.image('b'), np.repeat(expected[..., None], 3, -1))
   path = tmp_path / 'images' / f'b.{suffix}'
-  predicted = ImageReader({'b': path}, dataset.pixel_range).image('b')
+  predicted = ImageFolder({'b': path}, dataset.pixel_range).image('b')
   np.testing.assert_array_equal(predicted, dataset.reader.image('b'))
   with pytest.raises(DataError, match=r'16 bits a channel.*convert it to 8 bits'):
-    ImageReader({'b': path}).image('b')
+    ImageFolder({'b': path}).image('b')
   assert read_folder(tmp_path, labelled='1', pixel_range=(0, 9)).pixel_range == (0, 9)
 
 
@@ -126,7 +128,7 @@ def test_pages_and_turned_tiffs_are_refused(tmp_path):
   exif = Image.Exif()
   exif[274] = 6
   page.save(tmp_path / 'b.tif', exif=exif)
-  reader = ImageReader({id: tmp_path / f'{id}.tif' for id in 'ab'})
+  reader = ImageFolder({id: tmp_path / f'{id}.tif' for id in 'ab'})
   with pytest.raises(DataError, match=r'a\.tif holds 2 pages; save each'):
     reader.image('a')
   with pytest.raises(DataError, match=r'b\.tif is stored turned \(orientation 6\)'):
@@ -177,6 +179,29 @@ def test_black_and_white_masks_are_two_classes(tmp_path, mask):
   np.testing.assert_array_equal(dataset.reader.mask('a'), BLACK_WHITE // 255)
   save(root / 'masks' / 'b.png', BLACK_WHITE // 255)  # one among them holds ids
   assert read_folder(root, labelled='1').reader.mask('a').max() == 255
+
+
+def test_a_list_that_names_nothing_names_nothing(tmp_path):
+  root = make(tmp_path, image=grey)
+  (root / 'splits' / '1' / 'labeled.txt').unlink()
+  (root / 'splits' / '1').rmdir()
+  (root / 'splits' / 'train.txt').write_text('')
+  with pytest.raises(DataError, match='1'):
+    read_folder(root, labelled='1')
+  (root / 'splits' / 'train.txt').unlink()
+  dataset = read_folder(root, labelled='1')
+  write_lists(dataclasses.replace(dataset, unlabelled=()), tmp_path / 'lists', split='1')
+  assert dataset.unlabelled
+  assert read_folder(root, labelled='1', lists=tmp_path / 'lists').unlabelled == ()
+
+
+def test_16_bits_where_white_is_0_are_refused(tmp_path):
+  root = make(tmp_path, image=ramp, suffix='tif')
+  with Image.open(root / 'images' / 'c.tif') as image:
+    image.load()
+    image.save(root / 'images' / 'c.tif', tiffinfo={262: 0})
+  with pytest.raises(DataError, match=r'c\.tif stores white as 0'):
+    check(read_folder(root, labelled='1'))
 
 
 def test_masks_of_16_bits_are_ids(tmp_path):

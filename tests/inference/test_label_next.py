@@ -1,6 +1,7 @@
 """Which images are asked for first, and what is written about them."""
 
 import csv
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from gta_jax import command_flags
 from gta_jax.data import writing
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import decode_mask
+from gta_jax.data.folder import FolderReader
+from gta_jax.data.masks import MaskCode
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation.windows import Images
 from gta_jax.inference import begun, label_next
@@ -137,6 +140,12 @@ def test_masks_of_0_and_255_are_to_be_renumbered_before_others_join_them(folder_
   said = capsys.readouterr().out
   assert 'data/masks hold 0 and 255, those in run/label_next/masks hold 0, 1 and' in said
   assert 'write 1 in the place of 255 in all old masks' in said
+
+
+def test_where_black_is_the_second_class_both_values_change(tmp_path):
+  reader = FolderReader({}, {}, code=MaskCode(white=0))
+  assert 'write 0 in the place of 255 and 1 in that of 0 in' in label_next.copying_advice(
+    dataclasses.replace(dataset({}), reader=reader), tmp_path, tmp_path / 'out')
 
 
 def test_images_of_a_folder_that_have_a_mask_are_not_asked_for(folder_run, capsys):
