@@ -53,6 +53,8 @@ class Report:
     misshapen: both have them, in different shapes.
     ignored: left out by rule: counters, other heads, whatever the scope leaves out.
     kept: class layers left as they were, since the number of classes differs.
+    drawn: parts of the network that the published code has no names for, left as they were: the
+      heads of other methods.
   """
 
   loaded: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Report:
   misshapen: tuple[str, ...] = ()
   ignored: tuple[str, ...] = ()
   kept: tuple[str, ...] = ()
+  drawn: tuple[str, ...] = ()
 
 
 def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, np.ndarray]:
@@ -79,6 +82,8 @@ def load_state_dict(path: str | Path, *, item: str | None = None) -> dict[str, n
   if path.suffix not in readers:
     raise ValueError(f'{path} is no .safetensors, .pth or .pt file; convert it to one of these.')
   content = readers[path.suffix](path)
+  if not content:
+    raise ValueError(f'{path} holds no state dict; save one, such as model.state_dict().')
   items = {name: value for name, value in content.items() if isinstance(value, dict)}
   if bool(items) != (item is not None) or (items and item not in items):
     held, remedy = (', '.join(items), 'one of them') if items else ('one state dict', "''")
@@ -101,15 +106,17 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
-  """The tensors of a state dict, or the state dicts of a dict; what else it holds is left out."""
+  """The state dicts of a dict, or the tensors of one; what else it holds is left out.
+
+  Beside state dicts a tensor is no weight: PyTorch's ImageNet example keeps its best score so.
+  """
   content = torch_files.load(path)
   if not isinstance(content, dict):
     raise ValueError(f'{path} cannot be read: it holds a {type(content).__name__}, not a dict of '
                      'tensors; save a state dict.')
   named = {name: value for name, value in content.items() if isinstance(name, str)}
-  if tensors := {name: value for name, value in named.items() if isinstance(value, np.ndarray)}:
-    return tensors
-  return {name: value for name, value in named.items() if _is_state_dict(value)}
+  held = {name: value for name, value in named.items() if _is_state_dict(value)}
+  return held or {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -138,8 +145,8 @@ def convert(
   if scope not in SCOPES:
     raise ValueError(f'model.weights_scope={scope!r} is unknown; use one of {", ".join(SCOPES)}.')
   state = {name.removeprefix('module.'): value for name, value in state_dict.items()}
-  parts = {'backbone'} if scope == 'backbone' else set(variables['params'])
   prefixes = _prefixes_of(variables['params'])
+  parts = {'backbone'} if scope == 'backbone' else prefixes.keys() & variables['params'].keys()
   if scope == 'backbone':
     if prefixes['backbone'] == _DINOV2_PREFIX:
       state = published_names(state)
@@ -161,6 +168,8 @@ def convert(
   for name in state:
     by_rule = _IGNORED.match(name) or name.startswith(others)
     found['ignored' if by_rule else 'extra'].append(name)
+  if scope == 'all':
+    found['drawn'] = sorted(variables['params'].keys() - parts)
   report = Report(**{fate: tuple(names) for fate, names in found.items()})
   _raise_unless_whole(report, scope)
   return tree.unflatten(new), report

@@ -69,8 +69,19 @@ def _pretrained_state(run: Run) -> TrainState:
     return run.drawn_state()
   state_dict = pretrained.load_state_dict(
     weights.fetch(model.weights), item=model.weights_item or None)
-  return run.drawn_state(lambda drawn: pretrained.convert(
-    state_dict, drawn, scope=model.weights_scope, allow_other_classes=True)[0])
+  reports = []
+
+  def load(drawn: Variables) -> Variables:
+    variables, report = pretrained.convert(
+      state_dict, drawn, scope=model.weights_scope, allow_other_classes=True)
+    reports.append(report)
+    return variables
+
+  state = run.drawn_state(load)
+  if (drawn := (*reports[0].kept, *reports[0].drawn)) and sharding.is_first_process():
+    note(f'model.weights={model.weights} has nothing that fits {", ".join(drawn)}: random weights '
+         'are what these begin from')
+  return state
 
 
 def _check_inputs(run: Run, other: ml_collections.ConfigDict, source: str) -> None:

@@ -121,6 +121,26 @@ def test_other_classes_need_a_word(variables):
     convert(state, variables, allow_other_classes=True)
 
 
+def test_heads_that_have_no_published_name_stay_as_drawn(variables):
+  variables = {**variables, 'params': {**variables['params'], 'own_head': {'kernel': np.ones(3)}}}
+  new, report = convert(_published_state(), variables)
+  assert report.drawn == ('own_head',) and new['params']['own_head']['kernel'].tolist() == [1, 1, 1]
+  assert convert(_torch_state(_backbone_layers()), variables, scope='backbone')[1].drawn == ()
+
+
+def test_tensors_beside_a_state_dict_are_no_weights(tmp_path):
+  torch = pytest.importorskip('torch')
+  state, path = {'conv1.weight': torch.ones(2)}, tmp_path / 'checkpoint.pth'
+  torch.save({'epoch': 1, 'arch': 'x', 'state_dict': state, 'best_acc1': torch.tensor(70.)}, path)
+  assert list(load_state_dict(path, item='state_dict')) == ['conv1.weight']
+  with pytest.raises(ValueError, match="holds state_dict, but model.weights_item is ''"):
+    load_state_dict(path)
+  torch.save({'model': {'weight': torch.ones(2), 'version': 1}}, path)
+  for item in (None, 'model'):
+    with pytest.raises(ValueError, match='holds no state dict'):
+      load_state_dict(path, item=item)
+
+
 def test_safetensors_are_read_as_float32(tmp_path):
   path = tmp_path / 'weights.safetensors'
   safetensors.numpy.save_file({'a.weight': np.arange(3, dtype=np.float16)}, path)
