@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gta_jax.evaluation.metrics import iou
+
 _CHUNK = 2**22  # numbers of a pass
 
 
@@ -43,16 +45,8 @@ def miou_difference(
   rows = max(1, _CHUNK // max(flat[0].shape[1], images))
   for start in range(0, resamples, rows):
     draws = rng.multinomial(images, np.full(images, 1 / images), min(rows, resamples - start))
-    one, other = (_mious((draws @ counts).reshape(-1, *first.shape[1:])) for counts in flat)
+    one, other = (iou((draws @ counts).reshape(-1, *first.shape[1:]))[1] for counts in flat)
     differences.append(one - other)
-  one, other = (_mious(counts.sum(0)[None])[0] for counts in (first, second))
+  one, other = (iou(counts.sum(0))[1] for counts in (first, second))
   low, high = np.nanpercentile(np.concatenate(differences), (2.5, 97.5))
   return Difference(float(one - other), float(low), float(high))
-
-
-def _mious(confusions: np.ndarray) -> np.ndarray:
-  """[...] mIoU of [...,K,K] counts, over the classes that truth or prediction holds."""
-  hit = np.diagonal(confusions, axis1=-2, axis2=-1).astype(np.float64)
-  union = confusions.sum(-1) + confusions.sum(-2) - hit
-  iou = np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
-  return iou.sum(-1) / np.maximum((union > 0).sum(-1), 1)

@@ -32,7 +32,7 @@ class Scores:
     by_class, miou = iou(confusion)
     total = confusion.sum()
     accuracy = float(np.trace(confusion) / total) if total else float('nan')
-    return cls(miou, tuple(by_class.tolist()), accuracy, confusion)
+    return cls(float(miou), tuple(by_class.tolist()), accuracy, confusion)
 
 
 def confusion_matrix(
@@ -60,18 +60,19 @@ def confusion_matrix(
   return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
 
 
-def iou(confusion: np.ndarray) -> tuple[np.ndarray, float]:
+def iou(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Intersection over union by class, and its mean.
 
       IoU_k = n_kk / (sum_j n_kj + sum_i n_ik - n_kk)
 
   Args:
-    confusion: [K,K] counts, truth by row and prediction by column.
-  Returns: ([K] float64 in [0,1], NaN for classes absent from truth and prediction; the mean over
-    the other classes, NaN if there are none).
+    confusion: [...,K,K] counts, truth by row and prediction by column.
+  Returns: ([...,K] float64 in [0,1], NaN for classes absent from truth and prediction; [...] the
+    mean over the other classes, NaN where there are none).
   """
-  hit = np.diag(confusion).astype(np.float64)
-  union = confusion.sum(0) + confusion.sum(1) - hit
-  by_class = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
-  present = by_class[union > 0]
-  return by_class, float(present.mean()) if len(present) else float('nan')
+  hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+  union = confusion.sum(-2) + confusion.sum(-1) - hit
+  present = union > 0
+  by_class = np.divide(hit, union, out=np.full_like(hit, np.nan), where=present)
+  total, count = by_class.sum(-1, where=present), present.sum(-1)
+  return by_class, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -21,6 +21,7 @@ UNCERTAIN_COLOUR = (214, 39, 40)
 _CONFIDENCE_COLOURS = ((13, 22, 66), (30, 84, 122), (42, 144, 132), (135, 199, 98), (250, 235, 120))
 _FORMATS = {'.png': 'PNG', '.jpg': 'JPEG'}
 _GAP = 6  # pixels between pictures
+_JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
 
 
 def full_palette(palette: np.ndarray) -> np.ndarray:
@@ -67,8 +68,11 @@ def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes uint8 [H,W,3] RGB or [H,W] grey as .png or .jpg."""
+  """Writes uint8 [H,W,3] RGB or [H,W] grey as .png, or as .jpg, if need be a smaller one."""
   file = io.BytesIO()
+  if path.suffix == '.jpg' and (longest := max(image.shape[:2])) > _JPEG_SIDE:
+    height, width = (max(1, side * _JPEG_SIDE // longest) for side in image.shape[:2])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
   Image.fromarray(image).save(file, _FORMATS[path.suffix], optimize=True, quality=90)
   replace_bytes(path, file.getvalue())
 

@@ -1,6 +1,7 @@
 """What a pixel classifier makes of the same masks: a random forest on filters of each pixel."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 
 from gta_jax.data import sources
 from gta_jax.data.files import IGNORE
-from gta_jax.data.pixel_features import pixel_features
+from gta_jax.data.pixel_features import REACH, pixel_features
 from gta_jax.data.sources import Dataset
 from gta_jax.data.splits import ids_sha256
 from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
+from gta_jax.inference.tiles import Tile, tiles_of
 from gta_jax.training import config_rules, setup
 from gta_jax.training.logs import note
 
 _PIXELS = 60_000  # that the forest learns from, of all labelled images together
 _TREES = 100
+_TILE = 1024  # side of the parts in which an image is looked at, in pixels
 _NAME = 'baseline'
 
 
@@ -37,8 +40,7 @@ def run_baseline(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
   forest, grey, pixels = _fit(dataset, config.seed)
   confusions = []
   for i, id in enumerate(dataset.validation):
-    features = pixel_features(dataset.reader.image(id), grey=grey)
-    labels = forest.predict(features.reshape(-1, features.shape[-1])).reshape(features.shape[:2])
+    labels = _label(forest, dataset.reader.image(id), grey=grey)
     confusions.append(_count(labels, dataset.reader.mask(id), len(dataset.classes)))
     if (i + 1) % 20 == 0:
       note(f'{i + 1} of {len(dataset.validation)} validation images are scored')
@@ -54,6 +56,36 @@ def run_baseline(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
   return result
 
 
+def _label(forest: Any, image: np.ndarray, *, grey: bool) -> np.ndarray:
+  """The forest's class of every pixel, uint8 [H,W]."""
+  labels = np.empty(image.shape[:2], np.uint8)
+  for tile in _tiles(image):
+    features = pixel_features(image[tile.seen], grey=grey)[tile.inner]
+    labels[tile.kept] = forest.predict(
+      features.reshape(-1, features.shape[-1])).reshape(features.shape[:2])
+  return labels
+
+
+def _tiles(image: np.ndarray) -> Iterator[Tile]:
+  """Features take 300 bytes a pixel on their way; those of an image of 24 megapixels 8 GB."""
+  return tiles_of(image.shape[:2], _TILE, 2 * REACH)
+
+
+def _features_at(image: np.ndarray, places: np.ndarray, *, grey: bool) -> np.ndarray:
+  """float32 [n,F] at n places of the flat image, one at least."""
+  rows, columns = np.divmod(places, image.shape[1])
+  found, where = [], []
+  for tile in _tiles(image):
+    down, across = tile.kept
+    inside = np.flatnonzero((rows >= down.start) & (rows < down.stop) &
+                            (columns >= across.start) & (columns < across.stop))
+    if len(inside):
+      features = pixel_features(image[tile.seen], grey=grey)[tile.inner]
+      found.append(features[rows[inside] - down.start, columns[inside] - across.start])
+      where.append(inside)
+  return np.concatenate(found)[np.argsort(np.concatenate(where))]
+
+
 def _count(labels: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
   """int64 [K,K], truth by row; without jax, which would take most of a GPU for it."""
   known = mask != IGNORE
@@ -65,35 +97,49 @@ def _fit(dataset: Dataset, seed: int) -> tuple[Any, bool, int]:
   """The forest, whether it looks at grey levels alone, and how many pixels it learnt from."""
   from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  Nothing else needs it.
 
-  images = [dataset.reader.image(id) for id in dataset.labelled]
-  masks = [dataset.reader.mask(id) for id in dataset.labelled]
-  grey = all(bool((image == image[..., :1]).all()) for image in images)
-  chosen = _choose(masks, len(dataset.classes), seed)
+  # One image at a time: those of many megapixels would not fit together.
+  reader = dataset.reader
+  grey = all(_is_grey(reader.image(id)) for id in dataset.labelled)
+  chosen = _choose(dataset.labelled, reader.mask, len(dataset.classes), seed)
   features, labels = [], []
-  for image, mask, where in zip(images, masks, chosen, strict=True):
-    found = pixel_features(image, grey=grey)
-    features.append(found.reshape(-1, found.shape[-1])[where])
-    labels.append(mask.ravel()[where])
+  for id, where in zip(dataset.labelled, chosen, strict=True):
+    if len(where):
+      features.append(_features_at(reader.image(id), where, grey=grey))
+      labels.append(reader.mask(id).ravel()[where])
   forest = RandomForestClassifier(
     _TREES, min_samples_leaf=2, n_jobs=-1, random_state=seed).fit(
       np.concatenate(features), np.concatenate(labels))
   return forest, grey, sum(map(len, labels))
 
 
-def _choose(masks: list[np.ndarray], classes: int, seed: int) -> list[np.ndarray]:
+def _is_grey(image: np.ndarray) -> bool:
+  return bool((image == image[..., :1]).all())
+
+
+def _choose(
+  ids: Sequence[str], mask: Callable[[str], np.ndarray], classes: int, seed: int
+) -> list[np.ndarray]:
   """Places in each flat mask, drawn by class in proportion to the root of its frequency.
 
   As with the network's class weights, so that a rare class is seen and a frequent one known.
   """
   rng = np.random.default_rng(seed)
-  flat = np.concatenate([mask.ravel() for mask in masks])
-  counts = np.bincount(flat, minlength=IGNORE + 1)[:classes]
+  by_mask = np.array([
+    np.bincount(mask(id).ravel(), minlength=IGNORE + 1)[:classes] for id in ids])
+  counts = by_mask.sum(0)
   wanted = np.floor(_PIXELS * np.sqrt(counts) / np.sqrt(counts).sum()).astype(int)
-  drawn = [rng.choice(np.flatnonzero(flat == id), min(number, counts[id]), replace=False)
-           for id, number in enumerate(wanted) if counts[id]]
-  places = np.sort(np.concatenate(drawn))
-  ends = np.cumsum([mask.size for mask in masks])
-  starts = np.concatenate([[0], ends[:-1]])
-  borders = np.searchsorted(places, ends)
-  return [part - start for part, start in zip(
-    np.split(places, borders[:-1]), starts, strict=True)]
+  # Of a class's pixels in all masks, in order, which ones; and how many there are before each mask.
+  drawn = [np.sort(rng.choice(count, min(number, count), replace=False)) if count else np.array([])
+           for number, count in zip(wanted, counts, strict=True)]
+  before = np.cumsum(by_mask, 0) - by_mask
+
+  def of_mask(n: int, id: str) -> np.ndarray:
+    flat = mask(id).ravel()
+    places = [np.empty(0, np.int64)]
+    for of, ranks in enumerate(drawn):
+      first, last = np.searchsorted(ranks, (before[n, of], before[n, of] + by_mask[n, of]))
+      if last > first:
+        places.append(np.flatnonzero(flat == of)[ranks[first:last] - before[n, of]])
+    return np.sort(np.concatenate(places))
+
+  return [of_mask(n, id) for n, id in enumerate(ids)]

@@ -15,7 +15,7 @@ FOLDERS: tuple[str, ...] = ('overlays', 'confidence', 'probabilities')
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageReader:
+class ImageFolder:
   """Reads images alone, in any of IMAGE_SUFFIXES, as in training.
 
   Attributes:
@@ -68,13 +68,13 @@ def find_images(folder: Path, *, recursive: bool = False) -> dict[str, Path]:
 
 def check_folders(
   images: Path, out: Path, *, recursive: bool = False, pixel_range: Sequence[int] = ()
-) -> ImageReader:
-  """A reader of the images; nothing is written. pixel_range: see ImageReader.
+) -> ImageFolder:
+  """A reader of the images; nothing is written. pixel_range: see ImageFolder.
 
   Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
     cannot be written.
   """
-  reader = ImageReader(find_images(images, recursive=recursive), tuple(pixel_range))
+  reader = ImageFolder(find_images(images, recursive=recursive), tuple(pixel_range))
   source, target = images.resolve(), out.resolve()
   if target.is_relative_to(source) or source in [target / name for name in FOLDERS]:
     raise DataError(

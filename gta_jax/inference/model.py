@@ -17,7 +17,9 @@ from gta_jax.ops.network import Network, Variables
 
 TILE = 1024  # side of a tile in pixels
 OVERLAP = 256  # of neighbouring tiles, in pixels
-_WHOLE_PIXELS = 4 * TILE**2  # a larger image is cut into tiles
+# A larger image is cut into tiles, and a longer one: bringing logits to the size of an image takes
+# matrices of a side by that side.
+_WHOLE_PIXELS, _WHOLE_SIDE = 4 * TILE**2, 4 * TILE
 _Outputs = tuple[np.ndarray, ...]
 
 
@@ -28,7 +30,8 @@ class Model:
       mask = model.predict(image)  # uint8 [H,W] of ids in model.classes
 
   Images are seen as in the evaluation of the run, at their own sizes, and results have these sizes.
-  Above 4 megapixels an image is cut into tiles of 1024 pixels a side that overlap by 256.
+  Above 4 megapixels, or 4096 pixels along a side, an image is cut into tiles of 1024 pixels a side
+  that overlap by 256.
 
   Attributes:
     names: of the networks, the one that predicts by default first.
@@ -187,7 +190,7 @@ class _Arrays:
 
 def is_tiled(size: Size) -> bool:
   """Whether an image of this height and width is cut into tiles."""
-  return size[0] * size[1] > _WHOLE_PIXELS
+  return size[0] * size[1] > _WHOLE_PIXELS or max(size) > _WHOLE_SIDE
 
 
 def _labels(network: Network, variables: Variables, images: Any, size: Size) -> Prediction:

@@ -16,7 +16,7 @@ from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import begun_prediction
-from gta_jax.inference.image_folder import FOLDERS, ImageReader, check_folders
+from gta_jax.inference.image_folder import FOLDERS, ImageFolder, check_folders
 from gta_jax.inference.model import Model, is_tiled
 from gta_jax.training.logs import Progress
 
@@ -106,7 +106,7 @@ def _areas(out: Path, done: Collection[str], model: Model) -> dict[str, np.ndarr
 
 
 def _predict_all(
-  model: Model, network: str, reader: ImageReader, out: Path, wanted: Mapping[str, bool],
+  model: Model, network: str, reader: ImageFolder, out: Path, wanted: Mapping[str, bool],
   areas: dict[str, np.ndarray],
 ) -> dict[str, str]:
   """Writes the results of all images that `areas` has not, adds theirs, and returns the skipped."""
@@ -147,7 +147,7 @@ def _count(labels: np.ndarray, model: Model) -> np.ndarray:
 
 
 def _chunks(
-  reader: ImageReader, batch_size: int, skip: Callable[[str, DataError], None]
+  reader: ImageFolder, batch_size: int, skip: Callable[[str, DataError], None]
 ) -> list[list[str]]:
   """Ids by size, as many as a batch at a time; a large image stands alone."""
   sizes = {}
@@ -165,7 +165,7 @@ def _chunks(
 
 
 def _predict(
-  model: Model, network: str, reader: ImageReader, done: set[str],
+  model: Model, network: str, reader: ImageFolder, done: set[str],
   skip: Callable[[str, DataError], None],
 ) -> Iterator[tuple[str, np.ndarray, Prediction]]:
   """(id, image, prediction) of every image that can be read.
@@ -180,7 +180,7 @@ def _predict(
 
 
 def _read_ahead(
-  reader: ImageReader, chunks: Sequence[Sequence[str]], skip: Callable[[str, DataError], None]
+  reader: ImageFolder, chunks: Sequence[Sequence[str]], skip: Callable[[str, DataError], None]
 ) -> Iterator[dict[str, np.ndarray]]:
   """The images of each chunk, read while the one before is in use.
 

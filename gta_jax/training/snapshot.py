@@ -104,6 +104,6 @@ def _miou_by_image(
     id: {} for id in ids} if found.by_image else {}
   for name, confusions in found.by_image.items():
     for id, confusion in zip(ids, confusions, strict=True):
-      value = iou(confusion)[1]
+      value = float(iou(confusion)[1])
       by_image[id][name] = None if math.isnan(value) else value
   return by_image

@@ -35,7 +35,7 @@ class Scored(NamedTuple):
   @property
   def miou(self) -> float:
     """In [0,1]."""
-    return iou(self.confusions.sum(0))[1]
+    return float(iou(self.confusions.sum(0))[1])
 
 
 def write_confusions(

@@ -70,3 +70,9 @@ def test_picture_of_a_data_set_with_two_sizes(tmp_path):
     assert picture.height > 133 + 300 + 133
   pictures.write_picture(tmp_path / 'none.png', network, variables, data, crop=32, count=0)
   assert not (tmp_path / 'none.png').exists()
+
+
+def test_an_overlay_too_long_for_a_jpeg_is_written_smaller(tmp_path):
+  pictures.write_image(tmp_path / 'x.jpg', np.full((66_000, 3, 3), 90, np.uint8))
+  with Image.open(tmp_path / 'x.jpg') as image:
+    assert image.size == (2, 65_500)

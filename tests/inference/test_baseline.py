@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from configs import folder, shapes
 from gta_jax import command
+from gta_jax.data.pixel_features import pixel_features
 from gta_jax.data.splits import ids_sha256
 from gta_jax.inference import baseline
 from gta_jax.training import setup, verdict
@@ -34,8 +36,25 @@ def test_rare_classes_are_drawn_by_the_root_of_their_frequency(monkeypatch):
   monkeypatch.setattr(baseline, '_PIXELS', 40)
   masks = [np.zeros((30, 30), np.uint8), np.full((20, 50), 255, np.uint8)]
   masks[1].ravel()[300:400] = 1
-  first, second = baseline._choose(masks, 3, seed=0)
+  first, second = baseline._choose('01', lambda id: masks[int(id)], 3, seed=0)
   assert len(first) == 30 and len(second) == 10 and (masks[1].ravel()[second] == 1).all()
+
+
+def test_a_large_image_is_looked_at_in_parts_that_show_the_same(monkeypatch):
+  rng = np.random.default_rng(0)
+  image = ndimage.zoom(rng.integers(0, 256, (40, 30, 3), np.uint8), (5, 5, 1), order=1)
+  features = pixel_features(image, grey=False)
+  places = np.sort(rng.choice(image.shape[0] * image.shape[1], 300, replace=False))
+  monkeypatch.setattr(baseline, '_TILE', 100)
+  found = baseline._features_at(image, places, grey=False)
+  np.testing.assert_allclose(found, features.reshape(-1, 25)[places], rtol=1e-4, atol=1e-3)
+
+  class FirstFeature:
+    def predict(self, features):
+      return features[:, 0].astype(np.uint8)
+
+  labels = baseline._label(FirstFeature(), image, grey=False)
+  np.testing.assert_array_equal(labels, features[..., 0].astype(np.uint8))
 
 
 def scored(name, *, right, ids='abcdefghij'):

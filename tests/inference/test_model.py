@@ -7,7 +7,7 @@ import pytest
 
 import gta_jax
 from gta_jax.inference import model as inference_model
-from gta_jax.inference.model import Model
+from gta_jax.inference.model import Model, is_tiled
 from gta_jax.inference.tiles import tiles_of
 from tests import tiny
 
@@ -44,6 +44,11 @@ def test_networks_by_name():
   assert (MODEL.probabilities(one) != MODEL.probabilities(one, network='b')).any()
   with pytest.raises(ValueError, match="network='c' is unknown; this run has a, b"):
     MODEL.predict(one, network='c')
+
+
+def test_a_long_image_is_cut_as_a_large_one_is():
+  assert not is_tiled((2048, 2048)) and is_tiled((2048, 2049))
+  assert not is_tiled((8, 4096)) and is_tiled((8, 4097)) and is_tiled((66_000, 8))
 
 
 @pytest.mark.parametrize(('array', 'message'), [

@@ -11,7 +11,7 @@ from PIL import Image
 from gta_jax.data import locking
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, decode_mask
 from gta_jax.inference import begun_prediction, image_folder, predict
-from gta_jax.inference.image_folder import ImageReader, find_images
+from gta_jax.inference.image_folder import ImageFolder, find_images
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
 from gta_jax.ops.resizing import resize_bilinear
@@ -45,7 +45,7 @@ def test_masks_of_all_formats_and_sizes_have_their_images_names_and_sizes(tmp_pa
   written = run(images, out)
   assert sorted(path.name for path in written) == [
     f'{i}.v2.png' for i in range(len(IMAGE_SUFFIXES) + 1)]
-  reader = ImageReader(find_images(images))
+  reader = ImageFolder(find_images(images))
   for path in written:
     image = reader.image(path.stem)
     logits = resize_bilinear(tiny.low_logits(NETWORK, VARIABLES, image[None]), image.shape[:2])
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
   (images / 'c.bmp').write_text('no image')
   written, skipped = predict_folder(MODEL, images=images, out=out)
   assert [path.name for path in written] == ['a.png', 'd.png']
-  assert list(skipped) == ['b', 'c'] and 'c.bmp is damaged' in skipped['c']
+  assert list(skipped) == ['b', 'c'] and 'c.bmp is no JPEG' in skipped['c']
   assert not list(out.rglob('*.partial'))
 
 
@@ -179,7 +179,7 @@ def test_folders_maps_probabilities_and_areas(tmp_path):
   assert len(run(images, tmp_path / 'flat')) == 1
   options = {'recursive': True, 'confidence': True, 'probabilities': True, 'network': 'other'}
   run(images, out, **options)
-  image = ImageReader(find_images(images, recursive=True)).image('deep/a')
+  image = ImageFolder(find_images(images, recursive=True)).image('deep/a')
   expected = MODEL.probabilities(image, network='other')
   stored = np.load(out / 'probabilities' / 'deep' / 'a.npy')
   np.testing.assert_allclose(stored, expected, atol=1e-3)
@@ -207,7 +207,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
 def test_deep_pixels_are_refused_and_shallow_ones_converted(tmp_path):
   Image.fromarray(np.full((4, 5), 40000, np.uint16)).save(tmp_path / 'deep.tif')
   Image.fromarray(np.full((4, 5), 40, np.uint8)).save(tmp_path / 'grey.bmp')
-  reader = ImageReader(find_images(tmp_path))
+  reader = ImageFolder(find_images(tmp_path))
   with pytest.raises(DataError, match='8 bits'):
     reader.image('deep')
   assert (reader.image('grey') == np.full((4, 5, 3), 40)).all()
