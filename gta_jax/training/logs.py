@@ -152,7 +152,8 @@ class Progress:
     """
     self._stream = stream or sys.stderr
     self._plain = not self._stream.isatty()
-    self._total, self._step, self._images = total_steps, start_step, 0
+    self._total, self._step = total_steps, start_step
+    self._images: list[int] = []  # of each step that was begun and not shown yet
     self._every, self._last_line = every_seconds, -math.inf
     self._unit = unit
     self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, disable=self._plain,
@@ -161,36 +162,47 @@ class Progress:
     self._since: float | None = None  # when the images of images/s began
 
   def advance(self, images: int = 0) -> None:
-    """One more step has been taken, of so many images; images/s is left out at 0."""
+    """One more step has been begun, of so many images; images/s is left out at 0."""
     if self._since is None:
-      self._images, self._since = 0, time.monotonic()
+      self._images, self._since = [0] * len(self._images), time.monotonic()
       self._bar.set_description('', refresh=False)
     self._step += 1
-    self._images += images
+    self._images.append(images)
     self._bar.update(1)
 
-  def show(self, scalars: Mapping[str, Any], *, seconds_left: float | None = None) -> None:
-    """Shows scalars (losses, rate), and images/s since they were shown last.
+  def show(
+    self, scalars: Mapping[str, Any], *, step: int | None = None, seconds_left: float | None = None
+  ) -> None:
+    """Shows scalars (losses, rate), and images/s of the steps that were done since the last show.
 
     A plain line says what is left: seconds_left, or what follows from the steps since the stage's
     first show, as the steps before it waited for compilation; nothing where neither is known.
+
+    Args:
+      scalars: by name.
+      step: whose scalars these are, and the last that is done; all that were begun by default. The
+        device may be that far behind.
+      seconds_left: until the end.
     """
     now = time.monotonic()
+    step = self._step if step is None else step
+    done = max(0, len(self._images) - (self._step - step))
+    images, self._images = sum(self._images[:done]), self._images[done:]
     shown = {name: f'{float(value):.4g}' for name, value in scalars.items()}
-    if self._images and self._since is not None:
-      shown['images/s'] = f'{self._images / max(now - self._since, 1e-9):.1f}'
-    self._images, self._since = 0, now
+    if images and self._since is not None:
+      shown['images/s'] = f'{images / max(now - self._since, 1e-9):.1f}'
+    self._since = now
     self._bar.set_postfix(shown)
-    self._first = self._first or (self._step, now)
-    if seconds_left is None and self._step > self._first[0]:
-      pace = (now - self._first[1]) / (self._step - self._first[0])
-      seconds_left = pace * (self._total - self._step)
-    if self._plain and (now - self._last_line >= self._every or self._step == self._total):
+    self._first = self._first or (step, now)
+    if seconds_left is None and step > self._first[0]:
+      pace = (now - self._first[1]) / (step - self._first[0])
+      seconds_left = pace * (self._total - step)
+    if self._plain and (now - self._last_line >= self._every or step == self._total):
       self._last_line = now
       said = [f'{name} {value}' for name, value in shown.items()]
       if seconds_left is not None:
         said.insert(0, f'{tqdm.format_interval(seconds_left)} left')
-      self.note(', '.join([f'{self._unit} {self._step}/{self._total}', *said]))
+      self.note(', '.join([f'{self._unit} {step}/{self._total}', *said]))
 
   def note(self, text: str) -> None:
     """Prints a line of its own, without breaking the bar."""

@@ -121,7 +121,8 @@ class Telling(contextlib.ExitStack):
   def progressed(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Shows what a line of the log holds, and how long the rest takes."""
     self.progress.show(
-      scalars, seconds_left=self.pace.seconds_left(step, self._evaluations_after(step)))
+      scalars, step=step,
+      seconds_left=self.pace.seconds_left(step, self._evaluations_after(step)))
 
   def _evaluations_after(self, step: int) -> int:
     return sum(one > step for one in self._evaluations)

@@ -140,6 +140,23 @@ def test_progress_counts_neither_compilation_nor_images_that_no_step_read(monkey
                    'step 30/100, 00:14 left, images/s 40.0', 'step 31/100, 00:07 left']
 
 
+def test_progress_is_that_of_the_steps_that_are_done(monkeypatch):
+  now, stream = [0.0], io.StringIO()
+  monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
+  with Progress(30, every_seconds=0, stream=stream) as progress:
+    for begun in (10, 20, 30):  # A line is written when the steps of the next one have been begun.
+      for _ in range(10):
+        progress.advance(4)
+      now[0] += 2.0
+      if begun > 10:
+        progress.show({'loss': begun - 10}, step=begun - 10)
+    progress.note_phase('saves')
+    progress.show({'loss': 30}, step=30)
+  assert stream.getvalue().splitlines() == [
+    'step 10/30, loss 10, images/s 10.0', 'step 20/30, 00:02 left, loss 20, images/s 20.0',
+    'step 30/30, 00:00 left, loss 30']
+
+
 def test_progress_counts_no_compilation_of_a_later_stage(monkeypatch):
   now, stream = [0.0], io.StringIO()
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
