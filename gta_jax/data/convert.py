@@ -17,7 +17,7 @@ from gta_jax.data.numbering import Numbering, number
 FORMATS: dict[str, Callable[[Path, Classes | None], Source]] = {
   'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
 _HELD_OUT = ('val', 'test')
-_LABELLED = 'labeled'
+_LABELLED, _UNLABELLED = 'labeled', 'unlabeled'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +173,9 @@ def _write_lists(
     if PurePosixPath(name).name == _LABELLED:
       left_out |= {f'{id} of {name}.txt': 'it has no mask' for id in ids if id not in masks}
       ids = [id for id in ids if id in masks]
-    if ids:
+    if ids or PurePosixPath(name).name == _UNLABELLED:  # An empty one says that there are none.
       path = folder / f'{name}.txt'
       path.parent.mkdir(exist_ok=True)
-      path.write_text('\n'.join(ids) + '\n', encoding='utf-8')
+      path.write_text(''.join(f'{id}\n' for id in ids), encoding='utf-8')
       counts[name] = len(ids)
   return counts

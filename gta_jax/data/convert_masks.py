@@ -13,8 +13,8 @@ from gta_jax.data.listing import composed, id_of, readings, visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
-  class_of_white,
   classes_of_palette,
+  ids_of_bits,
   in_8_bits,
   mask_kind,
   of_palettes,
@@ -156,8 +156,7 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
   Raises: DataError for a file that is damaged or holds something else.
   """
   with open_image(path, path) as image:
-    if image.mode != '1':
-      mask_kind(image, str(path))
+    mask_kind(image, str(path))
     if image.format == 'JPEG':
       raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
     try:
@@ -166,8 +165,7 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
       raise damaged(path) from error
     palette = image.getpalette() if image.mode == 'P' else None
   if pixels.dtype == bool:
-    white = class_of_white(code.palette, chosen=code.chosen)
-    return np.where(pixels, np.uint8(white), np.uint8(1 - white))
+    return ids_of_bits(pixels, str(path), code)
   if palette:
     table = np.arange(IGNORE + 1, dtype=np.uint8)
     for index, id in classes_of_palette(pixels, palette, code).items():

@@ -1,6 +1,7 @@
 """A user's folder: images/, masks/, classes.txt and splits/ become a Dataset."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -25,9 +26,8 @@ from gta_jax.data.listing import id_of, readings, visible_files
 from gta_jax.data.masks import (
   MASK_SUFFIXES,
   MaskCode,
-  class_of_white,
   decode_any_mask,
-  holds_black_and_white_alone,
+  ids_of_greys,
   mask_kind,
   of_palettes,
   values_of_mask,
@@ -108,7 +108,7 @@ def read_folder(
   reader = FolderReader(
     images.read, {id: masks.read[id] for id in images.read if id in masks.read},
     tuple(pixel_range or ()), classes.code)
-  reader, notes = _with_white(reader, classes.names)
+  reader, notes = _with_greys(reader, classes.names)
   notes += of_masks(images.read, masks.read, masks.others)
   notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE), classes.code)
   splits = pathlib.Path(lists) if lists else root / 'splits'
@@ -161,28 +161,23 @@ def _draw(
     raise DataError(' '.join([str(error), *notes])) from error
 
 
-def _with_white(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
-  """The reader told which of two classes 255 is, where the masks hold 0 and 255 alone."""
-  if len(classes) != 2:
-    return reader, []
-  both = False
+def _with_greys(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
+  """The reader told what the grey levels of masks stand for, where these are no ids."""
+  held: set[int] = set()
   for path in spread(list(reader.masks.values()), _SAMPLE):
-    try:
+    # `check` names what cannot be read where it matters.
+    with contextlib.suppress(DataError):
       values, told_by_colour = values_of_mask(read_bytes(path), path, reader.code)
-    except DataError:  # `check` names it where it matters.
-      continue
-    if told_by_colour:
-      continue
-    if not holds_black_and_white_alone(values):
-      return reader, []
-    both = both or bool((values == IGNORE).any() and (values == 0).any())
-  if not both:
+      if not told_by_colour:
+        held.update(np.unique(values).tolist())
+  greys = ids_of_greys(held, reader.code)
+  if not greys:
     return reader, []
-  white = class_of_white(reader.code.palette, chosen=reader.code.chosen)
-  code = dataclasses.replace(reader.code, white=white)
+  code = dataclasses.replace(reader.code, greys=tuple(greys.items()))
+  said = ', '.join(f'{grey} is {classes[greys[grey]]!r}' for grey in sorted(held)
+                   if greys[grey] != IGNORE)
   return dataclasses.replace(reader, code=code), [
-    f'The masks hold 0 and 255 alone: 255 is read as {classes[white]!r}, the '
-    f'{("white", "second")[white]} class.']
+    f'The masks hold grey levels of classes, not ids: {said}.']
 
 
 def _with_pixel_range(

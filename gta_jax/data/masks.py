@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import ImageFile
@@ -22,7 +22,7 @@ from gta_jax.data.files import (
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 Colour = tuple[int, int, int]
-_IDS, _COLOURS = 'ids', 'colours'
+_IDS, _COLOURS, _BITS = 'ids', 'colours', 'bits'
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
@@ -36,14 +36,14 @@ class MaskCode:
     palette: RGB of each class.
     chosen: whether the user gave every class its colour.
     ignored: RGB of pixels without a label.
-    white: the class of two that 255 stands for where the masks hold 0 and 255 alone, 0 standing for
-      the other; else IGNORE.
+    greys: (grey value, id) of each class where grey masks hold grey levels of classes instead of
+      ids, as 0 and 255 of two classes; see ids_of_greys.
   """
 
   palette: tuple[Colour, ...] = ()
   chosen: bool = False
   ignored: tuple[Colour, ...] = ()
-  white: int = IGNORE
+  greys: tuple[tuple[int, int], ...] = ()
 
 
 def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
@@ -57,12 +57,11 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
   Raises: DataError for damaged files, other kinds of pixels, and a colour that no class has.
   """
   values, told_by_colour = values_of_mask(data, path, code)
-  told = told_by_colour or code.white == IGNORE
-  return values if told else _ids_of_white(values, path, code.white)
+  return values if told_by_colour or not code.greys else _ids_by_greys(values, path, code.greys)
 
 
 def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
-  """A mask before 255 has a meaning; arguments and errors as decode_any_mask.
+  """A mask before grey levels have a meaning; arguments and errors as decode_any_mask.
 
   Returns: uint8 [H,W], and whether these are ids of classes, told by their colours; else they are
     grey values or indices.
@@ -78,6 +77,8 @@ def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, 
       _check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
     return _ids_of_colours(pixels, path, code)
+  if kind == _BITS:
+    return ids_of_bits(pixels, path, code), True
   return in_8_bits(pixels, path), False
 
 
@@ -89,16 +90,17 @@ def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
                     'way round; save it with black as 0.')
   if bits == 16 and image.mode.startswith('I'):
     return _IDS
+  if image.mode == '1':
+    return _BITS
   # Fewer bits are fine with a palette; as grey values, decoders would stretch them to 0..255.
-  stretched = image.mode in ('1', 'L') and _grey_bits(image) < 8
+  stretched = image.mode == 'L' and _grey_bits(image) < 8
   if bits == 8 and not stretched:
     if image.mode in ('L', 'P'):
       return _IDS
     if image.mode in ('RGB', 'RGBA', 'RGBX'):
       return _COLOURS
   kind = f'grey with {_grey_bits(image)} bits' if stretched else f'{image.mode} with {bits} bits'
-  remedy = ', or let --mode convert write the masks anew' if image.mode == '1' else ''
-  raise DataError(f'{path} is {kind} a channel; {_NEEDED}{remedy}.')
+  raise DataError(f'{path} is {kind} a channel; {_NEEDED}.')
 
 
 def classes_of_palette(
@@ -194,8 +196,6 @@ def _otherwise_coloured(path: str, index: int, id: int) -> str:
 
 
 def _grey_bits(image: ImageFile.ImageFile) -> int:
-  if image.mode == '1':
-    return 1
   if isinstance(image, TiffImageFile):
     return max(image.tag_v2.get(258, (1,)))
   raw = str(image.tile[0][3]) if image.tile else ''
@@ -216,13 +216,8 @@ def in_8_bits(ids: np.ndarray, path: str) -> np.ndarray:
   return ids.astype(np.uint8)
 
 
-def holds_black_and_white_alone(ids: np.ndarray) -> bool:
-  """Whether a mask's values are 0 and 255 at most."""
-  return bool(((ids == 0) | (ids == IGNORE)).all())
-
-
 def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
-  """Which of two classes 255 stands for where masks hold 0 and 255 alone.
+  """Which of two classes white stands for in black and white masks.
 
   Args:
     palette: RGB of each class.
@@ -230,6 +225,40 @@ def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
   Returns: the white one where the other is black by the user's choice, else the second.
   """
   return palette.index(_WHITE) if chosen and {*palette} == {_BLACK, _WHITE} else 1
+
+
+def ids_of_bits(white: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
+  """Ids uint8 [H,W] of a mask of one bit a pixel. Raises DataError where there are not two classes.
+
+  Without any class, which is to be found out yet, they are 0 and 1.
+  """
+  if len(code.palette) not in (0, 2):
+    raise DataError(f'{path} has one bit a pixel, which tells two classes, but there are '
+                    f'{len(code.palette)}; {_NEEDED}.')
+  of_white = class_of_white(code.palette, chosen=code.chosen)
+  return np.where(white, np.uint8(of_white), np.uint8(1 - of_white))
+
+
+def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
+  """Grey value -> id, where grey masks hold grey levels of classes instead of ids; else nothing.
+
+  That is where two classes have masks of 0 and 255 alone, and where every class has a grey of the
+  user's, and the masks hold these alone and some that is no id.
+
+  Args:
+    values: all that the masks hold.
+    code: of the data set.
+  """
+  held, count = {*values}, len(code.palette)
+  if count == 2 and held == {0, IGNORE}:
+    white = class_of_white(code.palette, chosen=code.chosen)
+    return {0: 1 - white, IGNORE: white}
+  if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
+    return {}
+  void = {colour[0]: IGNORE for colour in code.ignored if len({*colour}) == 1}
+  greys = {IGNORE: IGNORE, **void, **{colour[0]: id for id, colour in enumerate(code.palette)}}
+  told = len({*code.palette}) == count and held <= greys.keys()
+  return greys if told and not held <= {*range(count), IGNORE} else {}
 
 
 def pack(colours: np.ndarray) -> np.ndarray:
@@ -242,12 +271,17 @@ def unpack(packed: int) -> Colour:
   return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _ids_of_white(ids: np.ndarray, path: str, white: int) -> np.ndarray:
-  if not holds_black_and_white_alone(ids):
-    value = int(ids[(ids != 0) & (ids != IGNORE)][0])
-    raise DataError(f'{path} holds {value}, while the other masks hold 0 and 255 alone, 255 being '
-                    f'class {white}; write all of them in one way.')
-  return np.where(ids == IGNORE, np.uint8(white), np.uint8(1 - white))
+def _ids_by_greys(
+  values: np.ndarray, path: str, greys: Sequence[tuple[int, int]]
+) -> np.ndarray:
+  known, table = np.zeros(IGNORE + 1, bool), np.zeros(IGNORE + 1, np.uint8)
+  for grey, id in greys:
+    known[grey], table[grey] = True, id
+  if not known[values].all():
+    held = ', '.join(str(grey) for grey, _ in sorted(greys))
+    raise DataError(f'{path} holds {int(values[~known[values]][0])}, while the other masks hold '
+                    f'{held} alone, the grey levels of classes; write all of them in one way.')
+  return table[values]
 
 
 def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
@@ -259,7 +293,7 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.n
   if not unknown.any():
     return classes[places], True
   grey = pixels[..., 0]
-  if (pixels == grey[..., None]).all() and holds_black_and_white_alone(grey):
+  if (pixels == grey[..., None]).all() and np.isin(grey, (0, IGNORE)).all():
     return grey, False
   row, column = (int(axis[0]) for axis in np.nonzero(unknown))
   raise DataError(

@@ -1,18 +1,21 @@
 """What the values of masks mean that a conversion reads: ids, other grey values, or colours."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 import numpy as np
 
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.masks import class_of_white, pack, unpack
+from gta_jax.data.masks import ids_of_greys, pack, unpack
 from gta_jax.data.sources import default_palette
 
 _VOID = (224, 224, 192)  # VOC's border
 _BLACK, _WHITE = 0, 0xffffff  # packed
+_MUCH_VOID = 0.01  # of the pixels
 _MANY = 64  # grey values: sets of more classes have a list of them, smoothed masks have more values
 
 
@@ -59,36 +62,47 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
     left_out: masks that cannot be read are added.
   Raises: DataError for masks without a sensible set of classes.
   """
-  classes, notes, grey, codes = found.classes, list(found.notes), set(), set()
-  # Without a list of classes, or with one of two.
-  if classes is None or (len(classes.names) == 2 and not found.numbered):
-    grey, codes = _read_values(masked, left_out)
+  classes, notes = found.classes, list(found.notes)
+  held = _Values({}, set()) if found.numbered else _read_values(masked, left_out)
+  grey, codes = {*held.grey}, held.colours
   greys = {}
-  if grey == {0, IGNORE}:
-    white = class_of_white(classes.code.palette, chosen=classes.chosen) if classes else 1
-    greys = {0: 1 - white, IGNORE: white}
-    notes.append(f'Masks hold 0 and 255 alone: 255 was taken for class {white}, not for void.')
   if classes is None:
     if codes:
       classes = _classes_of_colours(codes)
     else:
-      values = [0, 1] if greys else sorted(grey - {IGNORE}) or [0]
-      notes += _check_values(values)
+      values = [0, 1] if grey == {0, IGNORE} else sorted(grey - {IGNORE}) or [0]
+      notes += _check_values(values, held)
       if values != [*range(len(values))]:
         greys = {value: id for id, value in enumerate(values)}
       classes = Classes(tuple(f'class{value}' for value in values), default_palette(len(values)))
     notes.append('No list of classes was found: rename those in classes.txt.')
-  ids = dict(zip(pack(classes.palette).tolist(), range(len(classes.names)), strict=True))
-  if codes == {_BLACK, _WHITE} and len(classes.names) == 2 and not codes <= ids.keys():
+  names = classes.names
+  if not greys and (told := ids_of_greys(grey, classes.code)):
+    greys = told
+    notes.append('Masks hold grey levels of classes, not ids: ' + ', '.join(
+      f'{value} was taken for {names[greys[value]]!r}' for value in sorted(grey)
+      if greys[value] != IGNORE) + '.')
+  elif not greys and len(names) in grey and grey - {IGNORE} <= {*range(1, len(names) + 1)}:
+    greys = {id + 1: id for id in range(len(names))}
+    notes.append(f'The ids of the masks begin at 1: 1 was taken for {names[0]!r}, the first class.')
+  ids = dict(zip(pack(classes.palette).tolist(), range(len(names)), strict=True))
+  if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
     ids = {_BLACK: 0, _WHITE: 1}
-    notes.append('Masks are black and white: white was taken for class 1.')
+    notes.append(f'Masks are black and white: white was taken for {names[1]!r}.')
   void = dict.fromkeys(pack(np.array((_VOID, *classes.ignored))).tolist(), IGNORE)
   return Numbering(classes, greys, {**void, **ids}, tuple(notes))
 
 
-def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> tuple[set[int], set[int]]:
-  """The grey values and the codes of colours in all masks."""
-  grey, codes = set(), set()
+class _Values(NamedTuple):
+  """What masks hold. grey: value -> pixels, of grey ones; colours: packed, of the others."""
+
+  grey: dict[int, int]
+  colours: set[int]
+
+
+def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
+  """What all masks hold; those that cannot be read are added to `left_out`."""
+  grey, colours = collections.Counter[int](), set()
   for item in masked:
     assert item.mask
     try:
@@ -96,12 +110,15 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> tuple[set[
     except DataError as error:
       left_out[f'mask of {item.id}'] = str(error)
       continue
-    (grey if mask.ndim == 2 else codes).update(
-      np.unique(mask if mask.ndim == 2 else pack(mask)).tolist())
-    if len(codes) > 4 * IGNORE:
+    if mask.ndim == 2:
+      values, counts = np.unique(mask, return_counts=True)
+      grey.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    else:
+      colours.update(np.unique(pack(mask)).tolist())
+    if len(colours) > 4 * IGNORE:
       raise DataError(f'The masks hold more than {4 * IGNORE} colours; they are no class '
                       'colours, or were saved as JPEG. Export them as PNG.')
-  return grey, codes
+  return _Values(dict(grey), colours)
 
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
@@ -113,11 +130,12 @@ def _classes_of_colours(codes: Set[int]) -> Classes:
                  np.array([unpack(code) for code in known], np.uint8))
 
 
-def _check_values(values: Sequence[int]) -> list[str]:
+def _check_values(values: Sequence[int], held: _Values) -> list[str]:
   """What is odd about grey values as classes, as sentences.
 
   Args:
     values: in ascending order, without 255.
+    held: all.
   Raises: DataError for many that leave some out, as smoothing does, and for all there are.
   """
   consecutive = [*values] == [*range(len(values))]
@@ -132,4 +150,10 @@ def _check_values(values: Sequence[int]) -> list[str]:
   if consecutive:
     return []
   became = ', '.join(f'{value} became {id}' for id, value in enumerate(values))
-  return [f'The grey values of the masks are not 0, 1, 2, ...: as ids {became}; 255 is void.']
+  void = held.grey.get(IGNORE, 0) / sum(held.grey.values())
+  notes = [f'The grey values of the masks are not 0, 1, 2, ...: as ids {became}; 255 is void.']
+  if void > _MUCH_VOID:
+    notes.append(f'255, void, has {100 * void:.2g} % of the pixels. If it is a class, give '
+                 '--classes a file with a line for each: its name and three times its grey value, '
+                 'as in "film 255 255 255".')
+  return notes

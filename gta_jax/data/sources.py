@@ -172,10 +172,14 @@ def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
   known[[*range(len(dataset.classes)), IGNORE]] = True
   mask = dataset.reader.mask(id)
   if not known[mask].all():
-    unknown = np.unique(mask[~known[mask]]).tolist()
+    unknown, count = np.unique(mask[~known[mask]]).tolist(), len(dataset.classes)
+    grey = f'{dataset.classes[-1]} {unknown[-1]} {unknown[-1]} {unknown[-1]}'
+    hint = (' Where ids begin at 1, --mode convert --format masks makes a folder in which they '
+            'begin at 0.' if unknown == [count] else
+            f' If these are grey levels of classes, give each its own in classes.txt: "{grey}".')
     raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
-                    f'{len(dataset.classes) - 1} and {IGNORE} (ignore); renumber the mask or add '
-                    'the classes to classes.txt.')
+                    f'{count - 1} and {IGNORE} (ignore); renumber the mask or add the classes to '
+                    f'classes.txt.{hint}')
   return np.bincount(mask.ravel(), minlength=256)[:len(dataset.classes)] > 0
 
 

@@ -138,9 +138,9 @@ def choose_images(
     print(f'{known} more have a mask already and were not ranked: to train with it, move their ids '
           f'from {lists / "unlabeled.txt"} to labeled.txt.')
   if own.data.source == 'folder':
-    place = (config or own).data.dir
-    print(f'{label_next.copying_advice(dataset, Path(place), out)} and train:')
-    print(begun.command_with_lists(workdir, own, data=place, lists=lists))
+    advice, place = label_next.copying_advice(dataset, Path((config or own).data.dir), out)
+    print(f'{advice} and train:')
+    print(begun.command_with_lists(workdir, own, data=str(place), lists=lists))
   return out / label_next.FILE
 
 

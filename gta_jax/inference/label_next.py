@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import functools
 import io
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,16 +218,21 @@ def write(
   return out / 'splits' / str(len(together))
 
 
-def copying_advice(dataset: Dataset, folder: Path, out: Path) -> str:
-  """How the masks of OUT come into those of a data folder, whose ids may be written otherwise."""
-  advice = f'Then copy them into {folder / "masks"}'
-  white = dataset.reader.code.white if isinstance(dataset.reader, FolderReader) else IGNORE
-  if white != IGNORE:
-    advice = (f'The masks in {folder / "masks"} hold 0 and 255, those in {out / "masks"} hold 0, 1 '
-              'and, where nothing is known, 255. Mixed, 255 would lose its meaning: first write '
-              f'{"1 in the place of 255" if white else "0 in the place of 255 and 1 in that of 0"} '
-              'in all old masks (docs/how_to/label_next.md). ' + advice)
-  return advice
+def copying_advice(dataset: Dataset, folder: Path, out: Path) -> tuple[str, Path]:
+  """How the masks of OUT come into those of a data folder, and the folder to train on then.
+
+  Ids cannot be mixed with grey levels of classes, such as 0 and 255: these become ids first, in a
+  folder of their own, so that no mask is overwritten.
+  """
+  if not (isinstance(dataset.reader, FolderReader) and dataset.reader.code.greys):
+    return f'Then copy them into {folder / "masks"}', folder
+  named = folder if folder.name else folder.resolve()
+  new = named.with_name(f'{named.name}-ids')
+  command = shlex.join(['gta-jax', '--mode', 'convert', '--source', str(folder), '--format',
+                        'masks', '--out', str(new)])
+  return (f'The masks in {folder / "masks"} hold grey levels of classes, those in {out / "masks"} '
+          'ids, and 255 where nothing is known; they cannot be mixed. So make a folder of ids:\n'
+          f'{command}\nThen copy them into {new / "masks"}'), new
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

@@ -370,17 +370,43 @@ def test_names_of_an_archive_from_a_mac_are_those_of_lists_and_masks(tmp_path):
     assert (dataset.labelled, dataset.validation) == ((f'{composed}2',), (f'{composed}1',))
 
 
-def test_masks_of_one_bit_are_refused_by_the_folder_and_written_anew_by_convert(tmp_path):
+def test_masks_of_one_bit_tell_two_classes(tmp_path):
   root, out, truth = tmp_path / 'in', tmp_path / 'out', np.resize([0, 1, 1], SIZE)
   for name in 'ab':
     photo(root / 'images' / f'{name}.png')
     (root / 'masks').mkdir(exist_ok=True)
     Image.fromarray(truth.astype(bool)).save(root / 'masks' / f'{name}.png')
-  (root / 'classes.txt').write_text('sky\ncar\n')
+  (root / 'classes.txt').write_text('sky\ncar\nbus\n')
   (root / 'splits').mkdir()
   (root / 'splits' / 'val.txt').write_text('a\n')
-  with pytest.raises(DataError, match='grey with 1 bits a channel; .* or let --mode convert write'):
-    sources.check(folder.read_folder(root, labelled='1'))
+  for use in (lambda: sources.check(folder.read_folder(root, labelled='1')),
+              lambda: convert(root, out, layout='masks')):
+    with pytest.raises(DataError, match='one bit a pixel, which tells two classes'):
+      use()
+  (root / 'classes.txt').write_text('sky\ncar\n')
   convert(root, out, layout='masks')
-  sources.check(folder.read_folder(out, labelled='1'))
-  np.testing.assert_array_equal(ids_of(out, 'a'), truth)
+  for data in (root, out):
+    dataset = folder.read_folder(data, labelled='1')
+    sources.check(dataset)
+    np.testing.assert_array_equal(dataset.reader.mask('a'), truth)
+
+
+def test_an_empty_list_of_unlabelled_images_stays_one(tmp_path):
+  for name in 'abc':
+    photo(tmp_path / 'in' / 'images' / f'{name}.png')
+    save(tmp_path / 'in' / 'masks' / f'{name}.png', np.resize([0, 1], SIZE))
+  (tmp_path / 'in' / 'classes.txt').write_text('sky\ncar\n')
+  for name, ids in {'val': 'b', '1/labeled': 'a', '1/unlabeled': ''}.items():
+    path = tmp_path / 'in' / 'splits' / f'{name}.txt'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(ids)
+  convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  for data in ('in', 'out'):
+    assert folder.read_folder(tmp_path / data, labelled='1').unlabelled == ()
+
+
+def test_the_present_folder_is_no_place_for_a_conversion(tmp_path, monkeypatch):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  with pytest.raises(DataError, match='is the folder that you are in'):
+    convert(tmp_path, '.', layout='masks')

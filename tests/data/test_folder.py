@@ -175,7 +175,7 @@ def test_black_and_white_masks_are_two_classes(tmp_path, mask):
   root = make(tmp_path, image=grey, mask=mask, classes='rock\npore\n')
   dataset = read_folder(root, labelled='1')
   check(dataset)
-  assert "255 is read as 'pore'" in dataset.note
+  assert "0 is 'rock', 255 is 'pore'" in dataset.note
   np.testing.assert_array_equal(dataset.reader.mask('a'), BLACK_WHITE // 255)
   save(root / 'masks' / 'b.png', BLACK_WHITE // 255)  # one among them holds ids
   assert read_folder(root, labelled='1').reader.mask('a').max() == 255

@@ -65,7 +65,7 @@ def one_bit_mask(folder):
     (lambda f: jpeg(f / 'images' / 'b.jpg', size=(11, 16)), r'b\.png has height.*export'),
     (lambda f: mask(f / 'masks' / 'c.png', [0, 3, 77]), r"'c' holds \[3, 77\].*0 to 2.*renumber"),
     (deep_mask, r'a\.png holds 256; a mask holds class ids'),
-    (one_bit_mask, r'a\.png is grey with 1 bits.*export'),
+    (one_bit_mask, r'a\.png has one bit a pixel, .* there are 3.*export'),
 ])
 def test_check_refuses_damaged_files(folder, damage, message):
   dataset = read_folder(folder, labelled='2')

@@ -1,4 +1,4 @@
-"""Masks of two classes that are black and white: which of them white is."""
+"""Masks that hold grey levels of classes: black and white of two, and greys of more."""
 
 import numpy as np
 import pytest
@@ -41,9 +41,7 @@ def test_white_is_the_white_class_and_else_the_second(tmp_path, classes, kinds):
   expected = np.where(WHITE, TELLING[classes], 1 - TELLING[classes])
   for id in 'ab':
     np.testing.assert_array_equal(dataset.reader.mask(id), expected)
-  if kinds == ('grey', 'grey'):
-    name = ('rock', 'pore')[TELLING[classes]]
-    assert f'255 is read as {name!r}' in dataset.note
+  assert kinds[0] != 'grey' or f"255 is '{('rock', 'pore')[TELLING[classes]]}'" in dataset.note
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -55,6 +53,52 @@ def test_a_conversion_means_the_same(tmp_path, classes, kind):
     path = tmp_path / 'out' / 'masks' / f'{id}.png'
     np.testing.assert_array_equal(decode_mask(path.read_bytes(), id), expected)
   sources.check(read_folder(tmp_path / 'out', labelled='1'))
+
+
+GREYS = 'matrix 0 0 0\nmineral 85 85 85\npore 170 170 170\nfilm 255 255 255\n'
+IDS = np.resize([0, 1, 2, 3], SIZE).astype(np.uint8)
+
+
+def test_grey_levels_of_more_classes_are_ids_where_classes_have_them(tmp_path):
+  root = make(tmp_path / 'in', GREYS, 'grey', 'grey')
+  for id in 'ab':
+    Image.fromarray(85 * IDS).save(root / 'masks' / f'{id}.png')
+  convert(root, tmp_path / 'out', layout='masks')
+  for data in (root, tmp_path / 'out'):
+    dataset = read_folder(data, labelled='1')
+    sources.check(dataset)
+    np.testing.assert_array_equal(dataset.reader.mask('a'), IDS)
+  assert "85 is 'mineral', 170 is 'pore', 255 is 'film'" in read_folder(root, labelled='1').note
+  reader = read_folder(root, labelled='1').reader
+  Image.fromarray(np.full(SIZE, 7, np.uint8)).save(root / 'masks' / 'a.png')
+  with pytest.raises(DataError, match='holds 7, while the other masks hold 0, 85, 170, 255 alone'):
+    reader.mask('a')
+  with pytest.raises(DataError, match=r'holds \[85, 170\].* grey levels of classes, give each'):
+    sources.check(read_folder(root, labelled='1'))
+
+
+def test_ids_stay_ids_though_classes_are_grey(tmp_path):
+  for void in (IDS, np.where(IDS == 3, 255, IDS).astype(np.uint8)):
+    root = make(tmp_path / str(void.max()), GREYS, 'grey', 'grey')
+    for id in 'ab':
+      Image.fromarray(void).save(root / 'masks' / f'{id}.png')
+    np.testing.assert_array_equal(read_folder(root, labelled='1').reader.mask('a'), void)
+
+
+def test_a_conversion_says_how_much_is_void_and_takes_ids_from_1_on(tmp_path):
+  root = make(tmp_path / 'in', 'a\nb\nc\nd\n', 'grey', 'grey')
+  for id in 'ab':
+    Image.fromarray(IDS + 1).save(root / 'masks' / f'{id}.png')
+  with pytest.raises(DataError, match=r'holds \[4\].*begin at 1, .*--mode convert'):
+    sources.check(read_folder(root, labelled='1'))
+  report = convert(root, tmp_path / 'out', layout='masks')
+  assert "1 was taken for 'a', the first class" in report.text()
+  np.testing.assert_array_equal(read_folder(tmp_path / 'out', labelled='1').reader.mask('a'), IDS)
+  (root / 'classes.txt').unlink()
+  for id in 'ab':
+    Image.fromarray(85 * IDS).save(root / 'masks' / f'{id}.png')
+  text = convert(root, tmp_path / 'three', layout='masks').text()
+  assert '255, void, has 25 % of the pixels. If it is a class, give --classes a file' in text
 
 
 def test_masks_that_store_white_as_zero_are_refused(tmp_path):
