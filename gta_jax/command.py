@@ -168,7 +168,7 @@ def _prepare(config: Config, values: Flags) -> None:
     notes.append(f'The weights {name} are in {weights.fetch(name)}.')
   print(f'{dataset.name} is ready: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} '
         f'unlabelled, {len(dataset.validation)} validation images. '
-        f'{" ".join([dataset.note, *notes])}'.rstrip())
+        f'{" ".join([*dataset.note.splitlines(), *notes])}'.rstrip())
 
 
 def _inspect(config: Config, values: Flags) -> None:
@@ -179,7 +179,7 @@ def _inspect(config: Config, values: Flags) -> None:
   print(f'\nwritten to {folder / "inspection.json"}')
 
 
-def _baseline(config: Config, values: Flags) -> None:
+def _baseline(config: Config | None, values: Flags) -> None:
   from gta_jax.inference import baseline  # noqa: PLC0415
   from gta_jax.training import (  # noqa: PLC0415
     finished_run,
@@ -189,7 +189,9 @@ def _baseline(config: Config, values: Flags) -> None:
   from gta_jax.training.logs import percent  # noqa: PLC0415
 
   workdir = Path(values.workdir)
-  found = baseline.run_baseline(config, workdir)
+  if config is None and not (workdir / 'config.json').is_file():
+    raise ValueError(f'{workdir} holds no run whose data could be taken; give --config as well.')
+  found = baseline.run_baseline(config or baseline.config_of(workdir), workdir)
   for name, share in found['scores']['iou'].items():
     print(f'{name}: IoU {percent(share)} %')
   print(f'{found["method"]}: mIoU {percent(found["scores"]["miou"])} % on {len(found["ids"])} '

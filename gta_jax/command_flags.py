@@ -29,7 +29,7 @@ MODES = {
 # What a mode cannot do without.
 _NEEDED = {
   'train': ('config', 'workdir'), 'convert': ('source', 'format', 'out'), 'prepare': ('config',),
-  'inspect': ('config',), 'baseline': ('config', 'workdir'), 'evaluate': ('workdir',),
+  'inspect': ('config',), 'baseline': ('workdir',), 'evaluate': ('workdir',),
   'predict': ('workdir', 'images', 'out'), 'export': ('workdir', 'format', 'out'),
   'label_next': ('workdir',), 'report': (), 'methods': ()}
 # The modes that read flags, and these; all others refuse them.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ from gta_jax.data.files import IGNORE, DataError
 from gta_jax.data.masks import Colour, MaskCode
 from gta_jax.data.sources import default_palette
 
+# Several numbers behind a name, as a colour that lacks one or is cut by commas.
+_NO_COLOUR = re.compile(r'(?:[\s,;:]+[\d.]+){2,}$')
+_NUMBERED = re.compile(r'(\d+)[\s,;:.]+\S')
 _IGNORED = 'ignore'  # with a colour, that of pixels without a label; alone, a class as any other
 
 
@@ -50,7 +54,7 @@ def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
 def read_classes(path: pathlib.Path) -> Classes:
   """Reads lines `name`, `name r g b`, and `ignore r g b`, which is no class.
 
-  Raises: DataError with the line that is wrong.
+  Raises: DataError with the line that is wrong, or that would be a class and is not meant so.
   """
   named: list[tuple[str, Colour | None]] = []
   ignored: list[Colour] = []
@@ -59,6 +63,12 @@ def read_classes(path: pathlib.Path) -> Classes:
     name, colour = _split_colour(line)
     if colour and max(colour) > 255:
       raise DataError(f'{path}, line {number}: {line!r} has a colour above 255; use 0 to 255.')
+    if line.startswith('#'):
+      raise DataError(f'{path}, line {number}: {line!r} would be a class, as every line is one; '
+                      'remove it.')
+    if colour is None and _NO_COLOUR.search(line):
+      raise DataError(f'{path}, line {number}: {line!r} ends in numbers that are no colour; write '
+                      'three of them, 0 to 255, with spaces between, as in "road 128 64 128".')
     if name == _IGNORED and colour:
       ignored.append(colour)
       continue
@@ -67,6 +77,10 @@ def read_classes(path: pathlib.Path) -> Classes:
     named.append((name, colour))
   if not 0 < len(named) < IGNORE + 1:
     raise DataError(f'{path} names {len(named)} classes; 1 to {IGNORE} are possible, one a line.')
+  numbers = [int(found[1]) for name, _ in named if (found := _NUMBERED.match(name))]
+  if len(named) > 1 and numbers in ([*range(len(named))], [*range(1, len(named) + 1)]):
+    raise DataError(f'{path} numbers its lines, as in {named[0][0]!r}; an id is the place in the '
+                    'list, from 0 on: leave the numbers out.')
   palette = default_palette(len(named))
   for index, (_, colour) in enumerate(named):
     palette[index] = palette[index] if colour is None else colour

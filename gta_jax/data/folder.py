@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def read_folder(
       labelled, candidates, reader, splits, classes=classes.names, seed=seed, notes=notes)
     notes.append(note)
   listed = {*elsewhere, *chosen, *(train or ()), *(unlabelled or ())}
-  notes += of_unlisted(images.read, images.others, listed, used=unlabelled is None)
+  notes += of_unlisted(images.read, images.others, listed, reader.masks, used=unlabelled is None)
   if unlabelled is None:
     unlabelled = tuple(sorted(images.read.keys() - elsewhere - set(chosen)))
   for id in (*chosen, *validation):
@@ -143,7 +143,7 @@ def read_folder(
     notes += more
   return Dataset(
     root.resolve().name, classes.names, classes.palette, chosen, unlabelled, validation, reader,
-    ' '.join(notes), test=test, pixel_range=reader.pixel_range)
+    '\n'.join(notes), test=test, pixel_range=reader.pixel_range)
 
 
 def _draw(
@@ -229,7 +229,11 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
       raise DataError(f'{found[id]} and {path} have the same id {id!r}; remove or rename one.')
     found[id] = str(path)
   if not found:
-    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files; put them there.')
+    there = ', '.join(sorted({pathlib.Path(path).suffix.lower() for path in others.values()}))
+    lossy = ' A JPEG changes ids: export masks anew.' if suffixes == MASK_SUFFIXES else ''
+    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files'
+                    f'{f", but {len(others)} of {there}" if there else ""}; put them there.'
+                    f'{lossy if ".jpg" in there or ".jpeg" in there else ""}')
   return _Files(found, {id: path for id, path in others.items() if id not in found})
 
 
@@ -260,10 +264,18 @@ def _read_list(path: pathlib.Path, images: _Files) -> tuple[str, ...]:
         if id in images.others:
           raise DataError(f'{path}, line {number}: {images.others[id]} has a suffix that is not '
                           f'read; convert it to one of {", ".join(IMAGE_SUFFIXES)}.')
-      raise DataError(f'{path}, line {number}: no image below images/ has the id '
-                      f'{meant[-1]!r}; add the image or remove the line.')
+      raise DataError(f'{path}, line {number}: no image below images/ has the id {meant[-1]!r}'
+                      f'{_likely(meant[-1], images.read)}; add the image or remove the line.')
     if known[0] in ids:
       raise DataError(f'{path}, line {number}: {known[0]!r} is on line {ids[known[0]]} already; '
                       'remove one.')
     ids[known[0]] = number
   return tuple(ids)
+
+
+def _likely(id: str, images: Collection[str]) -> str:
+  """The id that may be meant, as a part of a sentence: of the same name in another folder."""
+  path = pathlib.PurePosixPath(id.replace('\\', '/'))
+  found = sorted(image for image in images
+                 if pathlib.PurePosixPath(image).name in (path.name, path.stem))
+  return f' (there is {found[0]!r})' if found else ''

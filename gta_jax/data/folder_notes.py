@@ -16,7 +16,8 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def of_unlisted(
-  images: Collection[str], others: Mapping[str, str], listed: set[str], *, used: bool
+  images: Collection[str], others: Mapping[str, str], listed: set[str], masks: Collection[str], *,
+  used: bool,
 ) -> list[str]:
   """What becomes of images that no list names.
 
@@ -24,13 +25,16 @@ def of_unlisted(
     images: their ids.
     others: id -> path, of files under other suffixes.
     listed: ids that a list names.
+    masks: ids that have one.
     used: whether the others are unlabelled images.
   """
   notes = []
-  if unlisted := len(set(images) - listed):
-    notes.append(f'{unlisted} images are in no list; ' + (
+  if unlisted := set(images) - listed:
+    masked = len(unlisted.intersection(masks))
+    notes.append(f'{len(unlisted)} images are in no list; ' + (
       'they are used as unlabelled ones: list what must stay out in splits/test.txt.'
-      if used else 'they are not used, as there is a list unlabeled.txt.'))
+      if used else 'they are not used, as there is a list unlabeled.txt.') + (
+      f' {masked} of them have a mask, which is not looked at.' if masked and used else ''))
   counts = collections.Counter(
     suffix for path in others.values()
     if (suffix := pathlib.PurePath(path).suffix.lower()) in OTHER_IMAGES)

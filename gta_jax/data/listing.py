@@ -68,3 +68,8 @@ def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
   found = [reading for text in (composed(line), composed(line.strip())) for reading in (
     (text, text[:text.rfind('.')]) if text.lower().endswith(known) else (text,))]
   return tuple(dict.fromkeys(found))
+
+
+def named(ids: Sequence[str]) -> str:
+  """The first of some ids, and how many more there are, for messages."""
+  return f'{ids[0]!r}' + (f' (and {len(ids) - 1} more)' if len(ids) > 1 else '')

@@ -23,6 +23,7 @@ from gta_jax.data.files import (
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 Colour = tuple[int, int, int]
 _IDS, _COLOURS, _BITS = 'ids', 'colours', 'bits'
+_NAMED = 8  # colours in a message
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
@@ -296,11 +297,13 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.n
   if (pixels == grey[..., None]).all() and np.isin(grey, (0, IGNORE)).all():
     return grey, False
   row, column = (int(axis[0]) for axis in np.nonzero(unknown))
+  others = np.unique(packed[unknown]).tolist()
+  named = ', '.join(str(unpack(one)) for one in others[:_NAMED]) + ', ...' * (len(others) > _NAMED)
   raise DataError(
     f'{path} has the colour {tuple(pixels[row, column].tolist())} in row {row}, column {column} '
-    f'(and {int(unknown.sum()) - 1} more pixels of unknown colours), which no class of classes.txt '
-    'has; give one that colour, as in "road 128 64 128", or write a line "ignore R G B" for pixels '
-    'without a label.')
+    f'(and {int(unknown.sum()) - 1} more pixels of unknown colours: {named}), which no class of '
+    'classes.txt has; give one that colour, as in "road 128 64 128", or write a line '
+    '"ignore R G B" for pixels without a label.')
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
+from gta_jax.data.listing import named
 
 _T = TypeVar('_T')
 _CHECK_THREADS = 8
@@ -59,7 +60,7 @@ class Dataset:
     unlabelled: ids that train without; their masks, if any, are read for diagnostics only.
     validation: ids that are evaluated.
     reader: see Reader.
-    note: sentences that the user should read, such as how a subset was drawn; '' for none.
+    note: sentences that the user should read, such as how a subset was drawn, a line each.
     checked: all files were decoded before, as prepared records are; `check` then reads none.
     test: ids that are evaluated on demand alone, and never trained on.
     pixel_range: (black, white) of images of 16 bits, which become 8; () without such.
@@ -122,8 +123,9 @@ def of_each(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
     futures = [pool.submit(function, id) for id in ids]
     refused = [error for future in futures if isinstance(error := future.exception(), DataError)]
   if len(refused) > 1:
-    raise DataError(f'{len(refused)} files cannot be used:\n' + '\n'.join(
-      f'  {error}' for error in refused[:_NAMED]) + '\n  ...' * (len(refused) > _NAMED))
+    said = [f'  {error}' for error in sorted(map(str, refused))]
+    raise DataError('\n'.join([f'{len(said)} files cannot be used:', *said[:_NAMED],
+                               *['  ...'] * (len(said) > _NAMED)]))
   return [future.result() for future in futures]
 
 
@@ -150,7 +152,7 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
       raise DataError(f'The {name} split of {dataset.name} is empty; it needs at least one id.')
   for one, other in itertools.combinations(splits, 2):
     if both := sorted(set(splits[one]) & set(splits[other])):
-      raise DataError(f'{both[0]!r} (and {len(both) - 1} more) of {dataset.name} is both {one} and '
+      raise DataError(f'{named(both)} of {dataset.name} is both {one} and '
                       f'{other}; remove it from one of the lists.')
   with_masks = dataset.labelled + dataset.validation
   for id in with_masks:

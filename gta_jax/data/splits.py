@@ -9,6 +9,7 @@ import numpy as np
 
 from gta_jax.data.downloads import RemoteFile, fetch
 from gta_jax.data.files import DataError
+from gta_jax.data.listing import named
 from gta_jax.data.sources import Dataset, Reader, draw_covering
 
 SPLIT_SOURCES = ('published', 'seeded')
@@ -179,7 +180,7 @@ def _check_known(catalogue: Catalogue, dataset: Dataset, split: str) -> None:
   for lacking, what in ((labelled, 'mask'), (unlabelled, 'image')):
     if lacking:
       raise DataError(
-        f'{min(lacking)!r} (and {len(lacking) - 1} more) of split {split} has no {what} among the '
+        f'{named(sorted(lacking))} of split {split} has no {what} among the '
         f'{len(catalogue.training)} training images of {catalogue.name}; use another split, or '
         'data that has it (for VOC: SegmentationClassAug, or an empty data.dir, which prepares '
         'the augmented set).')

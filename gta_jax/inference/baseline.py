@@ -18,6 +18,7 @@ from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.inference.tiles import Tile, tiles_of
 from gta_jax.training import config_rules, setup
+from gta_jax.training.finished_run import read_run
 from gta_jax.training.logs import note
 
 _PIXELS = 60_000  # that the forest learns from, of all labelled images together
@@ -54,6 +55,15 @@ def run_baseline(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
   workdir.mkdir(parents=True, exist_ok=True)
   replace_text(workdir / 'baseline.json', json.dumps(result) + '\n')
   return result
+
+
+def config_of(workdir: Path) -> ml_collections.ConfigDict:
+  """The config of the run in a folder, with the labelled images that it was trained on."""
+  config, _ = read_run(workdir)
+  if config.data.source == 'folder':
+    with config.unlocked():
+      config.data.split_lists = str(workdir / 'splits')
+  return config
 
 
 def _label(forest: Any, image: np.ndarray, *, grey: bool) -> np.ndarray:

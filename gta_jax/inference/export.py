@@ -138,8 +138,10 @@ def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
     import jax2onnx  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise ValueError(f'ONNX needs the package {error.name or error}; docs/export.md has the '
-                     'commands that install it.') from error
+    raise ValueError(
+      f'ONNX needs the package {error.name or error}; install it with "pip install onnx onnx_ir '
+      'onnxruntime equinox jaxtyping dm_pix && pip install --no-deps jax2onnx".'
+    ) from error
   shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
   try:
     with portable():  # As another function: jax remembers the one that has run.

@@ -66,8 +66,9 @@ def evaluate_run(
   dataset = run_data.make_dataset(workdir, config, own, described['classes'])
   if split == 'test':
     if not dataset.test:
-      raise ValueError(f'{dataset.name} names no test images; only a folder has them, '
-                       'listed in splits/test.txt.')
+      where = (f'list their ids in {Path(config.data.dir) / "splits" / "test.txt"}'
+               if config.data.source == 'folder' else 'only a folder of your own has them')
+      raise ValueError(f'{dataset.name} names no test images; {where}.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   run_data.check_unseen(
     workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))

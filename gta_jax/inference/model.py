@@ -1,5 +1,6 @@
 """A trained model: images in, masks or probabilities out."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -203,7 +204,10 @@ def _probabilities(network: Network, variables: Variables, images: Any, size: Si
 
 def _as_rgb(image: Any, index: int, pixel_range: Sequence[int]) -> np.ndarray:
   """uint8 [H,W,3] of an array that is an image."""
-  image = np.asarray(image)
+  if isinstance(image, (str, os.PathLike)):
+    raise DataError(f'image {index} is the path {str(image)!r}; give its pixels, as in '
+                    'np.asarray(PIL.Image.open(path)), or use --mode predict.')
+  image = given = np.asarray(image)
   if image.dtype.newbyteorder('=') == np.uint16:  # Some TIFF readers keep the file's byte order.
     if not pixel_range:
       raise DataError(f'image {index} has 16 bits a channel, but the training images had 8; give '
@@ -211,6 +215,6 @@ def _as_rgb(image: Any, index: int, pixel_range: Sequence[int]) -> np.ndarray:
     image = scale_to_8_bits(image, pixel_range)
   grey = image[..., None] if image.ndim == 2 else image
   if image.dtype != np.uint8 or grey.ndim != 3 or grey.shape[-1] not in (1, 3, 4) or not grey.size:
-    raise DataError(f'image {index} is {image.dtype} {list(image.shape)}; give uint8 or uint16 '
+    raise DataError(f'image {index} is {given.dtype} {list(given.shape)}; give uint8 or uint16 '
                     '[H,W], [H,W,1], [H,W,3] or [H,W,4], and several images as a list.')
   return np.repeat(grey, 3, -1) if grey.shape[-1] == 1 else grey[..., :3]

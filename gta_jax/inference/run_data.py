@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
+from gta_jax.data.listing import named
 from gta_jax.data.sources import Dataset
 from gta_jax.training import setup
 from gta_jax.training.logs import note
@@ -67,12 +68,12 @@ def check_unseen(
     return sorted(learnt & set(ids))
 
   if labelled := seen('labeled'):
-    text = (f'{labelled[0]!r} (and {len(labelled) - 1} more) of the {len(ids)} {split} images '
+    text = (f'{named(labelled)} of the {len(ids)} {split} images '
             f'trained the run in {workdir} with a mask')
     if same_data:
       raise ValueError(f'{text}, so that its score says nothing; take it out of '
                        f'splits/{split}.txt, or train anew without it, in another --workdir.')
     note(f'{text}, if it is the same image: its score would say nothing.')
   if unlabelled := seen('unlabeled'):
-    note(f'{unlabelled[0]!r} (and {len(unlabelled) - 1} more) of the {len(ids)} {split} images '
+    note(f'{named(unlabelled)} of the {len(ids)} {split} images '
          f'trained the run in {workdir} without a mask: scores of new images may be lower.')

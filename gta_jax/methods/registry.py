@@ -4,6 +4,7 @@ A new method is a file beside this one and a line in METHODS; docs/new_method.md
 """
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -195,7 +196,9 @@ def make_method(
 
 def _look_up(what: str, value: str, known: Mapping[str, Any]) -> Any:
   if value not in known:
-    raise ValueError(f'{what}={value!r} is unknown; use one of: {", ".join(known)}.')
+    close = difflib.get_close_matches(value, known, n=1)
+    raise ValueError(f'{what}={value!r} is unknown; {f"did you mean {close[0]}? " if close else ""}'
+                     f'Use one of: {", ".join(known)}.')
   return known[value]
 
 

@@ -43,7 +43,7 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
   text = json.dumps(from_data.to_json(found, proposed), indent=2) + '\n'
   replace_text(path, text)
   return inspection_table(
-    found, proposed, from_data.unset(config), [*filter(None, [dataset.note]), *notes])
+    found, proposed, from_data.unset(config), [*dataset.note.splitlines(), *notes])
 
 
 def inspection_table(

@@ -53,6 +53,32 @@ def as_begun(config: ml_collections.ConfigDict, workdir: Path | None) -> ml_coll
   return with_values(config, values)
 
 
+def kept(
+  given: ml_collections.ConfigDict, config: ml_collections.ConfigDict, workdir: Path | None
+) -> list[str]:
+  """What a run keeps of its beginning though nobody says so now, where the data propose another.
+
+  Args:
+    given: the config as it was given.
+    config: with what the run began with, see as_begun.
+    workdir: of the run.
+  Returns: a sentence, if there is such a field.
+  """
+  path = workdir / 'inspection.json' if workdir else None
+  if not path or not path.is_file() or not unset(given):
+    return []
+  try:
+    found, _ = of_json(read_json(path))
+  except ValueError:  # A training inspects anew where it needs to.
+    return []
+  others = [
+    f'{one.field}={config_rules.look_up(config, one.field)} (the data propose {one.value})'
+    for one in proposals(found, given) if one.field in unset(given)
+    and config_rules.look_up(config, one.field) not in (None, one.value)]
+  return [f'This run began with {", ".join(others)} and keeps it; use another workdir for a run as '
+          'the data propose it.'] if others else []
+
+
 def inspect(dataset: Dataset, workdir: Path | None = None) -> Inspection:
   """Inspects a checked data set; an inspection of the same files in the folder is read instead."""
   path = workdir / 'inspection.json' if workdir else None

@@ -108,7 +108,9 @@ def make_run(
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
-  config = from_data.as_begun(config_rules.complete(config), workdir)
+  given = config_rules.complete(config)
+  config = from_data.as_begun(given, workdir)
+  kept = from_data.kept(given, config, workdir)
   checked, found, proposed = None, None, []
   if from_data.unset(config):
     checked = _checked_dataset(config)
@@ -140,8 +142,8 @@ def make_run(
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
   remarks = [*found.remarks, *map(str, proposed)] if found else []
-  notes = tuple(filter(None, (
-    dataset.note, *odd, *remarks, _pooling_note(config), *method.check(tools))))
+  of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
+  notes = tuple(filter(None, (*of_data, _pooling_note(config), *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
 

@@ -1,6 +1,7 @@
 """A folder as people have it: formats, depths, colours, lists, and what becomes of the rest."""
 
 import dataclasses
+import pathlib
 
 import cv2
 import numpy as np
@@ -273,6 +274,32 @@ def test_a_class_may_be_called_ignore(tmp_path):
   (tmp_path / 'classes.txt').write_text('ignore\nb 1 2 3\n')
   found = read_classes(tmp_path / 'classes.txt')
   assert found.names == ('ignore', 'b') and found.ignored == ()
+
+
+def test_names_of_classes_may_hold_a_number(tmp_path):
+  (tmp_path / 'classes.txt').write_text('phase 1\nphase 2 9 9 9\n3D print\n')
+  assert read_classes(tmp_path / 'classes.txt').names == ('phase 1', 'phase 2', '3D print')
+
+
+def test_masks_that_nobody_looks_at_are_counted(tmp_path):
+  root = make(tmp_path, image=grey)
+  assert 'have a mask, which' not in read_folder(root, labelled='1').note
+  save(root / 'masks' / 'd.png', IDS)
+  assert '1 of them have a mask, which is not looked at' in read_folder(root, labelled='1').note
+
+
+def test_a_stack_becomes_images_by_the_lines_that_the_documentation_has(tmp_path, monkeypatch):
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'how_to' / 'prepare_images.md'
+  code = page.read_text().partition('<!-- stack -->\n```python\n')[2].partition('```')[0]
+  volume = np.linspace(-1, 1, 3 * 12 * 16, dtype=np.float32).reshape(3, 12, 16)
+  first, *others = map(Image.fromarray, volume)
+  first.save(tmp_path / 'VOLUME.tif', save_all=True, append_images=others)
+  monkeypatch.chdir(tmp_path)
+  exec(code, {})
+  found = np.array([np.asarray(Image.open(path)) for path in sorted(
+    (tmp_path / 'DIR' / 'images').iterdir())])
+  assert found.dtype == np.uint16 and found.shape == volume.shape
+  np.testing.assert_allclose(found / 65535, (volume + 1) / 2, atol=0.002)
 
 
 def test_masks_that_belong_to_no_image_are_said(tmp_path):

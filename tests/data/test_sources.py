@@ -148,6 +148,11 @@ def test_masks_that_are_odd_and_possible_are_named(folder):
     (lambda f: broken(f, 'classes.txt', b''), 'names 0 classes'),
     (lambda f: broken(f, 'classes.txt', b'sky\nsky'), "line 2: 'sky' is named twice"),
     (lambda f: broken(f, 'classes.txt', b'sky 1 2 256'), 'colour above 255'),
+    (lambda f: broken(f, 'classes.txt', b'# phases\nsky\ncar\n'), r"line 1: '# ph.* remove it"),
+    (lambda f: broken(f, 'classes.txt', b'sky\ncar 20 80\n'), "2: 'car 20 80' ends in numbers"),
+    (lambda f: broken(f, 'classes.txt', b'sky,1,1,1\ncar\n'), "'sky,1,1,1' ends in numbers"),
+    (lambda f: broken(f, 'classes.txt', b'1: sky\n2: car 1 2 3\n'), "its lines, as in '1: sky'"),
+    (lambda f: broken(f, 'splits/val.txt', b'sub\\a\n'), r"'sub.*' \(there is 'a'\); add"),
 ])
 def test_reading_refuses_wrong_lists(folder, change, message):
   change(folder)

@@ -32,6 +32,16 @@ def test_the_classifier_is_scored_as_networks_are(tmp_path, monkeypatch, capsys)
   assert baseline.run_baseline(config, tmp_path / 'again') == found
 
 
+def test_a_run_brings_its_own_config_and_masks(folder_run, capsys):
+  config = baseline.config_of(folder_run / 'run')
+  lists = folder_run / 'run' / 'splits'
+  assert setup.make_dataset(config).labelled == tuple(
+    (lists / config.data.split / 'labeled.txt').read_text().split())
+  assert config.data.split_lists == str(lists)
+  assert command.main(['gta-jax', '--mode', 'baseline', '--workdir', 'none']) == 2
+  assert 'holds no run whose data could be taken; give --config' in capsys.readouterr().err
+
+
 def test_rare_classes_are_drawn_by_the_root_of_their_frequency(monkeypatch):
   monkeypatch.setattr(baseline, '_PIXELS', 40)
   masks = [np.zeros((30, 30), np.uint8), np.full((20, 50), 255, np.uint8)]

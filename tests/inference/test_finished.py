@@ -39,8 +39,13 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
   kept = evaluations.read(workdir)
   assert [one['checkpoint'] for one in kept] == ['last', 'best']
   assert kept[0]['protocols'].keys() == found.keys()
-  with pytest.raises(ValueError, match=r'names no test images; .*splits/test\.txt'):
+  with pytest.raises(ValueError, match='names no test images; only a folder of your own has them'):
     inference.evaluate_run(workdir, None, split='test')
+
+
+def test_a_folder_without_test_images_is_told_where_to_list_them(folder_run):
+  with pytest.raises(ValueError, match=r'list their ids in .*data/splits/test\.txt'):
+    inference.evaluate_run(folder_run / 'run', None, split='test')
 
 
 def test_prediction_of_a_folder(finished, tmp_path, capsys):

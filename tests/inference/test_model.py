@@ -58,6 +58,8 @@ def test_a_long_image_is_cut_as_a_large_one_is():
   (np.zeros((4, 5, 2), np.uint8), r'\[4, 5, 2\]'),
   (np.zeros((0, 5, 3), np.uint8), r'\[0, 5, 3\]'),
   (None, 'object'),
+  ('a.png', "the path 'a.png'; give its pixels"),
+  (np.zeros((3, 4, 5), np.uint16), r'16 bits'),
 ])
 def test_refuses_what_is_no_image(array, message):
   with pytest.raises(ValueError, match=message):

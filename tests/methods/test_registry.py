@@ -59,7 +59,7 @@ def test_option_wins_over_name_and_name_over_recipe():
 
 
 @pytest.mark.parametrize('arguments, message', [
-  (('gtaa',), 'unknown; use one of: gta, sup_only'),
+  (('gtaa',), r'unknown; did you mean gta\? Use one of: gta, sup_only'),
 ])
 def test_unknown_name_lists_the_known(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -67,7 +67,7 @@ def test_unknown_name_lists_the_known(arguments, message):
 
 
 @pytest.mark.parametrize('options, message', [
-  ({'recipe': 'papers'}, 'use one of: paper, released'),
+  ({'recipe': 'papers'}, 'did you mean paper. Use one of: paper, released'),
   ({'taw': 1}, 'gta has no options taw; use some of: .*smoothing'),
   ({'mixing': 'mixup'}, 'none, cutmix, classmix, cutout'),
   ({'drop_fraction': 20}, 'drop_fraction=20'),
