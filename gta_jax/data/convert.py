@@ -104,8 +104,9 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
     else:
       masks.add(item.id)
   if not masks:
-    raise DataError('No mask could be converted: ' + '; '.join(
-      f'{name}: {reason}' for name, reason in list(left_out.items())[:3]) + '.')
+    why = [reason if name in reason else f'{name}: {reason}' for name, reason in left_out.items()]
+    raise DataError('No image with a mask could be converted: ' + '; '.join(
+      one.rstrip('.') for one in why[:3]) + '.')
   held_out = {id for name in _HELD_OUT for id in found.lists.get(name, ())} - masks
   for item in kept:
     if item.id in held_out:

@@ -67,7 +67,8 @@ def read_voc(root: Path, classes: Classes | None = None) -> Source:
   for folder in (images, masks):
     if not folder.is_dir():
       raise DataError(f'{folder} does not exist; VOC\'s layout has JPEGImages and '
-                      'SegmentationClass.')
+                      'SegmentationClass. For any folder of images and one of masks use --format '
+                      'masks.')
   folder = root / 'ImageSets' / 'Segmentation'
   paths = {name: path for name in _LISTS if (path := folder / f'{name}.txt').is_file()}
   return _pair(root, images, masks, paths, classes)
@@ -81,8 +82,8 @@ def read_pair(root: Path, classes: Classes | None = None) -> Source:
   def only(names: Sequence[str], kind: str) -> Path:
     found = [root / name for name in names if (root / name).is_dir()]
     if len(found) != 1:
-      raise DataError(f'{root} has {len(found)} folders of {kind}; it needs one, with the name '
-                      f'{" or ".join(names)}.')
+      raise DataError(f'{root} has {len(found) or "no"} folder{"s" * (len(found) > 1)} of {kind} '
+                      f'under a known name; give one of them the name {" or ".join(names)}.')
     return found[0]
 
   splits = root / 'splits'
@@ -128,7 +129,8 @@ def _pair(
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)
     used += [str(mask)] if mask else []
     items.append(Item(id, path, mask and functools.partial(read_mask, mask, code)))
-  left_out |= {str(path): 'no image has its name' for path in of_masks.values()}
+  left_out |= {str(path): 'no image has its name, or that name without _mask'
+               for path in of_masks.values()}
   lists = {name: _read_list(name, path, found, left_out) for name, path in paths.items()}
   return Source(items, lists, left_out, classes, tuple(of_palettes(used, code)))
 

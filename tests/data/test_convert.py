@@ -241,13 +241,13 @@ def test_refuses_and_leaves_nothing(tmp_path):
   photo(root / 'images' / 'a.png')
   with pytest.raises(DataError, match='JPEGImages does not exist'):
     convert(root, out, layout='voc')
-  with pytest.raises(DataError, match='0 folders of masks'):
+  with pytest.raises(DataError, match='no folder of masks under a known name'):
     convert(root, out, layout='masks')
   with pytest.raises(DataError, match=r'no \.json'):
     convert(root, out, layout='coco')
   (root / 'masks').mkdir()
   (root / 'masks' / 'a.png').write_text('x')
-  with pytest.raises(DataError, match=r'No mask could be converted: .*a\.png is no JPEG'):
+  with pytest.raises(DataError, match=r'No image with a mask could be .*a\.png is no JPEG'):
     convert(root, out, layout='masks')
   with pytest.raises(DataError, match='lies in'):
     convert(root, root / 'out', layout='masks')
