@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.masks import Colour, MaskCode
+from gta_jax.data.mask_code import Colour, MaskCode
 from gta_jax.data.sources import default_palette
 
 # Several numbers behind a name, as a colour that lacks one or is cut by commas.

@@ -10,16 +10,9 @@ import numpy as np
 from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, visible_files
-from gta_jax.data.masks import (
-  MASK_SUFFIXES,
-  MaskCode,
-  classes_of_palette,
-  ids_of_bits,
-  in_8_bits,
-  mask_kind,
-  of_palettes,
-  without_alpha,
-)
+from gta_jax.data.mask_code import MaskCode
+from gta_jax.data.mask_palettes import classes_of_palette, of_palettes
+from gta_jax.data.masks import MASK_SUFFIXES, ids_of_bits, in_8_bits, mask_kind, without_alpha
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')

@@ -23,15 +23,9 @@ from gta_jax.data.files import (
 )
 from gta_jax.data.folder_notes import OTHER_IMAGES, of_masks, of_turned, of_unlisted
 from gta_jax.data.listing import id_of, readings, visible_files
-from gta_jax.data.masks import (
-  MASK_SUFFIXES,
-  MaskCode,
-  decode_any_mask,
-  ids_of_greys,
-  mask_kind,
-  of_palettes,
-  values_of_mask,
-)
+from gta_jax.data.mask_code import MaskCode, ids_of_greys
+from gta_jax.data.mask_palettes import of_palettes
+from gta_jax.data.masks import MASK_SUFFIXES, decode_any_mask, mask_kind, values_of_mask
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
 from gta_jax.data.sources import Dataset, draw_covering
 

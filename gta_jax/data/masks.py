@@ -1,10 +1,8 @@
-"""Masks as people have them: class ids, the colours of the classes, or 0 and 255."""
+"""Masks as people have them: class ids, colours or grey levels of the classes, black and white."""
 
-import contextlib
-import dataclasses
 import functools
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageFile
@@ -19,32 +17,14 @@ from gta_jax.data.files import (
   open_image,
   white_is_zero,
 )
+from gta_jax.data.mask_code import MaskCode, class_of_white, pack, unpack
+from gta_jax.data.mask_palettes import check_indices
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
-Colour = tuple[int, int, int]
 _IDS, _COLOURS, _BITS = 'ids', 'colours', 'bits'
 _NAMED = 8  # colours in a message
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskCode:
-  """How masks tell classes.
-
-  Attributes:
-    palette: RGB of each class.
-    chosen: whether the user gave every class its colour.
-    ignored: RGB of pixels without a label.
-    greys: (grey value, id) of each class where grey masks hold grey levels of classes instead of
-      ids, as 0 and 255 of two classes; see ids_of_greys.
-  """
-
-  palette: tuple[Colour, ...] = ()
-  chosen: bool = False
-  ignored: tuple[Colour, ...] = ()
-  greys: tuple[tuple[int, int], ...] = ()
 
 
 def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
@@ -75,7 +55,7 @@ def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, 
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
     if image.mode == 'P':
-      _check_indices(pixels, image.getpalette() or [], path, code)
+      check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
     return _ids_of_colours(pixels, path, code)
   if kind == _BITS:
@@ -104,98 +84,6 @@ def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
   raise DataError(f'{path} is {kind} a channel; {_NEEDED}.')
 
 
-def classes_of_palette(
-  indices: np.ndarray, palette: Sequence[int], code: MaskCode
-) -> dict[int, int]:
-  """Index -> the class that its colour names, where the palette tells the mask's classes apart.
-
-  Programs that save a coloured mask with a palette number the colours as they like.
-
-  Args:
-    indices: uint8 [H,W].
-    palette: R, G, B of index 0, then of index 1, ...
-    code: of the data set.
-  Returns: that of every index below 255 in the mask; nothing where a colour is no class's, or two
-    are one's, or not every class has a colour of the user's.
-  """
-  if not code.chosen:
-    return {}
-  named = _named(indices, palette, code)
-  found = {i: id for i, id in named.items() if id is not None}
-  return found if len({*found.values()}) == len(named) else {}
-
-
-def _named(
-  indices: np.ndarray, palette: Sequence[int], code: MaskCode
-) -> dict[int, int | None]:
-  """Index below 255 in the mask -> the class of its colour, None where it is no class's."""
-  classes: dict[tuple[int, ...], int] = {
-    **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
-  used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
-  return {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
-
-
-def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
-  """What palettes of these masks say against taking their indices for classes, as a sentence.
-
-  Programs that number colours as they come give an index another class in every mask. Where the
-  user gave every class its colour, a palette that has them all tells the classes
-  (classes_of_palette); one that has some of them, elsewhere than their ids are, is doubtful.
-  """
-  palettes: dict[str, tuple[int, ...]] = {}
-  for path in paths:
-    # Pillow raises almost anything on damaged bytes; `check` names them, here and below.
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      if image.mode == 'P':
-        palettes[path] = tuple(image.getpalette() or ())
-  return _of_chosen_colours(palettes, code) if code.chosen else _of_changing_palettes(palettes)
-
-
-def _of_chosen_colours(palettes: dict[str, tuple[int, ...]], code: MaskCode) -> list[str]:
-  for path, palette in palettes.items():
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      indices = np.asarray(image)
-      if classes_of_palette(indices, palette, code):
-        continue
-      for i, id in _named(indices, palette, code).items():
-        if id not in (None, i):
-          return [f'{_otherwise_coloured(path, i, id)}, but not every index that of a class of its '
-                  'own. Indices are taken for classes: if colours tell them, save the masks as RGB '
-                  'and give every colour a line in classes.txt.']
-  return []
-
-
-def _of_changing_palettes(palettes: dict[str, tuple[int, ...]]) -> list[str]:
-  longest = max(palettes.values(), key=len, default=())
-  if all(longest[:len(one)] == one for one in palettes.values()):
-    return []  # Nothing had to be decoded.
-  first: dict[int, tuple[tuple[int, ...], str]] = {}
-  for path, palette in palettes.items():
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      for i in map(int, np.unique(np.asarray(image))):
-        colour = palette[3 * i:3 * i + 3]
-        before, other = first.setdefault(i, (colour, path))
-        if before != colour and i != IGNORE:
-          return [f'Palette index {i} has the colour {before} in {other} and {colour} in {path}. '
-                  'Indices are taken for classes: if colours tell them, give every class its own '
-                  'in classes.txt, or save the masks as RGB.']
-  return []
-
-
-def _check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode) -> None:
-  """Refuses indices whose colours are those of other classes than the indices name."""
-  for i, id in classes_of_palette(indices, palette, code).items():
-    if id != i:
-      raise DataError(
-        f'{_otherwise_coloured(path, i, id)}; save it as RGB, let classes.txt have the colours in '
-        'the order of the palette, or let --mode convert write the masks anew.')
-
-
-def _otherwise_coloured(path: str, index: int, id: int) -> str:
-  meant = 'ignored pixels' if id == IGNORE else f'class {id}'
-  return f'{path} has a palette that gives index {index} the colour of {meant} in classes.txt'
-
-
 def _grey_bits(image: ImageFile.ImageFile) -> int:
   if isinstance(image, TiffImageFile):
     return max(image.tag_v2.get(258, (1,)))
@@ -217,17 +105,6 @@ def in_8_bits(ids: np.ndarray, path: str) -> np.ndarray:
   return ids.astype(np.uint8)
 
 
-def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
-  """Which of two classes white stands for in black and white masks.
-
-  Args:
-    palette: RGB of each class.
-    chosen: whether the user gave them.
-  Returns: the white one where the other is black by the user's choice, else the second.
-  """
-  return palette.index(_WHITE) if chosen and {*palette} == {_BLACK, _WHITE} else 1
-
-
 def ids_of_bits(white: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
   """Ids uint8 [H,W] of a mask of one bit a pixel. Raises DataError where there are not two classes.
 
@@ -238,38 +115,6 @@ def ids_of_bits(white: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
                     f'{len(code.palette)}; {_NEEDED}.')
   of_white = class_of_white(code.palette, chosen=code.chosen)
   return np.where(white, np.uint8(of_white), np.uint8(1 - of_white))
-
-
-def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
-  """Grey value -> id, where grey masks hold grey levels of classes instead of ids; else nothing.
-
-  That is where two classes have masks of 0 and 255 alone, and where every class has a grey of the
-  user's, and the masks hold these alone and some that is no id.
-
-  Args:
-    values: all that the masks hold.
-    code: of the data set.
-  """
-  held, count = {*values}, len(code.palette)
-  if count == 2 and held == {0, IGNORE}:
-    white = class_of_white(code.palette, chosen=code.chosen)
-    return {0: 1 - white, IGNORE: white}
-  if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
-    return {}
-  void = {colour[0]: IGNORE for colour in code.ignored if len({*colour}) == 1}
-  greys = {IGNORE: IGNORE, **void, **{colour[0]: id for id, colour in enumerate(code.palette)}}
-  told = len({*code.palette}) == count and held <= greys.keys()
-  return greys if told and not held <= {*range(count), IGNORE} else {}
-
-
-def pack(colours: np.ndarray) -> np.ndarray:
-  """int32 [...] of RGB [...,3] uint8: 65536 R + 256 G + B."""
-  return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-
-
-def unpack(packed: int) -> Colour:
-  """The colour that `pack` made a number of."""
-  return packed >> 16, packed >> 8 & 255, packed & 255
 
 
 def _ids_by_greys(

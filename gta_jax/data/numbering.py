@@ -10,7 +10,7 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.masks import ids_of_greys, pack, unpack
+from gta_jax.data.mask_code import ids_of_greys, pack, unpack
 from gta_jax.data.sources import default_palette
 
 _VOID = (224, 224, 192)  # VOC's border

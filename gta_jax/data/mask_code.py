@@ -1,0 +1,72 @@
+"""How the masks of a data set tell classes: by ids, by colours, or by grey levels."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from gta_jax.data.files import IGNORE
+
+Colour = tuple[int, int, int]
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCode:
+  """How masks tell classes.
+
+  Attributes:
+    palette: RGB of each class.
+    chosen: whether the user gave every class its colour.
+    ignored: RGB of pixels without a label.
+    greys: (grey value, id) of each class where grey masks hold grey levels of classes instead of
+      ids, as 0 and 255 of two classes; see ids_of_greys.
+  """
+
+  palette: tuple[Colour, ...] = ()
+  chosen: bool = False
+  ignored: tuple[Colour, ...] = ()
+  greys: tuple[tuple[int, int], ...] = ()
+
+
+def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
+  """Which of two classes white stands for in black and white masks.
+
+  Args:
+    palette: RGB of each class.
+    chosen: whether the user gave them.
+  Returns: the white one where the other is black by the user's choice, else the second.
+  """
+  return palette.index(_WHITE) if chosen and {*palette} == {_BLACK, _WHITE} else 1
+
+
+def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
+  """Grey value -> id, where grey masks hold grey levels of classes instead of ids; else nothing.
+
+  That is where two classes have masks of 0 and 255 alone, and where every class has a grey of the
+  user's, and the masks hold these alone and some that is no id.
+
+  Args:
+    values: all that the masks hold.
+    code: of the data set.
+  """
+  held, count = {*values}, len(code.palette)
+  if count == 2 and held == {0, IGNORE}:
+    white = class_of_white(code.palette, chosen=code.chosen)
+    return {0: 1 - white, IGNORE: white}
+  if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
+    return {}
+  void = {colour[0]: IGNORE for colour in code.ignored if len({*colour}) == 1}
+  greys = {IGNORE: IGNORE, **void, **{colour[0]: id for id, colour in enumerate(code.palette)}}
+  told = len({*code.palette}) == count and held <= greys.keys()
+  return greys if told and not held <= {*range(count), IGNORE} else {}
+
+
+def pack(colours: np.ndarray) -> np.ndarray:
+  """int32 [...] of RGB [...,3] uint8: 65536 R + 256 G + B."""
+  return colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
+def unpack(packed: int) -> Colour:
+  """The colour that `pack` made a number of."""
+  return packed >> 16, packed >> 8 & 255, packed & 255
