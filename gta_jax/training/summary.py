@@ -48,7 +48,7 @@ def summary(run: Run, workdir: Path, *, first_step: int, evaluations: int) -> st
     'networks': f'{", ".join(networks)}; {_millions(parameters)} parameters '
                 f'each{frozen}; {run.method.scored[0]} predicts',
     'steps': f'{run.total_steps} ({stages}), evaluations to come: {evaluations}{going_on}; '
-             'compiles first, which may take minutes, and says after some steps how long the rest does',
+             'compiles first, which may take minutes; how long it takes is said after some steps',
     'results': f'{workdir}; watch {workdir / "report.html"}, or tensorboard --logdir {workdir}'}
   return '\n'.join(f'{name:<10}{value}' for name, value in rows.items())
 
