@@ -16,6 +16,8 @@ from gta_jax.training.logs import note
 from gta_jax.training.workdir_files import read_ids, read_json
 
 _FILE = 'confusions.npz'
+_OF_SEEDS = ('The intervals are over images alone: with another seed a training may end one or two '
+             'points higher or lower, so compare several.')
 
 
 class Scored(NamedTuple):
@@ -85,10 +87,12 @@ def verdict(method: Scored, *others: Scored | None) -> str:
 
   One that learnt from other masks is named and not compared: the masks would be the difference.
 
-  Each difference has the 95 % interval of a paired bootstrap over the images.
+  Each difference has the 95 % interval of a paired bootstrap over the images, which says nothing of
+  other seeds; that is said.
   """
   parts = [f'On {len(method.ids)} validation images {method.name} has mIoU '
            f'{100 * method.miou:.1f}.']
+  compared = False
   for other in others:
     if other is None or sorted(other.ids) != sorted(method.ids) or (
         other.confusions.shape != method.confusions.shape):
@@ -107,6 +111,9 @@ def verdict(method: Scored, *others: Scored | None) -> str:
     parts.append(f'Against {other.name} ({100 * other.miou:.1f}) these are '
                  f'{100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to '
                  f'{100 * found.high:+.1f}: {says}.')
+    compared = True
+  if compared:
+    parts.append(_OF_SEEDS)
   return ' '.join(parts)
 
 
