@@ -18,7 +18,7 @@ from configs import shapes
 from gta_jax import command_flags
 from gta_jax.data import folder, sources
 from gta_jax.inference import finished
-from gta_jax.inference.image_folder import ImageReader, find_images
+from gta_jax.inference.image_folder import ImageFolder, find_images
 from gta_jax.methods.contract import TrainState
 from gta_jax.models.pretrained import convert, load_state_dict
 from gta_jax.training import same_run, setup
@@ -136,7 +136,7 @@ def fuzz_images(rng: Rng, base: Path, work: Path) -> None:
     return read_all(work / 'data')
   suffix = rng.choice(['jpg', 'png', 'bmp', 'tif', 'webp', 'JPEG'])
   (work / f'x.{suffix}').write_bytes(picture(rng))
-  reader = ImageReader(find_images(work))
+  reader = ImageFolder(find_images(work))
   reader.size('x')
   reader.image('x')
 

@@ -61,7 +61,7 @@ def test_the_part_after_the_colon():
   (('--config', 'configs/none.py', '--workdir', 'w'), "'configs/none.py' is neither"),
   (('--config', 'shape', '--workdir', 'w'), 'use one of cityscapes, folder, shapes, voc, or'),
   (('--config', 'README.md', '--workdir', 'w'), 'the config cannot be used: '),
-  (('--config', 'configs/shapes.py:24,method=gtaa', '--workdir', 'w'), 'use one of: gta, sup_only'),
+  (('--config', 'configs/shapes.py:24,method=gtaa', '--workdir', 'w'), 'Use one of: gta, sup_only'),
   (('--config', 'configs/shapes.py', '--config.optim.rat=1', '--workdir', 'w'),
    'error: unknown field optim.rat, did you mean optim.rate?\n'),
   (('--config', 'shapes', '--noconfig.daat.flip', '--workdir', 'w'), 'did you mean data.flip?'),
@@ -156,7 +156,7 @@ def test_a_config_by_name_is_the_one_by_path_with_its_choice_and_fields():
 
 @pytest.mark.parametrize('arguments, message', [
   (('nope',), "'nope' is neither a known config nor a file; use one of cityscapes, folder"),
-  (('shapes:method=gtaa',), 'use one of: gta, sup_only'),
+  (('shapes:method=gtaa',), 'Use one of: gta, sup_only'),
   (('shapes', {'optim.rat': 1.0}), 'unknown field optim.rat, did you mean optim.rate?')])
 def test_python_is_refused_a_config_in_the_same_words(arguments, message):
   with pytest.raises(ValueError, match=re.escape(message)):
