@@ -29,15 +29,10 @@ class MaskCode:
   greys: tuple[tuple[int, int], ...] = ()
 
 
-def class_of_white(palette: Sequence[Colour], *, chosen: bool) -> int:
-  """Which of two classes white stands for in black and white masks.
-
-  Args:
-    palette: RGB of each class.
-    chosen: whether the user gave them.
-  Returns: the white one where the other is black by the user's choice, else the second.
-  """
-  return palette.index(_WHITE) if chosen and {*palette} == {_BLACK, _WHITE} else 1
+def class_of_white(palette: Sequence[Colour]) -> int:
+  """Which of two classes, of these colours, white stands for in black and white masks: the white
+  one where the other is black, else the second."""
+  return palette.index(_WHITE) if {*palette} == {_BLACK, _WHITE} else 1
 
 
 def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
@@ -52,7 +47,7 @@ def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
   """
   held, count = {*values}, len(code.palette)
   if count == 2 and held == {0, IGNORE}:
-    white = class_of_white(code.palette, chosen=code.chosen)
+    white = class_of_white(code.palette)
     return {0: 1 - white, IGNORE: white}
   if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
     return {}

@@ -113,7 +113,7 @@ def ids_of_bits(white: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
   if len(code.palette) not in (0, 2):
     raise DataError(f'{path} has one bit a pixel, which tells two classes, but there are '
                     f'{len(code.palette)}; {_NEEDED}.')
-  of_white = class_of_white(code.palette, chosen=code.chosen)
+  of_white = class_of_white(code.palette)
   return np.where(white, np.uint8(of_white), np.uint8(1 - of_white))
 
 

@@ -156,9 +156,11 @@ def test_cmyk_and_deep_images_become_rgb_and_animations_their_first_picture(tmp_
 
 
 def test_a_bitmap_of_16_bits_a_pixel_is_one_of_8_bits_a_channel(tmp_path):
-  header = struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 54 + 16, 0, 0, 54, 40, 4, 2, 1, 16, 0, 16, 0, 0,
+  header = struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 66 + 16, 0, 0, 66, 40, 4, 2, 1, 16, 3, 16, 0, 0,
                        0, 0)
-  (tmp_path / 'x.bmp').write_bytes(header + struct.pack('<8H', *[0b0_11111_00000_00000] * 8))
+  red, green, blue = 0b11111_000000_00000, 0b00000_111111_00000, 0b00000_000000_11111
+  (tmp_path / 'x.bmp').write_bytes(
+    header + struct.pack('<3I', red, green, blue) + struct.pack('<8H', *[red] * 8))
   reader = files.FileReader({'x': str(tmp_path / 'x.bmp')}, {})
   assert reader.size('x') == (2, 4) and (reader.image('x') == (255, 0, 0)).all()
 

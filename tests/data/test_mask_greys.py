@@ -78,8 +78,9 @@ def test_grey_levels_of_more_classes_are_ids_where_classes_have_them(tmp_path):
 
 
 def test_ids_stay_ids_though_classes_are_grey(tmp_path):
-  for void in (IDS, np.where(IDS == 3, 255, IDS).astype(np.uint8)):
-    root = make(tmp_path / str(void.max()), GREYS, 'grey', 'grey')
+  with_void = np.where(IDS == 3, 255, IDS), np.where(IDS, 255, 0)
+  for i, void in enumerate((IDS, *(mask.astype(np.uint8) for mask in with_void))):
+    root = make(tmp_path / str(i), GREYS, 'grey', 'grey')
     for id in 'ab':
       Image.fromarray(void).save(root / 'masks' / f'{id}.png')
     np.testing.assert_array_equal(read_folder(root, labelled='1').reader.mask('a'), void)
