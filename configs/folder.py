@@ -16,7 +16,7 @@ Unless a method is named it is FixMatch with an average as the teacher (fixmatch
 with one strong view: with 5 drawn slices it ends 3.5 points ahead of labels alone, where grey level
 is the class and 30 have masks by 0.5 (one seed), and on CamVid with 23 masks by 1.0 ± 0.9, while
 with 46 it is level with them (-0.3 ± 2.4, three seeds each). GTA-Seg (method=gta), whose student
-learns from masks alone, ended about level with them on all of these (docs/results.md). With
+learns from masks alone, ended about level with them where it was run (docs/results.md). With
 model=large it is UniMatch V2 with the published threshold.
 
 `small` is the default wherever it runs, also on a GPU: a config is read before jax looks for
