@@ -64,12 +64,13 @@ def ids_sha256(ids: Iterable[str]) -> str:
   return hashlib.sha256('\n'.join(sorted(ids)).encode()).hexdigest()
 
 
-def read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: Path, *, may_be_empty: bool = False) -> tuple[str, ...]:
   """The ids of a published list, sorted.
 
   A line is an id, the path of an image, or the paths of an image and its mask.
 
-  Raises: DataError for a file that cannot be read, is empty, or names an id twice.
+  Raises: DataError for a file that cannot be read, is empty though it may not be, or names an id
+    twice.
   """
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
@@ -78,7 +79,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
                     'lists, with 183/labeled.txt.') from error
   ids = [PurePosixPath(line.split()[0]).stem.removesuffix('_leftImg8bit')
          for line in lines if line.strip()]
-  if not ids or len(set(ids)) < len(ids):
+  if not (ids or may_be_empty) or len(set(ids)) < len(ids):
     raise DataError(f'{path} is empty or names an id twice; write one id a line.')
   return tuple(sorted(ids))
 
@@ -114,7 +115,7 @@ def choose(catalogue: Catalogue, lists: Lists, *, split: str, source: str = 'pub
   own = bool(path and folder and path.with_name(_UNLABELLED).is_file())
   if path and (catalogue.others or own):
     found = _list_path(lists, split, _UNLABELLED, folder=folder, store=store, mirror=mirror)
-    unlabelled = set(read_ids(found)) - set(labelled)
+    unlabelled = set(read_ids(found, may_be_empty=own)) - set(labelled)
     if not note and ids_sha256({*labelled, *unlabelled}) != lists.training:
       note = f'{found} is not a published list; scores are not those of the paper\'s split.'
   dataset = Dataset(catalogue.name, catalogue.classes, catalogue.palette, labelled,

@@ -104,6 +104,8 @@ def test_the_users_unlabelled_list_is_followed(tmp_path, catalogue):
   (folder / 'unlabeled.txt').write_text('b\nz\n')
   with pytest.raises(DataError, match=r"'z' of split 2 has no image"):
     chosen()
+  (folder / 'unlabeled.txt').write_text('')  # As a run writes it that has none.
+  assert chosen().unlabelled == ()
   (folder / 'unlabeled.txt').unlink()
   assert chosen().unlabelled == ('b', 'd') and not chosen().note
 
