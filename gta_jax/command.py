@@ -191,7 +191,7 @@ def _baseline(config: Config | None, values: Flags) -> None:
   workdir = Path(values.workdir)
   if config is None and not (workdir / 'config.json').is_file():
     raise ValueError(f'{workdir} holds no run whose data could be taken; give --config as well.')
-  found = baseline.run_baseline(config or baseline.config_of(workdir), workdir)
+  found = baseline.run_baseline(config, workdir)
   for name, share in found['scores']['iou'].items():
     print(f'{name}: IoU {percent(share)} %')
   print(f'{found["method"]}: mIoU {percent(found["scores"]["miou"])} % on {len(found["ids"])} '

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import gta_jax
+from gta_jax.inference.export import ONNX_PACKAGES
 from gta_jax.methods import registry
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +91,7 @@ def test_docstrings_become_sections_that_the_site_can_read(monkeypatch):
     '  ValueError: for e.']
   assert to_google('What.\n\none: a\n  b.', of_class=True).splitlines() == [
     'What.', '', '', 'Attributes:', '  one: a', '    b.']
+
+
+def test_packages_of_onnx_are_those_that_the_error_names():
+  assert f'\n{ONNX_PACKAGES}\n' in (DOCS / 'export.md').read_text()

@@ -80,7 +80,7 @@ def read_classes(path: pathlib.Path) -> Classes:
   numbers = [int(found[1]) for name, _ in named if (found := _NUMBERED.match(name))]
   if len(named) > 1 and numbers in ([*range(len(named))], [*range(1, len(named) + 1)]):
     raise DataError(f'{path} numbers its lines, as in {named[0][0]!r}; an id is the place in the '
-                    'list, from 0 on: leave the numbers out.')
+                    'list, from 0 on: leave the numbers out, or write them last if they are names.')
   palette = default_palette(len(named))
   for index, (_, colour) in enumerate(named):
     palette[index] = palette[index] if colour is None else colour

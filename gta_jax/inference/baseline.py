@@ -16,6 +16,7 @@ from gta_jax.data.splits import ids_sha256
 from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
+from gta_jax.inference import run_data
 from gta_jax.inference.tiles import Tile, tiles_of
 from gta_jax.training import config_rules, setup
 from gta_jax.training.finished_run import read_run
@@ -27,16 +28,23 @@ _TILE = 1024  # side of the parts in which an image is looked at, in pixels
 _NAME = 'baseline'
 
 
-def run_baseline(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dict[str, Any]:
   """Fits the classifier on the labelled masks, scores whole validation images, and writes
   WORKDIR/baseline.json.
 
+  Args:
+    config: of the data; None for those of the run in `workdir`, as it has seen them.
+    workdir: is made if it is missing.
   Returns: what the file holds: method, seed, pixels (learnt from), validation_sha256, the ids,
     the scores as in results.json, and confusions, [N,K,K] counts in the ids' order.
-  Raises: ValueError for a config, DataError for data, that cannot be used.
+  Raises: ValueError for a config, DataError for data, that cannot be used, or for no run.
   """
-  config_rules.check(config)
-  dataset = setup.make_dataset(config)
+  if config is None:
+    config, described = read_run(workdir)
+    dataset = run_data.make_dataset(workdir, config, config, described['classes'])
+  else:
+    config_rules.check(config)
+    dataset = setup.make_dataset(config)
   sources.check_classes(dataset, sources.check(dataset))
   forest, grey, pixels = _fit(dataset, config.seed)
   confusions = []
@@ -55,15 +63,6 @@ def run_baseline(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
   workdir.mkdir(parents=True, exist_ok=True)
   replace_text(workdir / 'baseline.json', json.dumps(result) + '\n')
   return result
-
-
-def config_of(workdir: Path) -> ml_collections.ConfigDict:
-  """The config of the run in a folder, with the labelled images that it was trained on."""
-  config, _ = read_run(workdir)
-  if config.data.source == 'folder':
-    with config.unlocked():
-      config.data.split_lists = str(workdir / 'splits')
-  return config
 
 
 def _label(forest: Any, image: np.ndarray, *, grey: bool) -> np.ndarray:

@@ -20,6 +20,8 @@ from gta_jax.ops.resizing import resize_bilinear
 TOLERANCE = 1e-4  # of probabilities, between JAX and what was exported
 _SUFFIXES = {'stablehlo': ('.stablehlo',), 'onnx': ('.onnx',), 'torch': ('.pth', '.safetensors')}
 FORMATS = tuple(_SUFFIXES)
+ONNX_PACKAGES = ('pip install onnx onnx_ir onnxruntime equinox jaxtyping dm_pix && pip install '
+                 '--no-deps jax2onnx')
 
 
 def export(
@@ -139,8 +141,7 @@ def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
     import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ValueError(
-      f'ONNX needs the package {error.name or error}; install it with "pip install onnx onnx_ir '
-      'onnxruntime equinox jaxtyping dm_pix && pip install --no-deps jax2onnx".'
+      f'ONNX needs the package {error.name or error}; install it with "{ONNX_PACKAGES}".'
     ) from error
   shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
   try:

@@ -1,6 +1,7 @@
 """The pixel classifier, and the verdict on a run beside it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -32,12 +33,15 @@ def test_the_classifier_is_scored_as_networks_are(tmp_path, monkeypatch, capsys)
   assert baseline.run_baseline(config, tmp_path / 'again') == found
 
 
-def test_a_run_brings_its_own_config_and_masks(folder_run, capsys):
-  config = baseline.config_of(folder_run / 'run')
-  lists = folder_run / 'run' / 'splits'
-  assert setup.make_dataset(config).labelled == tuple(
-    (lists / config.data.split / 'labeled.txt').read_text().split())
-  assert config.data.split_lists == str(lists)
+def test_a_run_brings_its_own_config_and_masks(folder_run, monkeypatch, capsys):
+  monkeypatch.setattr(baseline, '_TREES', 2)
+  masks = folder_run / 'data' / 'masks'
+  for image in (folder_run / 'data' / 'images').iterdir():  # With more masks, another draw.
+    if not (masks / f'{image.stem}.png').exists():
+      shutil.copy(next(masks.iterdir()), masks / f'{image.stem}.png')
+  found = baseline.run_baseline(None, folder_run / 'run')
+  ids, = (folder_run / 'run' / 'splits').glob('*/labeled.txt')
+  assert found['labelled_sha256'] == ids_sha256(ids.read_text().split())
   assert command.main(['gta-jax', '--mode', 'baseline', '--workdir', 'none']) == 2
   assert 'holds no run whose data could be taken; give --config' in capsys.readouterr().err
 
