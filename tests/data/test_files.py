@@ -170,6 +170,7 @@ def test_opencv_keeps_warnings_about_tags_to_itself(tmp_path, capfd):
   Image.fromarray(np.ones((4, 5), np.uint16)).save(path, tiffinfo={33550: (1.0, 1.0, 0.0)})
   level, threads = cv2.utils.logging.getLogLevel(), cv2.getNumThreads()
   try:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # a command may have run
     for quiet in (False, True):
       if quiet:
         files.set_up_opencv()
