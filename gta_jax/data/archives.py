@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from gta_jax.data.files import DataError
+from gta_jax.data.listing import named
 
 MAX_MEMBER_BYTES = 256 << 20
 MAX_MEMBERS = 1_000_000
@@ -110,8 +111,8 @@ class Archive:
         if not missing:
           return
     if missing and complete:
-      raise DataError(f'{self._path} has no member {min(missing)} (and {len(missing) - 1} more are '
-                      'missing); it is another archive, or incomplete.')
+      raise DataError(f'{self._path} has no member {named(sorted(missing))}; it is another '
+                      'archive, or incomplete.')
 
   def _tar_members(self, archive: tarfile.TarFile) -> Iterator[_Member]:
     for count, info in enumerate(archive):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gta_jax.data.archives import Archive
 from gta_jax.data.files import IGNORE, DataError, FileReader, decode_mask
+from gta_jax.data.listing import named
 from gta_jax.data.records import Example
 from gta_jax.data.splits import Catalogue, Lists, ids_sha256
 
@@ -121,7 +122,7 @@ def read_tree(root: str | Path) -> Catalogue:
                       'that holds leftImg8bit and gtFine as data.dir.')
   lacking = [mask for mask in masks.values() if not Path(mask).is_file()]
   if lacking:
-    raise DataError(f'{lacking[0]} (and {len(lacking) - 1} more) does not exist; unpack '
+    raise DataError(f'{named(lacking)} does not exist; unpack '
                     f'{_ARCHIVES[1]} into {root}.')
   return Catalogue('cityscapes', CLASSES, PALETTE, tuple(roles['train']), tuple(roles['train']),
                    tuple(roles['val']), TreeReader(images, masks), checked=False)

@@ -70,6 +70,6 @@ def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
   return tuple(dict.fromkeys(found))
 
 
-def named(ids: Sequence[str]) -> str:
-  """The first of some ids, and how many more there are, for messages."""
-  return f'{ids[0]!r}' + (f' (and {len(ids) - 1} more)' if len(ids) > 1 else '')
+def named(ids: Sequence[str | Path]) -> str:
+  """The first of some ids or files, and how many more there are, for messages."""
+  return f'{str(ids[0])!r}' + (f' (and {len(ids) - 1} more)' if len(ids) > 1 else '')

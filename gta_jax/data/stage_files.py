@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gta_jax.data.files import DataError
+from gta_jax.data.listing import named
 from gta_jax.data.splits import ids_sha256
 from gta_jax.data.writing import replace_bytes, replace_text
 
@@ -81,7 +82,7 @@ class StageFiles:
     complete = record.get('sha256') and record.get('ids_sha256') == ids_sha256(self.ids)
     if complete and not missing and record['sha256'] == self._digest():
       return
-    what = f'{missing[0]} and {len(missing) - 1} more are missing' if missing else (
+    what = f'{named(missing)} is missing' if missing else (
       'its files have changed since they were written' if complete else 'it is not complete')
     raise DataError(
       f'{self.folder} cannot be used, {what}. The stage needs what it began with: restore the '

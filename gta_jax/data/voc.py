@@ -12,6 +12,7 @@ from PIL import Image
 from gta_jax.data.archives import Archive
 from gta_jax.data.downloads import RemoteFile, fetch
 from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.listing import named
 from gta_jax.data.records import Example
 from gta_jax.data.sources import default_palette
 from gta_jax.data.splits import Catalogue, Lists, ids_sha256
@@ -142,8 +143,8 @@ def read_tree(root: str | Path) -> Catalogue:
   masks |= {path.stem: str(path) for path in (base / 'SegmentationClass').glob('*.png')}
   if lacking := [id for id in {*clean, *validation, *augmented}
                  if id not in images or id not in masks]:
-    raise DataError(f'{base} lacks the image or the mask of {min(lacking)!r} and of '
-                    f'{len(lacking) - 1} more; unpack it again.')
+    raise DataError(f'{base} lacks the image or the mask of {named(sorted(lacking))}; '
+                    'unpack it again.')
   training = augmented | set(clean)
   others = () if augmented else tuple(images.keys() - training - set(validation))
   return Catalogue('voc_aug', CLASSES, PALETTE, tuple(sorted(training)), clean, validation,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gta_jax.data.files import DataError, decode_mask, read_bytes
+from gta_jax.data.listing import named
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
@@ -137,7 +138,7 @@ def _results(out: Path, id: str, wanted: Mapping[str, bool]) -> list[Path]:
 
 def _refuse_to_overwrite(paths: Sequence[Path]) -> None:
   if there := [path for path in paths if path.exists()]:
-    raise DataError(f'{there[0]} and {len(there) - 1} more results are there already; give '
+    raise DataError(f'{named(there)} of the results is there already; give '
                     'another --out, or --overwrite to replace them.')
 
 

@@ -173,7 +173,7 @@ def test_a_mask_that_was_lost_within_its_stage_is_named(whole, tmp_path, monkeyp
   run = make_run('st')
   Interrupting(monkeypatch).until('steps', 6, run, tmp_path)
   (tmp_path / 'stages/all/masks/train/000005.png').unlink()
-  with pytest.raises(DataError, match=r'000005\.png and 0 more are missing.*restore the folder'):
+  with pytest.raises(DataError, match=r'000005\.png. is missing.*restore the folder'):
     loop.train(run, tmp_path)
 
 
