@@ -21,14 +21,14 @@ model=large it is UniMatch V2 with the published threshold.
 
 `small` is the default wherever it runs, also on a GPU: a config is read before jax looks for
 devices, and the same command should mean the same run everywhere. Its rate lies between two that
-did equally well on images held back (docs/results.md). `base` and `large` were never run here:
+did equally well on images held back (docs/experiments.md). `base` and `large` were never run here:
 `base` has the paper's rate for VOC, `large` UniMatch V2's. Its authors' logs have 82.1 for it on
 VOC with 183 masks and nothing else, more than any method here is reported with on ResNet-101 at
 that split. It sees patches of 14 pixels: where structures are thinner, data.image_scale=2 may help
 (untried).
 
 `tiny`, which leaves to the data the range of 16-bit images, the warm-up and the colours of strong
-views alone, is what docs/results.md has for CamVid from scratch, and when it does not help.
+views alone, is what docs/experiments.md has for CamVid from scratch, and when it does not help.
 """
 
 import ml_collections
@@ -64,13 +64,14 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.model.weights = 'efficientnet_lite0'
   c.model.frozen_stages = 1  # saves a third of a supervised step
   c.model.pool_norm = False  # of deeplab, should it be chosen: batches are small
-  # In a run as short as a CPU's AdamW is far ahead of SGD (docs/results.md).
+  # In a run as short as a CPU's AdamW is far ahead of SGD (docs/experiments.md).
   c.optim.name = 'adamw'
   c.optim.rate = 2e-4
   c.optim.weight_decay = 0.01
   if c.method.recipe == 'scratch' and c.method.name in _OF_THE_SURE:
     # So short a run is sure of half of the pixels, and of hardly one of a thin class, which the
-    # student then forgets. Every label counts (docs/results.md, tried with V2 and fixmatch_ema).
+    # student then forgets. So every label counts (docs/experiments.md; tried with V2 and
+    # fixmatch_ema).
     c.method.threshold = 0.0
 
 

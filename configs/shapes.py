@@ -4,7 +4,7 @@
 
 After the colon: how many images are labelled, then method=NAME and recipe=NAME.
 Run here (2026-11-22, seeds 0-2): mIoU of the teacher 40.4 ± 0.6 in 5 minutes of one core (2 of two
-cores), of sup_only 39.3 ± 0.3; docs/results.md has the table.
+cores), of sup_only 39.3 ± 0.3; docs/experiments.md has the table.
 """
 
 import ml_collections

@@ -248,7 +248,8 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
 
   config_flags.DEFINE_config_file(
     'config', None, 'Config by name or path, with its choice after a colon: shapes, '
-    'folder:46,method=gta, configs/voc.py:183. Optional in evaluate, predict and label_next.',
+    'folder:46,method=gta, configs/voc.py:183. Optional in baseline, '
+    'evaluate, predict and label_next.',
     flag_values=values, sys_argv=list(argv))
   values['config'].parser = _ConfigParser(values['config'].parser, argv)
   text('workdir', 'Folder of the run. A run started again in its folder goes on.')

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gta_jax
 from gta_jax import command
 from gta_jax.training import setup
 from tests.tiny import conv_network
@@ -87,6 +88,14 @@ def test_what_trains_in_the_notebook_turns_the_faulty_fusion_off_first(notebook)
   text = ''.join(''.join(cell['source']) for cell in cells(notebook))
   trains = text.find('setup.make_run(')
   assert trains < 0 or 0 < text.find('runtime.disable_faulty_cpu_fusion()') < trains
+
+
+def test_the_configs_that_a_first_run_offers_have_what_its_cells_take_apart():
+  text = ''.join(''.join(cell['source'])
+                 for cell in cells(NOTEBOOKS[0].with_name('first_run.ipynb')))
+  names = re.findall(r"load_config\('([^']+)'", text)
+  assert {'shapes:48', 'voc:183'} < set(names) and any(name.startswith('folder') for name in names)
+  assert all('drop_fraction' in gta_jax.load_config(name).method for name in names)
 
 
 @pytest.mark.slow

@@ -249,4 +249,4 @@ def _need_pycocotools() -> None:
     import pycocotools.mask  # noqa: F401, PLC0415
   except ImportError as error:
     raise DataError('COCO\'s polygons and run lengths need pycocotools: '
-                    "pip install 'gta-jax[coco]'.") from error
+                    'pip install pycocotools.') from error

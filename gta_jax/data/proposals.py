@@ -2,7 +2,7 @@
 
 Rules of thumb, one function each, in the order in which they build on each other. None of them has
 been tuned on images that are reported; that crops need context, and how long training goes on to
-gain, was seen on others (docs/results.md).
+gain, was seen on others (docs/experiments.md).
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ from gta_jax.data.sources import Reader
 from gta_jax.evaluation.pictures import UNCERTAIN_COLOUR, colour_confidence, encode_mask
 from gta_jax.evaluation.windows import Prediction
 
-IMAGE, TRUTH, CONFIDENCE, DROPPED = 'image', 'truth', 'confidence', 'dropped pixels'
+IMAGE, TRUTH, CONFIDENCE, UNSURE = 'image', 'truth', 'confidence', 'least confident'
 
 
 def make_layers(
@@ -27,7 +27,7 @@ def make_layers(
     predictions: by network, at the image's size.
     palette: uint8 [K,3].
     confidence_of: the network whose confidence is shown.
-    threshold: pixels below it are in DROPPED, which is transparent elsewhere.
+    threshold: pixels below it are in UNSURE, which is transparent elsewhere.
     largest: side in pixels; larger images are shrunk.
   Returns: name -> data URI of a PNG or JPEG.
   """
@@ -37,15 +37,15 @@ def make_layers(
   size = max(1, round(width * factor)), max(1, round(height * factor))
   masks = {TRUTH: reader.mask(id), **{name: of.labels for name, of in predictions.items()}}
   small = cv2.resize(confidence, size, interpolation=cv2.INTER_AREA)
-  dropped = np.zeros((*small.shape, 4), np.uint8)
-  dropped[small < threshold] = (*UNCERTAIN_COLOUR, 255)
+  unsure = np.zeros((*small.shape, 4), np.uint8)
+  unsure[small < threshold] = (*UNCERTAIN_COLOUR, 255)
   return {
     IMAGE: _uri('jpeg', _encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 'JPEG')),
     **{name: _uri('png', encode_mask(
       cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), palette))
       for name, mask in masks.items()},
     CONFIDENCE: _uri('jpeg', _encode(colour_confidence(small), 'JPEG')),
-    DROPPED: _uri('png', _encode(dropped, 'PNG'))}
+    UNSURE: _uri('png', _encode(unsure, 'PNG'))}
 
 
 def _encode(pixels: np.ndarray, kind: str) -> bytes:

@@ -84,8 +84,8 @@ def viewer_section(found: Sequence[Record]) -> str:
   about = 'The images that score worst come first.' if len(found) == 1 else (
     'What the network of each run that predicts makes of the same images.')
   if len(found) == 1 and (share := found[0].snapshot.get('drop_share')) is not None:
-    about += (f' Dropped pixels: the least confident {share:.0%} of all that are shown, below '
-              f'{found[0].snapshot["threshold"]:.2f}.')
+    about += (f' Least confident: the {share:.0%} of all pixels that are shown, with a confidence '
+              f'below {found[0].snapshot["threshold"]:.2f}.')
   return elements.section('viewer', 'Validation images', elements.paragraph(about), f'''
 <div id="view">
 <p class="controls">

@@ -42,7 +42,7 @@ def test_a_page_about_a_run_has_all_that_its_files_hold(workdirs, dataset, tmp_p
   held = data_of(page)
   assert [image['name'] for image in held['images']][0].startswith('val/000000 (mIoU: teacher 0.00')
   assert list(held['images'][0]['layers']) == [
-    'image', 'truth', *NETWORKS, 'confidence', 'dropped pixels']
+    'image', 'truth', *NETWORKS, 'confidence', 'least confident']
   assert {row['series'] for row in held['charts'][0]['rows']} == set(NETWORKS)
   assert [layer['data']['values'] for layer in held['charts'][0]['spec']['layer'][:1]] == [
     [{'step': 0, 'stage': 'warmup'}, {'step': 2, 'stage': 'main'}]]

@@ -74,7 +74,7 @@ def test_a_browser_shows_it_without_a_word_on_the_console(workdirs, tmp_path):
   assert said == []
   assert shown.count('class="marks"') == 5
   title = re.search('<title>(.*?)</title>', shown)[1]
-  assert title == '1; dropped pixels; dropped pixels; inset(0px 0px 0px 25%)'
+  assert title == '1; least confident; least confident; inset(0px 0px 0px 25%)'
 
 
 @needs_browser

@@ -128,7 +128,7 @@ def test_a_run_keeps_its_newest_evaluation(finished):
   assert np.array(found['confusion']['student']).shape == (7, 7)
   assert sum(stage['steps'] for stage in found['stages']) == 12
   assert found['timing']['evaluation_seconds'] > 0
-  layers = {'image', 'truth', 'teacher', 'student', 'assistant', 'confidence', 'dropped pixels'}
+  layers = {'image', 'truth', 'teacher', 'student', 'assistant', 'confidence', 'least confident'}
   assert len(found['shown']) == 3 and all(set(of['layers']) == layers for of in found['shown'])
   scores = [of['miou']['teacher'] for of in found['shown']]
   assert scores == sorted(scores)  # the worst first
