@@ -31,10 +31,9 @@ def check_same(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
 
   Raises: ValueError with what has changed.
   """
-  if not allow_config_change:
+  if has_checkpoint(workdir) and not allow_config_change:
     _check_config(run, workdir / 'config.json')
-    if has_checkpoint(workdir):
-      _check_data(run, workdir)
+    _check_data(run, workdir)
   trained = max((int(path.stem) for path in (workdir / 'checkpoints').glob('*.json')
                  if path.stem.isdigit()), default=0)
   if trained > run.total_steps:

@@ -104,13 +104,15 @@ def make_run(
   Args:
     config: of the run.
     resumed: a checkpoint holds all weights, so that pretrained ones need not be there any more.
-    workdir: what a run there has found in its data is not looked for again.
+    workdir: a run there that has a checkpoint goes on with what it began with; of another one the
+      inspection alone is taken, if the files are the same.
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
   given = config_rules.complete(config)
-  config = from_data.as_begun(given, workdir)
-  kept = from_data.kept(given, config, workdir)
+  begun = workdir if resumed else None
+  config = from_data.as_begun(given, begun)
+  kept = from_data.kept(given, config, begun)
   checked, found, proposed = None, None, []
   if from_data.unset(config):
     checked = _checked_dataset(config)

@@ -47,11 +47,12 @@ def test_what_a_run_keeps_unasked_is_said(data, tmp_path):
   begun = setup.make_run(of_folder(data, **{'train.epochs': 3.0}))
   (tmp_path / 'config.json').write_text(setup.to_json(begun.config))
   (tmp_path / 'inspection.json').write_text(json.dumps(begun.inspection))
-  again = setup.make_run(of_folder(data), workdir=tmp_path)
+  assert setup.make_run(of_folder(data), workdir=tmp_path).config.train.epochs == 200
+  again = setup.make_run(of_folder(data), workdir=tmp_path, resumed=True)
   assert again.config.train.epochs == 3
   said, = (text for text in again.notes if 'This run began with' in text)
   assert 'train.epochs=3.0 (the data propose 200' in said and 'data.crop' not in said
-  same = setup.make_run(of_folder(data, **{'train.epochs': 3.0}), workdir=tmp_path)
+  same = setup.make_run(of_folder(data, **{'train.epochs': 3.0}), workdir=tmp_path, resumed=True)
   assert not any('This run began with' in text for text in same.notes)
 
 
