@@ -46,9 +46,13 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
   if len(panoptic) > 1:
     raise DataError(f'{folder} holds panoptic and other annotations; take one kind out.')
   categories: dict[int, str] = {}
-  for one in content.values():
+  for path, one in content.items():
     for category in one['categories']:
-      categories.setdefault(category['id'], str(category['name']))
+      name = categories.setdefault(category['id'], str(category['name']))
+      if name != str(category['name']):
+        raise DataError(
+          f'{path} calls category {category["id"]} {str(category["name"])!r}, another file of '
+          f'{folder} {name!r}; number them alike in all files.')
   names = [categories[id] for id in sorted(categories)]
   if len({*names}) < len(names):
     raise DataError(f'{folder} has two categories of one name; rename one.')

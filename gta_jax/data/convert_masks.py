@@ -12,7 +12,7 @@ from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_
 from gta_jax.data.listing import composed, id_of, readings, visible_files
 from gta_jax.data.mask_code import MaskCode
 from gta_jax.data.mask_palettes import classes_of_palette, of_palettes
-from gta_jax.data.masks import MASK_SUFFIXES, ids_of_bits, in_8_bits, mask_kind, without_alpha
+from gta_jax.data.masks import MASK_SUFFIXES, check_bits, in_8_bits, mask_kind, without_alpha
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
@@ -147,20 +147,21 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
   Args:
     path: of the file.
     code: tells which classes the colours of a palette are, where it does (classes_of_palette).
-  Returns: uint8 [H,W] of ids, grey values or palette indices, or [H,W,3] of colours.
+  Returns: uint8 [H,W] of ids, grey values or palette indices, or [H,W,3] of colours, which masks
+    of one bit have as well.
   Raises: DataError for a file that is damaged or holds something else.
   """
   with open_image(path, path) as image:
     mask_kind(image, str(path))
-    if image.format == 'JPEG':
-      raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
     try:
       pixels = np.asarray(image)
     except Exception as error:  # Pillow raises almost anything on damaged bytes.
       raise damaged(path) from error
     palette = image.getpalette() if image.mode == 'P' else None
   if pixels.dtype == bool:
-    return ids_of_bits(pixels, str(path), code)
+    check_bits(str(path), code)
+    # As colours: grey values might be ids.
+    return np.repeat(np.where(pixels, np.uint8(IGNORE), np.uint8(0))[..., None], 3, -1)
   if palette:
     table = np.arange(IGNORE + 1, dtype=np.uint8)
     for index, id in classes_of_palette(pixels, palette, code).items():

@@ -34,6 +34,7 @@ _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
 _MODES_OF_8_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 # Of TIFF's tags.
 _BITS, _SAMPLE_FORMAT, _ORIENTATION, _SUBFILE, _PHOTOMETRIC = 258, 339, 274, 254, 262
+_PLANES, _SAMPLES = 284, 277
 _REDUCED = 1  # in _SUBFILE: a smaller copy of another page
 _CONVERT = 'convert it to grey or RGB of 8 or 16 bits a channel.'
 _UNKNOWN_PIXELS = ('pixels that are not read: floating-point or signed numbers, or another number '
@@ -200,6 +201,9 @@ def bits_of(image: ImageFile.ImageFile, path: str | os.PathLike) -> int:
       if white_is_zero(image):
         raise DataError(f'{path} stores white as 0, which programs follow or not where there are '
                         '16 bits; save it with black as 0.')
+      if image.tag_v2.get(_PLANES) == 2 and image.tag_v2.get(_SAMPLES, 1) > 1:
+        raise DataError(f'{path} stores its channels one after the other, which is not read with '
+                        '16 bits; save them side by side (interleaved, planar configuration 1).')
       return 16
     if bits > 8 or not whole:
       raise DataError(f'{path} has {_UNKNOWN_PIXELS}')

@@ -188,7 +188,7 @@ def _with_pixel_range(
     deep = [id for id, found in zip(ids, pool.map(is_deep, ids), strict=True) if found]
   if not deep:
     return reader, []
-  sample = spread(deep, _SAMPLE)
+  sample = spread(sorted(deep), _SAMPLE)  # the same whichever of them have been drawn
   paths = {id: reader.images[id] for id in sample}
   black, white = percentile_range(
     lambda id: decode_pixels(read_bytes(paths[id]), paths[id]), sample)

@@ -59,13 +59,17 @@ def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, 
   if kind == _COLOURS:
     return _ids_of_colours(pixels, path, code)
   if kind == _BITS:
-    return ids_of_bits(pixels, path, code), True
+    check_bits(path, code)
+    of_white = class_of_white(code.palette)
+    return np.where(pixels, np.uint8(of_white), np.uint8(1 - of_white)), True
   return in_8_bits(pixels, path), False
 
 
 def mask_kind(image: ImageFile.ImageFile, path: str) -> str:
   """What an opened mask holds. Raises DataError for what cannot tell classes."""
   bits = bits_of(image, path)
+  if image.format == 'JPEG':
+    raise DataError(f'{path} is a JPEG, which changes ids; export it as PNG.')
   if isinstance(image, TiffImageFile) and white_is_zero(image):
     raise DataError(f'{path} stores white as 0, so that programs read each other\'s ids the other '
                     'way round; save it with black as 0.')
@@ -105,16 +109,14 @@ def in_8_bits(ids: np.ndarray, path: str) -> np.ndarray:
   return ids.astype(np.uint8)
 
 
-def ids_of_bits(white: np.ndarray, path: str, code: MaskCode) -> np.ndarray:
-  """Ids uint8 [H,W] of a mask of one bit a pixel. Raises DataError where there are not two classes.
+def check_bits(path: str, code: MaskCode) -> None:
+  """Raises DataError for a mask of one bit a pixel where there are not two classes.
 
-  Without any class, which is to be found out yet, they are 0 and 1.
+  None at all are still to be found out.
   """
   if len(code.palette) not in (0, 2):
     raise DataError(f'{path} has one bit a pixel, which tells two classes, but there are '
                     f'{len(code.palette)}; {_NEEDED}.')
-  of_white = class_of_white(code.palette)
-  return np.where(white, np.uint8(of_white), np.uint8(1 - of_white))
 
 
 def _ids_by_greys(

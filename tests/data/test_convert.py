@@ -167,6 +167,15 @@ def test_coco_panoptic(tmp_path):
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'val'), expected)
 
 
+def test_categories_of_coco_have_one_number_in_all_files(tmp_path):
+  for name in ('train', 'val'):
+    coco(tmp_path / 'in', name, [])
+  path = tmp_path / 'in' / 'annotations' / 'instances_val.json'
+  path.write_text(path.read_text().replace('"cat"', '"cow"'))
+  with pytest.raises(DataError, match="val.json calls category 7 'cow'.* 'cat'; number them alike"):
+    convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+
+
 def panoptic(root, stem, file_names, category=0, below='annotations'):
   """Every pixel of these images is of the category, 0 or 1."""
   folder = root / below / stem
@@ -389,6 +398,36 @@ def test_masks_of_one_bit_tell_two_classes(tmp_path):
     dataset = folder.read_folder(data, labelled='1')
     sources.check(dataset)
     np.testing.assert_array_equal(dataset.reader.mask('a'), truth)
+
+
+@pytest.mark.parametrize('listed', [True, False])
+def test_masks_of_one_bit_may_lie_beside_others_of_black_and_white(tmp_path, listed):
+  root, out, truth = tmp_path / 'in', tmp_path / 'out', np.resize([0, 1, 1], SIZE)
+  for name in 'ab':
+    photo(root / 'images' / f'{name}.png')
+  save(root / 'masks' / 'a.png', 255 * truth)
+  Image.fromarray(truth.astype(bool)).save(root / 'masks' / 'b.png')
+  if listed:
+    (root / 'classes.txt').write_text('sky\ncar\n')
+  convert(root, out, layout='masks')
+  for name in 'ab':
+    np.testing.assert_array_equal(np.asarray(Image.open(out / 'masks' / f'{name}.png')), truth)
+
+
+def test_a_jpeg_is_no_mask_under_any_name(tmp_path):
+  root = tmp_path / 'in'
+  for name in 'ab':
+    photo(root / 'images' / f'{name}.png')
+  (root / 'masks').mkdir()
+  Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / 'masks' / 'a.png', format='JPEG')
+  save(root / 'masks' / 'b.png', np.resize([0, 1], SIZE))
+  (root / 'classes.txt').write_text('sky\ncar\n')
+  (root / 'splits').mkdir()
+  (root / 'splits' / 'val.txt').write_text('a\n')
+  with pytest.raises(DataError, match=r'a\.png is a JPEG, which changes ids'):
+    sources.check(folder.read_folder(root, labelled='1'))
+  report = convert(root, tmp_path / 'out', layout='masks')
+  assert 'a.png is a JPEG' in report.text()
 
 
 def test_an_empty_list_of_unlabelled_images_stays_one(tmp_path):

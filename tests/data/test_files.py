@@ -165,6 +165,33 @@ def test_a_bitmap_of_16_bits_a_pixel_is_one_of_8_bits_a_channel(tmp_path):
   assert reader.size('x') == (2, 4) and (reader.image('x') == (255, 0, 0)).all()
 
 
+def deep_tiff(pixels: np.ndarray, *, separate: bool) -> bytes:
+  """A TIFF of uint16 [H,W,3], its channels side by side or one after the other (tag 284)."""
+  height, width, channels = pixels.shape
+  data = (np.moveaxis(pixels, -1, 0) if separate else pixels).astype('<u2').tobytes()
+  strips = channels if separate else 1
+  size, start = len(data) // strips, 8 + len(data)
+  tags = [(256, 3, [width]), (257, 3, [height]), (258, 3, [16] * channels), (259, 3, [1]),
+          (262, 3, [2]), (273, 4, [8 + i * size for i in range(strips)]), (277, 3, [channels]),
+          (278, 3, [height]), (279, 4, [size] * strips), (284, 3, [1 + separate])]
+  entries, rest, place = b'', b'', start + 2 + 12 * len(tags) + 4
+  for tag, kind, values in tags:
+    packed = struct.pack(f'<{len(values)}{"H" if kind == 3 else "I"}', *values)
+    if len(packed) > 4:
+      packed, rest = struct.pack('<I', place + len(rest)), rest + packed
+    entries += struct.pack('<HHI', tag, kind, len(values)) + packed.ljust(4, b'\0')
+  head = struct.pack('<2sHI', b'II', 42, start)
+  return head + data + struct.pack('<H', len(tags)) + entries + b'\0' * 4 + rest
+
+
+def test_a_deep_tiff_of_separate_channels_which_opencv_mixes_up_is_refused():
+  pixels = np.random.default_rng(0).integers(0, 2**16, (6, 5, 3)).astype(np.uint16)
+  found = files.decode_image(deep_tiff(pixels, separate=False), 'x.tif', (0, 2**16 - 1))
+  np.testing.assert_allclose(found, pixels / 257, atol=0.51)
+  with pytest.raises(DataError, match=r'x\.tif stores its channels one after the other.*by side'):
+    files.decode_image(deep_tiff(pixels, separate=True), 'x.tif', (0, 2**16 - 1))
+
+
 def test_opencv_keeps_warnings_about_tags_to_itself(tmp_path, capfd):
   path = str(tmp_path / 'x.tif')
   Image.fromarray(np.ones((4, 5), np.uint16)).save(path, tiffinfo={33550: (1.0, 1.0, 0.0)})

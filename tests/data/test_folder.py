@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -86,6 +87,15 @@ def test_deep_images_share_the_range_of_the_training_images(tmp_path, suffix, ch
   with pytest.raises(DataError, match=r'16 bits a channel.*convert it to 8 bits'):
     ImageFolder({'b': path}).image('b')
   assert read_folder(tmp_path, labelled='1', pixel_range=(0, 9)).pixel_range == (0, 9)
+
+
+def test_the_range_does_not_depend_on_which_images_were_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr('gta_jax.data.folder._SAMPLE', 2)
+  root = make(tmp_path, image=ramp)
+  ranges = [read_folder(root, labelled='1').pixel_range]
+  shutil.copy(root / 'masks' / 'a.png', root / 'masks' / 'd.png')
+  (root / 'splits' / '1' / 'labeled.txt').write_text('d\n')
+  assert [*ranges, read_folder(root, labelled='1').pixel_range] == ranges * 2
 
 
 def test_mixed_depths_are_said(tmp_path):
