@@ -149,7 +149,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 
   c.evaluate = ml_collections.ConfigDict()
-  c.evaluate.batch = 8  # images
+  c.evaluate.batch = 8  # images, fewer of large ones
   c.evaluate.pictures = 4  # validation images in the picture, and in report.html
   c.evaluate.worst = 8  # further ones in report.html, those that score worst
   c.evaluate.protocols = ('whole',)  # names: gta_jax/evaluation/protocols.py

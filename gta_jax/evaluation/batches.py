@@ -42,6 +42,7 @@ patches: its crops are multiples of their side, and so are the steps of padding,
 """
 
 import functools
+import math
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
@@ -54,9 +55,11 @@ from gta_jax.data.sources import ImageReader, Reader
 from gta_jax.evaluation.protocols import Protocol, View
 from gta_jax.evaluation.windows import Images, Size
 
+_MOST_PIXELS = 20_000_000  # of a batch: eight of Cityscapes' frames, 4 GB with a small network
+
 
 class Arrays(NamedTuple):
-  """Of batch_size rows each; rows past the batch's items are filler.
+  """Of as many rows each; rows past the batch's items are filler.
 
   images: by view.
   labels: by (crop, padding_label) of the protocols, uint8 [B,H,W]; empty without masks.
@@ -86,6 +89,7 @@ def make_batches(
   multiple: int,
   threads: int,
   masks: bool,
+  devices: int = 1,
   done: Collection[str] = (),
 ) -> Iterator[ValidationBatch]:
   """Groups images of equal padded size into batches, the last of a group filled up.
@@ -93,6 +97,9 @@ def make_batches(
   Args:
     mean: RGB in [0,1], of the padding.
     protocols: whose views are made.
+    batch_size: rows of a batch, a multiple of `devices`; fewer where they would hold more than
+      _MOST_PIXELS, down to as many as there are devices.
+    devices: that share a batch.
     masks: whether to read labels, from a Reader.
     done: a batch of these ids alone is left out.
     The others are as in scores.evaluate_protocols.
@@ -119,15 +126,17 @@ def make_batches(
         view.crop: _crop_size(view.crop, image_scale) for view in views if view.crop}
       shapes = {view: _scaled((view.crop, view.crop), view.scale) if view.crop
                 else pad(_scaled(largest, image_scale * view.scale)) for view in views}
-      for start in range(0, len(members), batch_size):
-        items = tuple(members[start : start + batch_size])
+      pixels = max(map(math.prod, (*shapes.values(), *output_sizes.values())))
+      rows = max(devices, min(batch_size, _MOST_PIXELS // pixels) // devices * devices)
+      for start in range(0, len(members), rows):
+        items = tuple(members[start : start + rows])
         if done and all(image_id in done for image_id, _ in items):
           continue
         arrays = Arrays(
-          {view: Images(np.broadcast_to(colour, (batch_size, *shape, 3)).copy(),
-                        np.ones((batch_size, 2), np.int32), np.ones((batch_size, 2), np.float32))
+          {view: Images(np.broadcast_to(colour, (rows, *shape, 3)).copy(),
+                        np.ones((rows, 2), np.int32), np.ones((rows, 2), np.float32))
            for view, shape in shapes.items()},
-          {truth: np.full((batch_size, *output_sizes[truth[0]]), IGNORE, np.uint8)
+          {truth: np.full((rows, *output_sizes[truth[0]]), IGNORE, np.uint8)
            for truth in truths})
         list(pool.map(load, items, range(len(items)), [arrays] * len(items)))
         yield ValidationBatch(items, output_sizes, arrays)

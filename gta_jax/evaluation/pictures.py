@@ -159,31 +159,6 @@ def prediction_grid(
   return np.concatenate([table, legend(dataset.classes, dataset.palette, width=table.shape[1])])
 
 
-def comparison_grid(
-  dataset: Dataset, ids: Sequence[str], columns: Mapping[str, Mapping[str, np.ndarray]], *,
-  cell_width: int = 200,
-) -> np.ndarray:
-  """Image, the labels of each column, and truth, one image a row.
-
-  Args:
-    dataset: of the images, with masks.
-    ids: of the rows.
-    columns: heading -> image id -> uint8 [H,W] of the image's size.
-    cell_width: of each picture in pixels.
-  Returns: RGB uint8 [H,W,3], with a legend of the classes below.
-  """
-  rows = []
-  for id in ids:
-    image = dataset.reader.image(id)
-    size = cell_width, max(1, round(image.shape[0] * cell_width / image.shape[1]))
-    masks = [*(labels[id] for labels in columns.values()), dataset.reader.mask(id)]
-    small = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
-    rows.append([cv2.resize(image, size, interpolation=cv2.INTER_AREA),
-                 *(colourise(mask, dataset.palette) for mask in small)])
-  table = grid(['image', *columns, 'truth'], rows)
-  return np.concatenate([table, legend(dataset.classes, dataset.palette, width=table.shape[1])])
-
-
 def write_picture(
   path: Path,
   network: Network,

@@ -83,7 +83,8 @@ def evaluate_protocols(
     network: the common shape.
     variables_by_name: on the device already, or they travel at every batch.
     protocols: with names of their own.
-    batch_size: images a batch; memory grows with it, at least 4 B H W K bytes of logits.
+    batch_size: images a batch, fewer where they are large (see batches); memory grows with it, at
+      least 4 B H W K bytes of logits.
     crop: side of the crops that the networks were trained on, in pixels after image_scale; whole
       images are padded to sides that line up with feature maps as the crop's do (see batches).
     image_scale: images are resized by this factor before the network, logits back after it.
@@ -111,7 +112,8 @@ def evaluate_protocols(
   batches = make_batches(
     network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
     batch_size=batch_size, image_scale=image_scale, crop=crop,
-    multiple=multiple or network.multiple, threads=threads, masks=True)
+    multiple=multiple or network.multiple, threads=threads, devices=jax.local_device_count(),
+    masks=True)
   for batch in batches:
     placed = batch._replace(arrays=place(batch.arrays))
     counts = _count_batch(network, variables_by_name, placed, protocols, classes)
@@ -210,7 +212,8 @@ def label_images(
   """
   batches = make_batches(
     network.mean, reader, ids, (protocol,), batch_size=batch_size, image_scale=image_scale,
-    crop=crop, multiple=multiple or network.multiple, threads=threads, masks=False, done=done)
+    crop=crop, multiple=multiple or network.multiple, threads=threads,
+    devices=jax.local_device_count(), masks=False, done=done)
   for batch in batches:
     images = place(batch.arrays).images
     found = {

@@ -64,6 +64,7 @@ def evaluate_run(
     names=setup.make_method_of(own).scored)
   check_protocols(network, chosen)
   dataset = run_data.make_dataset(workdir, config, own, described['classes'])
+  whole = dataset
   if split == 'test':
     if not dataset.test:
       where = (f'list their ids in {Path(config.data.dir) / "splits" / "test.txt"}'
@@ -72,7 +73,10 @@ def evaluate_run(
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   run_data.check_unseen(
     workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))
-  sources.check(dataset)
+  odd = sources.check_classes(whole, sources.check(whole))
+  if sharding.is_first_process():
+    for remark in (*dataset.note.splitlines(), *odd):
+      note(remark)
   sharding.check_agreement(
     checkpoint=step, protocols=[one.name for one in chosen], images=dataset.validation)
   found = evaluate_protocols(

@@ -8,16 +8,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gta_jax.data.sources import Dataset
+from gta_jax.evaluation import batches
 from gta_jax.evaluation.batches import make_batches
-from gta_jax.evaluation.protocols import make_protocols
+from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.models.resnet import ResNet
 from tests.arrays import ArrayReader, random_dataset
 
 
-def batches_of(data: Dataset, ids=None, *, image_scale=1.0, crop=32, multiple=32, names=('whole',)):
+def batches_of(
+    data: Dataset, ids=None, *, image_scale=1.0, crop=32, multiple=32, names=('whole',), devices=1):
   return list(make_batches(
     (0.5, 0.5, 0.5), data.reader, ids or data.validation, make_protocols(names, crop=crop),
-    batch_size=2, image_scale=image_scale, crop=crop, multiple=multiple, threads=1, masks=True))
+    batch_size=2, image_scale=image_scale, crop=crop, multiple=multiple, threads=1, masks=True,
+    devices=devices))
 
 
 def columns(*sides):
@@ -55,6 +58,17 @@ def test_shapes_follow_the_padded_size_alone_so_that_few_images_share_the_progra
     for ids in (data.validation, *((id,) for id in data.validation))
     for batch in batches_of(data, ids, image_scale=0.7)}
   assert len(shapes) == 2
+
+
+@pytest.mark.parametrize('devices, rows', [(1, [2, 1]), (2, [2, 2])])
+def test_batches_of_large_images_have_fewer_rows_but_one_for_every_device(
+    monkeypatch, devices, rows):
+  monkeypatch.setattr(batches, '_MOST_PIXELS', 70 * 64)
+  data = random_dataset([(32, 60), (32, 61), (64, 64), (64, 63)])
+  found = batches_of(data, devices=devices)
+  assert [len(batch.arrays.images[WHOLE.views[0]].image) for batch in found] == [
+    rows[0], *[rows[1]] * (2 // rows[1])]
+  assert [id for batch in found for id, _ in batch.items] == list(data.validation)
 
 
 @pytest.mark.parametrize('crop', [321, 96, 97, 75])

@@ -3,6 +3,9 @@
 import json
 import shutil
 
+import numpy as np
+from PIL import Image
+
 from configs import folder
 from gta_jax import command
 from gta_jax.inference import run_data
@@ -47,6 +50,16 @@ def test_images_that_the_run_was_trained_on_are_refused_or_named(folder_run, cap
   (folder_run / 'other' / 'splits' / 'test.txt').unlink()
   assert command.main([*EVALUATE, *elsewhere]) == 0
   assert 'if it is the same image' in capsys.readouterr().err
+
+
+def test_masks_that_mean_something_else_now_are_not_scored_against(folder_run, capsys):
+  for id in ('02', '03'):  # of validation: as black and white, beside others of ids
+    path = folder_run / 'data' / 'masks' / f'{id}.png'
+    with Image.open(path) as mask:
+      white = np.asarray(mask) == 1
+    Image.fromarray(np.where(white, 255, 0).astype(np.uint8)).save(path)
+  assert command.main(EVALUATE) == 2
+  assert "validation masks of data hold 'rock' alone" in capsys.readouterr().err
 
 
 def test_a_drawn_split_goes_on_by_its_own_lists_after_masks_were_added(folder_run, capsys):
