@@ -10,7 +10,7 @@ import numpy as np
 from gta_jax.data.files import IGNORE, damaged, decode_mask, read_bytes
 from gta_jax.data.sources import Dataset, Reader
 
-_CODES = 0x3C00 + 1  # float16's bits from 0 to 1
+CODES = 0x3C00 + 1  # float16's bits from 0 to 1
 _THREADS = 8
 
 
@@ -89,17 +89,17 @@ def doubt_limits(
   def of_image(id: str) -> np.ndarray:
     labels = decode_mask(read_bytes(masks[id]), masks[id]).ravel()[::every]
     codes = decode_doubt(read_bytes(doubts[id]), doubts[id]).ravel()[::every]
-    pairs = labels.astype(np.int64) * _CODES + codes
-    return np.bincount(pairs, minlength=num_classes * _CODES)
+    pairs = labels.astype(np.int64) * CODES + codes
+    return np.bincount(pairs, minlength=num_classes * CODES)
 
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    counts = sum(pool.map(of_image, masks), np.zeros(num_classes * _CODES, np.int64))
+    counts = sum(pool.map(of_image, masks), np.zeros(num_classes * CODES, np.int64))
   limits = []
-  for of_class in counts.reshape(num_classes, _CODES):
+  for of_class in counts.reshape(num_classes, CODES):
     total = int(of_class.sum())
     rank = min(share[0] * total // share[1], total - 1)
     limits.append(int(np.searchsorted(of_class.cumsum(), rank, side='right'))
-                  if share[0] * total >= share[1] else _CODES - 1)
+                  if share[0] * total >= share[1] else CODES - 1)
   return tuple(limits)
 
 
@@ -117,8 +117,12 @@ def encode_doubt(confidence: np.ndarray) -> bytes:
   The codes have the order of the doubts, and are fine where it matters: most confidences are near
   one, where 8 bits would tie them.
   """
-  doubt = np.clip(1 - confidence.astype(np.float64), 0, 1).astype(np.float16)
-  return cv2.imencode('.png', doubt.view(np.uint16))[1].tobytes()
+  return cv2.imencode('.png', code_of_doubt(confidence))[1].tobytes()
+
+
+def code_of_doubt(confidence: np.ndarray) -> np.ndarray:
+  """uint16 [H,W] below CODES, larger where confidence, float [H,W] in [0,1], is smaller."""
+  return np.clip(1 - confidence.astype(np.float64), 0, 1).astype(np.float16).view(np.uint16)
 
 
 def decode_doubt(data: bytes, path: str) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
 from gta_jax.data.folder import FolderReader
+from gta_jax.data.pseudo_masks import CODES, code_of_doubt, doubt_of_code
 from gta_jax.data.sources import Dataset
 from gta_jax.data.writing import check_writable, replace_bytes
 from gta_jax.devices import sharding
@@ -37,9 +38,9 @@ from gta_jax.training.logs import Progress
 from gta_jax.training.workdir_files import write_lists
 
 FILE = 'label_next.csv'
+_FOLDERS, _EARLIER = ('images', 'masks', 'thumbnails'), 'earlier'
 _REGIONS = 8  # along a side
 _CANDIDATES = 5  # for each image that is asked for, at most
-_BINS = 1000  # of confidence
 _THUMBNAIL = 320  # pixels
 
 
@@ -79,11 +80,11 @@ def rank(
   variables = model.variables[model.check_network(network)]
   scores: dict[str, float] = {}
   features: dict[str, np.ndarray] = {}
-  counts = np.zeros(_BINS, np.int64)
+  counts = np.zeros(CODES, np.int64)
   batches = make_batches(
     model.network.mean, dataset.reader, ids, (WHOLE,), image_scale=model.image_scale,
     batch_size=sharding.round_up_to_devices(model.batch_size), crop=model.crop,
-    multiple=model.multiple, threads=threads, masks=False)
+    multiple=model.multiple, threads=threads, devices=jax.local_device_count(), masks=False)
   with Progress(len(ids), unit='image') as progress:
     for batch in batches:
       seen = sharding.place_locally(batch.arrays).images
@@ -94,15 +95,22 @@ def rank(
       for row, (id, (height, width)) in enumerate(batch.items):
         confidence = confidences[row, :height, :width]
         scores[id], features[id] = uncertainty(confidence), pooled[row]
-        counts += np.histogram(confidence, _BINS, (0, 1))[0]
+        counts += np.bincount(code_of_doubt(confidence).ravel(), minlength=CODES)
         progress.advance()
       progress.show({})
-  below = np.cumsum(counts) / counts.sum()
-  threshold = float(np.searchsorted(below, drop_share) + 1) / _BINS
+  threshold = _threshold(counts, drop_share)
   chosen, distances = choose(
     np.array([scores[id] for id in ids]), np.stack([features[id] for id in ids]), count)
   return Ranking(tuple(ids[i] for i in chosen), tuple(scores[ids[i]] for i in chosen), distances,
                  threshold)
+
+
+def _threshold(counts: np.ndarray, share: float) -> float:
+  """The confidence below which at least a share of the pixels are; counts: [CODES], of doubts."""
+  doubtful = np.cumsum(counts[::-1]) / counts.sum()  # of each code and all above it
+  code = CODES - 1 - int(np.searchsorted(doubtful, share))
+  # Between this code, the last one that counts, and the next: there float16 rounds.
+  return 1 - float(doubt_of_code(np.array([code, max(code - 1, 0)], np.uint16)).mean())
 
 
 def without_masks(dataset: Dataset) -> tuple[Dataset, int]:
@@ -188,10 +196,11 @@ def write(
     dataset: that was ranked.
     out: folder, made if missing.
     network: see `rank`.
-    overwrite: whether files of these names are replaced.
+    overwrite: whether results of an earlier ranking give way to these; they go to OUT/earlier.
   Returns: the folder of the lists.
   """
   check_out(out, overwrite=overwrite)
+  _set_aside(out)
   rows = [['rank', 'image', 'uncertainty', 'distance', 'thumbnail']]
   for number, id in enumerate(ranking.ids):
     image = dataset.reader.image(id)
@@ -216,6 +225,16 @@ def write(
   csv.writer(text, lineterminator='\n').writerows(rows)
   replace_bytes(out / FILE, text.getvalue().encode())
   return out / 'splits' / str(len(together))
+
+
+def _set_aside(out: Path) -> None:
+  """Moves an earlier ranking's files away: masks of two rankings together would all be copied."""
+  if not (out / FILE).is_file():
+    return
+  for path in [path for name in _FOLDERS for path in (out / name).rglob('*') if path.is_file()]:
+    target = out / _EARLIER / path.relative_to(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
 
 
 def copying_advice(dataset: Dataset, folder: Path, out: Path) -> tuple[str, Path]:

@@ -50,7 +50,7 @@ def test_codes_have_the_order_of_doubts_and_are_fine_near_certainty():
   assert (np.diff(codes[0].astype(int)) < 0).all()
   np.testing.assert_allclose(1 - doubt_of_code(codes), confidence, atol=1e-7)
   ends = decode_doubt(encode_doubt(np.float32([[0, 1]])), 'x')
-  assert ends.tolist() == [[pseudo_masks._CODES - 1, 0]]
+  assert ends.tolist() == [[pseudo_masks.CODES - 1, 0]]
   for damaged in (b'', encode_doubt(confidence)[:40], encode_mask(np.zeros((2, 2), np.uint8),
                                                                   PALETTE)):
     with pytest.raises(DataError, match='x is damaged'):
@@ -80,7 +80,7 @@ def test_every_16th_pixel_of_each_image_is_sampled(tmp_path):
 
 def test_a_class_that_is_never_predicted_limits_nothing(tmp_path):
   *_, masks, doubts = make(tmp_path, classes=2)
-  assert doubt_limits(masks, doubts, share=(5, 5), num_classes=3)[2] == pseudo_masks._CODES - 1
+  assert doubt_limits(masks, doubts, share=(5, 5), num_classes=3)[2] == pseudo_masks.CODES - 1
 
 
 def test_a_stage_sees_its_images_alone_and_never_their_own_masks(tmp_path):
@@ -101,7 +101,7 @@ def test_the_stream_cuts_label_and_confidence_alike(tmp_path):
   # A confidence that tells the label.
   doubts = {id: write(tmp_path, f'{id}.told.png', encode_doubt(1 - labels[int(id)] / np.float32(4)))
             for id in doubts}
-  reader = ConfidentMaskReader(data.reader, masks, doubts, (pseudo_masks._CODES,) * 3)
+  reader = ConfidentMaskReader(data.reader, masks, doubts, (pseudo_masks.CODES,) * 3)
   stage = with_pseudo_masks(data, reader)
   with contextlib.closing(training_stream(
       stage, stream='unlabelled', batch_size=2, crop_size=16, seed=0, pseudo=True,

@@ -15,6 +15,7 @@ from gta_jax import command_flags
 from gta_jax.data import writing
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import decode_mask
+from gta_jax.data.pseudo_masks import CODES, code_of_doubt
 from gta_jax.data.sources import Dataset, check
 from gta_jax.evaluation.windows import Images
 from gta_jax.inference import begun, label_next
@@ -99,6 +100,14 @@ def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
   assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
   with pytest.raises(ValueError, match='count 0; both must be at least 1'):
     label_next.rank(model(), data, count=0, drop_share=0.3)
+
+
+def test_the_threshold_is_as_fine_as_a_sure_network_needs():
+  confidence = 1 - 10.0 ** -np.random.default_rng(0).uniform(3.2, 7, 20_000).astype(np.float32)
+  counts = np.bincount(code_of_doubt(confidence), minlength=CODES)
+  threshold = label_next._threshold(counts, 0.2)
+  assert np.mean(confidence < threshold) == pytest.approx(0.2, abs=0.005) and threshold > 0.999
+  assert label_next._threshold(counts, 0.0) < confidence.min()
 
 
 def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
@@ -203,6 +212,19 @@ def test_a_run_is_told_what_to_label_and_nothing_is_overwritten(finished, tmp_pa
   assert corrected.read_bytes() == b'corrected'
   assert launch.main([*arguments, '--overwrite']) == 0
   assert corrected.read_bytes() != b'corrected'
+  assert (out / 'earlier' / corrected.relative_to(out)).read_bytes() == b'corrected'
+
+
+def test_a_ranking_leaves_no_mask_of_an_earlier_one_among_its_own(tmp_path):
+  rng = np.random.default_rng(0)
+  images = {f'{i}': rng.integers(0, 256, (9, 14, 3), np.uint8) for i in range(4)}
+  for ids in ('01', '23'):
+    label_next.write(label_next.Ranking(tuple(ids), (1.0, 0.5), (0.0, 0.1), 0.5), model(),
+                     dataset(images), tmp_path, overwrite=True)
+  for folder in ('masks', 'images'):
+    assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ['2.png', '3.png']
+  assert sorted(path.name for path in (tmp_path / 'earlier' / 'masks').iterdir()) == [
+    '0.png', '1.png']
 
 
 def test_results_that_could_not_be_written_are_refused_first(tmp_path, monkeypatch):
