@@ -79,6 +79,11 @@ class Inspection:
     return [(share, name) for share, name in zip(self.shares, self.classes, strict=True) if share]
 
   @property
+  def has_labels(self) -> bool:
+    """Whether labelled masks hold any class, whose structures were measured."""
+    return bool(self.present) and any(width is not None for width in self.widths)
+
+  @property
   def size(self) -> tuple[int, int]:
     """The median height and width of labelled images."""
     height, width = self.sizes['labelled']
@@ -96,10 +101,12 @@ class Inspection:
 def digest(dataset: Dataset) -> str:
   """A fingerprint of what `inspect` would look at, without reading it."""
   parts: list[Any] = [_VERSION, dataset.classes, dataset.palette.tolist(), dataset.pixel_range]
-  parts += [_roles(dataset)]
+  roles = _roles(dataset)
+  parts += [roles]
   if isinstance(dataset.reader, FileReader):  # Records do not change.
+    used = sorted({id for ids in roles.values() for id in ids})
     for paths in (dataset.reader.images, dataset.reader.masks):
-      stats = [(path, os.stat(path)) for path in paths.values()]
+      stats = [(paths[id], os.stat(paths[id])) for id in used if id in paths]
       parts.append([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

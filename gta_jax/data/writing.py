@@ -15,7 +15,8 @@ def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False
     durable: whether that holds also where the machine stops; it costs a wait for the disk.
   Raises: OSError, which names the file.
   """
-  partial = path.with_name(f'{path.name}.partial')
+  # Of this process alone: a training and an evaluation may write one page at the same time.
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   try:
     with partial.open('wb') as file:
       file.write(data)

@@ -68,7 +68,8 @@ def write_curves(path: Path, found: Sequence[Record]) -> None:
 def _network_of(suffix: str, prefix: str) -> Callable[[str], str]:
   def name(key: str) -> str:
     if key.startswith(prefix) and key.endswith(suffix):
-      return key.removeprefix(prefix).removesuffix(suffix).replace('_', ' ')
+      own = key.removeprefix(prefix).removesuffix(suffix)
+      return '' if suffix and '/' in own else own.replace('_', ' ')  # That is one of many classes.
     return ''
 
   return name
@@ -76,7 +77,7 @@ def _network_of(suffix: str, prefix: str) -> Callable[[str], str]:
 
 def _kept(key: str) -> str:
   return {'train/kept_share': 'kept pixels', 'train/threshold': 'confidence threshold',
-          'train/mean_confidence': 'mean confidence'}.get(key, '')
+          'train/confidence': 'mean confidence'}.get(key, '')
 
 
 # Title, unit, factor, and the name of a series by its key in the log ('': not of this chart).

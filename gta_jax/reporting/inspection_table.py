@@ -38,7 +38,8 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
   except DataError as error:
     notes = [f'Training will refuse this: {error}']
   found = from_data.inspect(dataset, folder)
-  proposed = from_data.proposals(found, config)
+  # Nothing follows from masks without a label, which training refuses.
+  proposed = from_data.proposals(found, config) if found.has_labels else []
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(from_data.to_json(found, proposed), indent=2) + '\n'
   replace_text(path, text)

@@ -181,9 +181,11 @@ def verdicts(found: Sequence[Record]) -> list[str]:
     alone = [other for other in found if one.method != 'sup_only' and other.method == 'sup_only'
              and (other.task, other.config.seed) == (one.task, one.config.seed)]
     supervised = min(alone, key=lambda other, one=one: len(_unlike(other, one)), default=None)
-    baseline = next(filter(None, (verdict.read_baseline(other.workdir) for other in (one, *found)
-                                  if other.task == one.task)), None)
+    baselines = [of for other in (one, *found) if other.task == one.task
+                 and (of := verdict.read_baseline(other.workdir))]
     method = scored(one, f'{label} ({one.networks[0]})')
+    baseline = min(baselines, default=None, key=lambda of, method=method: (
+      bool(method) and of.labelled_sha256 != method.labelled_sha256))
     others = [baseline, supervised and scored(supervised, 'supervised training alone' + (
       f' with {", ".join(unlike)}' if (unlike := _unlike(supervised, one)) else ''))]
     if method and any(others):

@@ -19,7 +19,7 @@ from gta_jax.training.logs import note
 
 _REST = 'rest'  # the item that holds all but the networks
 # STEP, STEP.json, and what a killed save leaves of them; whatever else lies there is the user's.
-_OURS = re.compile(r'(\d+)(\.json(\.partial)?|\.orbax-checkpoint-tmp.*)?')
+_OURS = re.compile(r'(\d+)(\.json(\.\d+\.partial)?|\.orbax-checkpoint-tmp.*)?')
 
 
 class Checkpoints:

@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
+import gta_jax
 from gta_jax.data import inspection, proposals, voc
 from gta_jax.data.folder import read_folder
 from gta_jax.data.inspection import inspect
 from gta_jax.data.proposals import Machine, propose
 from gta_jax.data.sources import Dataset, check
+from gta_jax.reporting import inspection_table
 from tests import tiny_archives
 
 GIVEN = dict.fromkeys(proposals.RULES)
@@ -58,6 +60,25 @@ def test_masks_of_two_classes_in_two_codes_are_said(tmp_path):
   write(root / 'masks' / '01.png', mask)
   found = look_at(root)[1]
   assert found.remarks[0].startswith('1 of 4 masks looked at hold 0 and 255 alone, 3 hold 1')
+
+
+def test_empty_masks_are_described_and_nothing_is_proposed(tmp_path):
+  root = make(tmp_path / 'data')
+  for ids in (('00', '01'), ('02', '03')):  # first of the labelled ones, then of all
+    for id in ids:
+      write(root / 'masks' / f'{id}.png', np.full((64, 80), 255, np.uint8))
+    config = gta_jax.load_config('folder:2', {'data.dir': str(root)})
+    text = inspection_table.inspect_data(config, tmp_path)
+    assert 'Training will refuse this: All pixels of the 2 labelled masks' in ' '.join(text.split())
+    assert 'Proposed' not in text
+
+
+def test_a_file_that_no_list_names_is_not_looked_at(tmp_path):
+  root = make(tmp_path)
+  (root / 'splits' / '2' / 'unlabeled.txt').write_text('04\n')
+  (root / 'images' / '99.png').symlink_to('nowhere.png')
+  dataset, found = look_at(root)
+  assert '99' in dataset.reader.images and found.digest == inspection.digest(dataset)
 
 
 def test_the_facts_are_those_of_the_files(tmp_path):

@@ -128,6 +128,19 @@ def test_a_long_log_is_thinned_to_means(workdirs):
   assert sum(row['value'] for row in chart.rows) / 334 == pytest.approx(0.5, abs=0.01)
 
 
+def test_curves_have_the_series_that_are_logged_and_no_class_is_a_loss(workdirs):
+  logged = {'student_labelled_loss': 1.0, 'kept_share_by_class/forest_loss': 0.5, 'threshold': 0.9,
+            'confidence': 0.8, 'kept_share_by_class/water_rate': 0.5, 'student_rate': 0.1}
+  one = dataclasses.replace(runs.read_record(workdirs['gta0']), metrics=[
+    {'step': 1} | {f'train/{name}': value for name, value in logged.items()}])
+  series = {chart.title: sorted({row['series'] for row in chart.rows})
+            for chart in charts.make_charts([one])}
+  assert series == {
+    'Training loss': ['student labelled'], 'Learning rate': ['student'],
+    'Pseudo-labels': ['confidence threshold', 'mean confidence'],
+    'Kept pseudo-labels by class': ['forest loss', 'water rate']}
+
+
 @pytest.mark.parametrize('line', ['{"step": 4,', '[1]', '{"loss": 1.0}', '7'])
 def test_a_damaged_log_is_named(workdirs, tmp_path, line):
   damaged = shutil.copytree(workdirs['sup_only0'], tmp_path / 'damaged')

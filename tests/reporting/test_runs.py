@@ -108,6 +108,20 @@ def test_what_supervised_training_differs_in_is_said(workdirs, tmp_path, fields,
   assert len(sentences) == bool(said)
 
 
+def test_of_several_baselines_that_of_the_same_masks_counts(workdirs, tmp_path):
+  folders = [copy(workdirs['gta0'], tmp_path / name) for name in 'abc']
+  for folder, masks in zip(folders, ('m', 'n', 'n'), strict=True):
+    results = json.loads((folder / 'results.json').read_text())
+    (folder / 'results.json').write_text(json.dumps(results | {'labelled_sha256': masks}))
+    counts = np.tile([[50, 50], [0, 100]], (4, 1, 1))
+    verdict.write_confusions(folder, tuple('abcd'), {'teacher': counts})
+    if folder.name != 'b':
+      (folder / 'baseline.json').write_text(json.dumps(
+        {'ids': [*'abcd'], 'confusions': counts.tolist(), 'labelled_sha256': masks}))
+  of_b = runs.verdicts([runs.read_record(folder) for folder in folders])[1]
+  assert 'Against the pixel classifier' in of_b and 'other masks' not in of_b
+
+
 def test_the_page_puts_in_brackets_what_the_config_sets_itself(workdirs, dataset, tmp_path):
   one = copy(workdirs['gta0'], tmp_path / 'one', **{'data.crop': 64})
   found, legend = from_data.inspect(dataset), 'in brackets what the config sets itself'

@@ -128,7 +128,7 @@ def test_leftovers_of_a_killed_save_are_never_read_and_go_with_the_next(saved, t
   shutil.copytree(saved, folder)
   shutil.copytree(folder / '6', folder / '8.orbax-checkpoint-tmp')  # killed while Orbax writes
   shutil.copytree(folder / '6', folder / '9')  # killed before its record
-  (folder / '9.json.partial').write_text('{"st')
+  (folder / '9.json.77.partial').write_text('{"st')
   shutil.rmtree(folder / '4' / 'rest')  # killed while it was removed
   (folder / '4.json').unlink()
   with Checkpoints(folder) as checkpoints:
