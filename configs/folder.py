@@ -14,8 +14,8 @@ the data where it is not set: --mode inspect says what and why, gta_jax/data/pro
 
 Unless a method is named it is FixMatch with an average as the teacher (fixmatch_ema), UniMatch V2
 with one strong view: with 5 drawn slices it ends 3.5 points ahead of labels alone, where grey level
-is the class and 30 have masks by 0.5 (one seed), and on CamVid with 23 masks by 1.0 ± 0.9, while
-with 46 it is level with them (-0.3 ± 2.4, three seeds each). GTA-Seg (method=gta), whose student
+is the class and 30 have masks by 0.5 ± 0.1, and on CamVid with 23 masks by 1.0 ± 0.9, while with
+46 it is level with them (-0.3 ± 2.4, three seeds each). GTA-Seg (method=gta), whose student
 learns from masks alone, ended about level with them where it was run (docs/results.md). With
 model=large it is UniMatch V2 with the published threshold.
 
