@@ -78,7 +78,9 @@ def line_of(task: Task, results: dict[str, Any], cores: int) -> dict[str, Any]:
   return {
     'method': task.method, 'seed': task.seed, 'steps': results['last']['step'],
     'last': scores(results['last']), 'best': scores(results['best']),
-    'best_step': results['best']['step'], 'seconds': results['seconds'], 'cores': cores,
+    'best_step': results['best']['step'],
+    # Of its last start alone, so that those of a run that was stopped say little.
+    'seconds': None if results.get('seconds_from_step') else results['seconds'], 'cores': cores,
     'config': task.digest, 'version': ', '.join(versions), 'date': time.strftime('%Y-%m-%d')}
 
 
@@ -99,13 +101,17 @@ def table(lines: list[dict[str, Any]]) -> str:
     scores = [run['last'][network] for run in runs]
     spread = f' ± {statistics.stdev(scores):.2f}' if len(scores) > 1 else ''
     seeds = ', '.join(str(run['seed']) for run in sorted(runs, key=lambda run: run['seed']))
-    seconds = statistics.median(run['seconds'] for run in runs)
+    timed = [run['seconds'] for run in runs if run['seconds'] is not None]
+    seconds = f'{statistics.median(timed):.0f}' if timed else '–'
     mean, cost = statistics.mean(scores), method.cost / make_method(SUPERVISED).cost
     rows.append((mean, f'| {name}{MARKS.get(name, "")} | {network} | {mean:.2f}{spread} | '
-                       f'{seeds} | {runs[0]["steps"]} | {cost:.2f} | {seconds:.0f} |'))
+                       f'{seeds} | {runs[0]["steps"]} | {cost:.2f} | {seconds} |'))
   rows.sort(key=lambda row: -row[0])
   head = '| method | network | mIoU | seeds | steps | counted cost × supervised | seconds a run |'
-  return '\n'.join([head, '|---|---|---|---|---|---|---|', *(row for _, row in rows)])
+  versions = sorted({line['version'] for line in lines if line.get('version')})
+  said = [f'\nThe runs are of {len(versions)} versions: {", ".join(versions)}.'] * (
+    len(versions) > 1)
+  return '\n'.join([head, '|---|---|---|---|---|---|---|', *(row for _, row in rows), *said])
 
 
 def run_all(

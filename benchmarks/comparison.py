@@ -5,6 +5,7 @@ benchmarks/compare_methods.py says by which rules.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,21 +126,45 @@ def resolved(config: str, method: str, fields: list[str]) -> ml_collections.Conf
 def make_folder(data: Path, out: Path, masks: int) -> Path:
   """A data folder with the images of `data` and a split of so many masks; one that is there stays.
 
-  Raises: ValueError where no list of `data` is long enough.
+  Raises: ValueError where no list of `data` is long enough, or the one that is there has others.
   """
   folder = out.resolve() / 'data' / str(masks)
-  chosen = folder / 'splits' / str(masks) / 'labeled.txt'
-  if chosen.is_file():
+  if folder.is_dir():
+    if (folder / 'images').resolve() != (data / 'images').resolve():
+      raise ValueError(f'{folder} has the images of {(folder / "images").resolve().parent}, not of '
+                       f'{data}; give another --out.')
     return folder
   lists = [path.read_text().split() for path in (data / 'splits').glob('*/labeled.txt')]
   enough = min((ids for ids in lists if len(ids) >= masks), key=len, default=None)
   if enough is None:
     raise ValueError(f'{data}/splits has no list of {masks} masks or more; give fewer --masks.')
+  begun = folder.with_name(f'{folder.name}.partial')  # Whole or not there, however this ends.
+  shutil.rmtree(begun, ignore_errors=True)
+  chosen = begun / 'splits' / str(masks) / 'labeled.txt'
   chosen.parent.mkdir(parents=True)
   for name in ('images', 'masks', 'classes.txt', 'splits/val.txt'):
-    (folder / name).symlink_to((data / name).resolve())
+    (begun / name).symlink_to((data / name).resolve())
   chosen.write_text('\n'.join(enough[i * len(enough) // masks] for i in range(masks)) + '\n')
-  return folder
+  return begun.rename(folder)
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+  """Keeps what results are of; a later call that would mix others with them is refused.
+
+  Args:
+    path: of a file beside the results.
+    settings: everything that decides them, as JSON.
+  Raises: ValueError with what differs.
+  """
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + '\n')
+    return
+  before = json.loads(path.read_text())
+  differ = [f'{name}={settings.get(name)} instead of {before.get(name)}'
+            for name in {**before, **settings} if before.get(name) != settings.get(name)]
+  if differ:
+    raise ValueError(f'{path} is of results with {", ".join(differ)}; give another --out.')
 
 
 def check_equal_terms(config: str, methods: Sequence[str], fields: list[str]) -> None:

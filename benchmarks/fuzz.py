@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import fuzz_archives, fuzz_cases, fuzz_use
 from benchmarks.fuzz_cases import ROOT, UndocumentedError
@@ -127,6 +128,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   runtime.disable_faulty_cpu_fusion()
   sys.exit(main())

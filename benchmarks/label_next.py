@@ -21,11 +21,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import comparison
 from cases import ROOT
 
 from gta_jax.data import shapes
 from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IMAGE_SUFFIXES
+from gta_jax.data.listing import id_of, readings, visible_files
 from gta_jax.evaluation.pictures import write_image, write_mask
 from gta_jax.reporting.runs import read_record
 from gta_jax.training.logs import markdown_table
@@ -45,6 +47,12 @@ def main() -> None:
   parser.add_argument('--seeds', default='0,1,2', help='separated by commas')
   parser.add_argument('flags', nargs='*', help='of launch.py')
   options = parser.parse_args()
+  try:
+    comparison.check_settings(options.out / 'settings.json', {
+      'data': str(options.data and options.data.resolve()), 'choices': options.choices,
+      'first': options.first, 'count': options.count, 'flags': options.flags})
+  except ValueError as error:
+    parser.error(str(error))
   data = options.data or write_shapes(options.out / 'data')
   scores: dict[str, list[list[float]]] = {ASKED: [], DRAWN: []}
   for seed in map(int, options.seeds.split(',')):
@@ -71,10 +79,10 @@ def write_shapes(folder: Path, *, training: int = 200, validation: int = 100) ->
 
 def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> list[float]:
   """mIoU in percent before the first round and after each."""
+  pool = sorted(id_of(path, data / 'images') for path in visible_files(data / 'images')
+                if path.suffix.lower() in IMAGE_SUFFIXES)
   held_back = {id for name in ('val', 'test') if (data / 'splits' / f'{name}.txt').is_file()
-               for id in read_list(data / 'splits' / f'{name}.txt')}
-  pool = sorted(path.relative_to(data / 'images').with_suffix('').as_posix()
-                for path in (data / 'images').rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+               for id in read_list(data / 'splits' / f'{name}.txt', pool)}
   order = [id for id in pool if id not in held_back]
   random.Random(seed).shuffle(order)
   labelled, scores = order[:options.first], []
@@ -100,7 +108,8 @@ def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> lis
         launch('--mode', 'label_next', '--workdir', folder / 'run', '--count', options.count,
                '--out', asked, '--overwrite', '--config', f'folder:{len(labelled)}',
                '--config.data.dir', hidden, '--config.data.split_lists', lists)
-      labelled = read_list(asked / 'splits' / str(len(labelled) + options.count) / 'labeled.txt')
+      labelled = read_list(
+        asked / 'splits' / str(len(labelled) + options.count) / 'labeled.txt', pool)
     elif number < options.rounds:
       labelled = labelled + [id for id in order if id not in set(labelled)][:options.count]
   return scores
@@ -141,9 +150,11 @@ def spread(values: list[float], sign: str = '') -> str:
   return f'{statistics.mean(values):{sign}.1f}{deviation}'
 
 
-def read_list(path: Path) -> list[str]:
-  """The ids of a list, one a line."""
-  return path.read_text(encoding='utf-8').split('\n')[:-1]
+def read_list(path: Path, images: list[str]) -> list[str]:
+  """The ids of a list, one a line, as a data folder reads it. images: all ids there are."""
+  known = {*images}
+  return [next(id for id in readings(line, IMAGE_SUFFIXES) if id in known)
+          for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
 
 
 def write_list(path: Path, ids: tuple[str, ...] | list[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 from cases import make_case
-from comparison import MARKS, SUPERVISED, resolved, systems
+from comparison import MARKS, SUPERVISED, check_settings, resolved, systems
 from step_time import time_cases
 
 from gta_jax.methods.registry import METHODS
@@ -45,6 +45,12 @@ def main() -> None:
   flags, fields = parser.parse_known_args()
   if strange := [field for field in fields if not field.startswith('--config.')]:
     parser.error(f'{" ".join(strange)}: only --config.FIELD=VALUE is a field of the config')
+  if flags.out:
+    try:
+      check_settings(flags.out.with_suffix('.settings.json'),
+                     {'config': flags.config, 'fields': fields})
+    except ValueError as error:
+      parser.error(str(error))
   rows = json.loads(flags.out.read_text()) if flags.out and flags.out.exists() else {}
   print('| method | counted × supervised | measured | measured / counted | ms |')
   print('|---' * 5 + '|')

@@ -93,9 +93,10 @@ def main() -> None:
   parser.add_argument('--seeds', default='0,1,2,3,4', help='separated by commas')
   parser.add_argument('--steps', type=int, default=2400, help='of each phase')
   parser.add_argument('--minutes', type=float, help='after which no run begins')
-  parser.add_argument('--results', type=Path,
-                      default=ROOT / 'docs' / 'results' / 'second_phase.jsonl')
+  parser.add_argument('--results', type=Path, help='docs/results/second_phase_DATA.jsonl')
   flags = parser.parse_args()
+  flags.results = flags.results or (
+    ROOT / 'docs' / 'results' / f'second_phase_{flags.data.resolve().name.lower()}.jsonl')
   arms = [Arm(masks, name, int(seed)) for seed in flags.seeds.split(',') for masks in flags.masks
           for name in (FIRST, *flags.arms)]
   tasks = {arm: make_task(arm, flags.data, flags.out, flags.steps) for arm in arms}

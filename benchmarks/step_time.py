@@ -37,10 +37,16 @@ def matmul_peak(dtype: str, *, repeats: int = 5) -> float:
 
 def compile_cases(cases: dict[str, Case]) -> dict[str, dict[str, float]]:
   """Compiles each case's step twice, as a first and as a second process would; see _compile."""
+  own = {'jax_compilation_cache_dir': '', 'jax_persistent_cache_min_compile_time_secs': 0.0}
+  before = {name: getattr(jax.config, name) for name in own}
   with tempfile.TemporaryDirectory() as cache:
-    jax.config.update('jax_compilation_cache_dir', cache)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    return {name: _compile(case) for name, case in cases.items()}
+    try:
+      for name, value in (own | {'jax_compilation_cache_dir': cache}).items():
+        jax.config.update(name, value)
+      return {name: _compile(case) for name, case in cases.items()}
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def _compile(case: Case) -> dict[str, float]:

@@ -41,7 +41,7 @@ def main() -> None:
   flags, more = parser.parse_known_args()
   results = flags.results or ROOT / 'docs' / 'results' / f'compare_{flags.drawing}_steps.jsonl'
   slices = flags.out.resolve() / 'slices'
-  if not slices.exists():
+  if not (slices / 'classes.txt').exists():  # It is written last.
     textures.write_folder(slices, drawing=flags.drawing)
   elif not _is_of(slices, flags.drawing):
     parser.error(f'{slices} holds another drawing than --drawing {flags.drawing}; name another '

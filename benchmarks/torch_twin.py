@@ -118,7 +118,7 @@ def serve(connection, config_file: str, overrides: list[str]) -> None:
       connection.send(1000 * (time.perf_counter() - started) / steps)
     except Exception as error:  # Out of memory, a compiler that is missing: told.
       made[contestant] = None
-      connection.send(f'{type(error).__name__}: {str(error).splitlines()[0][:150]}')
+      connection.send(f'{type(error).__name__}: {str(error).partition(chr(10))[0][:150]}')
 
 
 def contest(contestants: list[tuple], flags: argparse.Namespace) -> tuple[dict, dict]:
@@ -159,8 +159,8 @@ def ratios(times: dict[tuple, list[float]]) -> dict[str, dict[str, float]]:
   """
   rows = {}
   for (framework, name), of_one in times.items() if REFERENCE in times else ():
-    low, middle, high = statistics.quantiles(
-      [a / b for a, b in zip(of_one, times[REFERENCE], strict=True)], n=4)
+    found = [a / b for a, b in zip(of_one, times[REFERENCE], strict=True)]
+    low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
     rows[f'{framework}, {name}'] = {
       'ms': statistics.median(of_one), 'ratio': middle, 'low': low, 'high': high}
   return rows

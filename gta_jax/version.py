@@ -1,5 +1,6 @@
 """Which gta_jax this is."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,10 +12,13 @@ def version(package: Path = Path(__file__).parent) -> str:
 
   '-dirty' is added where the package's folder is not as it was committed.
   """
+  # A hook or a rebase names its own repository in the environment.
+  environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+
   def git(*arguments: str) -> str:
     try:
-      return subprocess.run(
-        ['git', *arguments], cwd=package, text=True, capture_output=True, check=True).stdout.strip()
+      return subprocess.run(['git', *arguments], cwd=package, env=environment, text=True,
+                            capture_output=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
       return ''
 

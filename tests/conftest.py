@@ -15,6 +15,10 @@ from gta_jax.devices import runtime
 def pytest_configure(config: pytest.Config) -> None:
   # In the environment, before any test imports jax; workers and processes of tests inherit it.
   runtime.disable_faulty_cpu_fusion()
+  # Several workers would share a GPU's memory; JAX_PLATFORMS=cuda with -n 0 asks for it.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  # Servers of tests are on this machine, whatever proxy the network has.
+  os.environ['no_proxy'] = os.environ['NO_PROXY'] = '127.0.0.1,localhost'
   # Tests compute little and compile much: without LLVM's optimisations they take two thirds of the
   # time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
   os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')

@@ -50,7 +50,8 @@ def test_nine_products_are_a_convolution(dilation):
 
 
 def test_gradients_are_sent_in_the_dtype_of_the_network(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '')  # which importing it changes
+  jax.devices()  # They are this process's for good, before importing it changes the flags.
+  monkeypatch.setenv('XLA_FLAGS', '')
   scaling = importlib.import_module('scaling')
   wide, half = (
     scaling.on_paper(types.SimpleNamespace(paper='configs/shapes.py', set=[f'model.dtype="{x}"']))
@@ -66,6 +67,12 @@ def test_both_ways_to_label_start_alike_and_are_compared_by_seed():
   assert '| labelled images | 10 | 15 |' in text
   assert '| label_next, 2 seeds | 15.0 ± 7.1 | 35.0 ± 7.1 |' in text
   assert '| difference of a seed | +0.0 ± 0.0 | +8.0 ± 2.8 |' in text
+
+
+def test_lists_are_read_as_a_data_folder_reads_them(tmp_path):
+  labelling = importlib.import_module('label_next')
+  (tmp_path / 'val.txt').write_text('a.png\r\n\n  b\nc', newline='')
+  assert labelling.read_list(tmp_path / 'val.txt', ['a', 'b', 'c', 'd']) == ['a', 'b', 'c']
 
 
 def test_masks_of_images_to_be_asked_for_are_hidden(tmp_path):

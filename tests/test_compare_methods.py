@@ -102,6 +102,14 @@ def test_table_is_sorted_by_the_network_that_predicts():
     '| gta | teacher | 45.00 ± 7.07 | 0, 1 | 7 | 2.33 | 10 |']
 
 
+def test_a_run_that_was_stopped_has_no_time_and_versions_that_are_mixed_are_said():
+  runs = [line('gta', seed, teacher=40.0) | {'seconds': seconds, 'version': version}
+          for seed, (seconds, version) in enumerate([(None, '1'), (8.0, '1'), (9.0, '2')])]
+  *_, row, blank, said = compare.table(runs).splitlines()
+  assert row.endswith('| 8 |') and (blank, said) == ('', 'The runs are of 2 versions: 1, 2.')
+  assert compare.table(runs[:1]).endswith('| – |')
+
+
 def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
   trained = []
 
@@ -112,6 +120,7 @@ def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
     networks = {'teacher': {'miou': 0.5}, 'student': {'miou': 0.4}}
     starts = [{'gta_jax': version} for version in ('0.1', '0.2', '0.2')]
     return {'seconds': 3.0, 'starts': starts,
+            'seconds_from_step': 15 if task.seed else 0,
             'last': {'step': 20, **networks}, 'best': {'step': 10, **networks}}
 
   monkeypatch.setattr(compare, 'train', train)
@@ -125,6 +134,8 @@ def test_finished_runs_are_lines_and_are_not_repeated(tmp_path, monkeypatch):
   later = [task(), task(seed=1), task(**{'data.crop': 32})]
   assert compare.run_all(later, tmp_path, results, jobs=2) == []
   assert trained == ['gta', 'cps', 'gta', 'gta'] and len(compare.read_lines(results)) == 3
+  assert {of['seed']: of['seconds'] for of in compare.read_lines(results).values()} == {
+    0: 3.0, 1: None}
   compare.run_all([task(seed=2)], tmp_path, results, jobs=1, minutes=-1)
   assert len(trained) == 4
 

@@ -26,9 +26,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess:
+  """As in a shell outside any job of several processes."""
+  environment = {name: value for name, value in os.environ.items()
+                 if not name.startswith(('SLURM_', 'OMPI_', 'KUBERNETES_'))}
   return subprocess.run(
-    [sys.executable, 'launch.py', *arguments], cwd=ROOT, capture_output=True, text=True,
-    check=False)
+    [sys.executable, 'launch.py', *arguments], cwd=ROOT, env=environment, capture_output=True,
+    text=True, check=False)
 
 
 @pytest.mark.parametrize('config', [folder, shapes, voc, cityscapes])
@@ -72,11 +75,11 @@ def test_the_part_after_the_colon():
   (('--config', 'configs/folder.py:46', '--workdir', 'w'), '--config.data.dir'),
   (('--config', 'configs/folder.py:46', '--config.data.dir=nowhere', '--workdir', 'w'), 'nowhere'),
 ])
-def test_bad_command_lines_are_refused_in_one_sentence(arguments, message):
-  done = launch(*arguments)
+def test_bad_command_lines_are_refused_in_one_sentence(arguments, message, tmp_path):
+  done = launch(*(str(tmp_path / 'w') if one == 'w' else one for one in arguments))
   assert done.returncode == 2, done.stderr
   assert message in done.stderr and 'Traceback' not in done.stderr
-  assert not (ROOT / 'w').exists()
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('error, status', [

@@ -32,6 +32,8 @@ def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_pat
   dataset = second_phase.setup.make_dataset(config)
   assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
   assert comparison.make_folder(data, tmp_path / 'out', 3) == folder
+  with pytest.raises(ValueError, match=r'out/data/3 has the images of .*/data, not of .*/other'):
+    comparison.make_folder(make(tmp_path / 'other'), tmp_path / 'out', 3)
   with pytest.raises(ValueError, match='has no list of 5 masks or more'):
     comparison.make_folder(data, tmp_path / 'out', 5)
 
@@ -51,6 +53,26 @@ def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run
   assert len({task.digest for task in tasks.values()}) == 4
   longer = second_phase.make_task(Arm(2, 'gta', 1), data, tmp_path / 'out', 61)
   assert longer.digest.split('-')[1] != tasks['gta'].digest.split('-')[1]
+
+
+def test_a_folder_that_was_cut_off_is_made_anew(data, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    def stop(*_):
+      raise KeyboardInterrupt
+
+    patch.setattr(comparison.Path, 'write_text', stop)
+    comparison.make_folder(data, tmp_path / 'out', 3)
+  folder = comparison.make_folder(data, tmp_path / 'out', 3)
+  assert [path.name for path in folder.parent.iterdir()] == ['3']
+  assert (folder / 'splits' / '3' / 'labeled.txt').is_file()
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path):
+  path = tmp_path / 'new' / 'settings.json'
+  for _ in range(2):
+    comparison.check_settings(path, {'config': 'shapes', 'fields': ['a']})
+  with pytest.raises(ValueError, match="of results with config=folder:46 instead of shapes; give"):
+    comparison.check_settings(path, {'config': 'folder:46', 'fields': ['a']})
 
 
 def test_differences_are_between_runs_of_one_seed():

@@ -83,6 +83,14 @@ def test_an_unknown_split_is_refused_before_a_download(tiny_voc, server, tmp_pat
   assert len(server.requests) == asked and not (tmp_path / 'store').exists()
 
 
+def test_where_downloads_lie(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  monkeypatch.delenv('GTA_JAX_DATA', raising=False)
+  assert str(published.store_folder('')) == '/home/me/gta_jax_data'
+  monkeypatch.setenv('GTA_JAX_DATA', '/disk')
+  assert [str(published.store_folder(given)) for given in ('', '~/x')] == ['/disk', '/home/me/x']
+
+
 def test_prepared_records_are_not_prepared_again(tiny_voc, server, store, monkeypatch):
   read(store, server)
   asked = len(server.requests)

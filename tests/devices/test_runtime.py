@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from gta_jax.devices import runtime
-from tests.test_launch import launch
+from tests.test_launch import ROOT, launch
 
 FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 
@@ -18,7 +19,7 @@ def test_importing_the_package_or_any_part_of_it_changes_no_environment_variable
   # Some of the libraries set variables themselves; they come first.
   code = (
     'import importlib, os, pkgutil\n'
-    'import cv2, grain, jax, orbax.checkpoint, scipy.io, tensorflow_datasets\n'
+    'import cv2, grain, jax, orbax.checkpoint, scipy.io, tensorboardX, tensorflow_datasets\n'
     'before = dict(os.environ)\n'
     'import gta_jax\n'
     'for part in pkgutil.walk_packages(gta_jax.__path__, "gta_jax."):\n'
@@ -27,7 +28,7 @@ def test_importing_the_package_or_any_part_of_it_changes_no_environment_variable
     'print(part.name)\n')
   clean = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   done = subprocess.run(
-    [sys.executable, '-c', code], env=clean, capture_output=True, text=True, check=False)
+    [sys.executable, '-c', code], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
   assert done.returncode == 0 and done.stdout.startswith('gta_jax.'), done.stderr
 
 
@@ -61,7 +62,7 @@ def test_large_buffers_are_kept_where_the_c_library_can(environment, mapped):
     'assert library.malloc(ctypes.c_size_t(2**26))\n'
     'print(library.mallinfo2().mapped - before)\n')
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False,
     env={name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
     | environment)
   assert done.stdout == f'{mapped}\n', done.stderr
@@ -77,8 +78,28 @@ def test_the_command_turns_it_off_before_jax_is_imported():
     'runtime.disable_faulty_cpu_fusion = stop\n'
     'from gta_jax import command\n'
     'command.main(["gta-jax", "--mode", "evaluate", "--workdir", "w"])\n')
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 7, done.stderr
+
+
+def test_modes_that_compute_nothing_open_no_device_and_programs_are_kept_for_the_next(tmp_path):
+  code = (
+    'from gta_jax import command\n'
+    'assert command.main(["gta-jax", "--mode", "methods"]) == 0\n'
+    'import jax\n'
+    'from jax._src import xla_bridge\n'
+    'assert not xla_bridge.backends_are_initialized()\n'
+    'from gta_jax.devices import runtime\n'
+    'runtime.keep_compiled_programs()\n'
+    'print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)\n')
+  environment = {name: value for name, value in os.environ.items()
+                 if name != 'JAX_COMPILATION_CACHE_DIR'} | {'HOME': str(tmp_path)}
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  kept = tmp_path / '.cache' / 'gta_jax' / 'xla' / platform.node()
+  assert done.stdout.splitlines()[-1] == f'{kept} {2 * 10**9}'
 
 
 @pytest.mark.parametrize('address, count, index', [

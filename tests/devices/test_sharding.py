@@ -120,7 +120,7 @@ def check_joint() -> None:
   step, state, batches = prepare('gta', 'released', 4)
   text = step.lower(state, batches(0)).compile().as_text()
   # CutMix neither: its partners are of groups of two images.
-  sent = re.findall(r' = (\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
+  sent = re.findall(r'.* (?:all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
   assert not sent, sent
 
 
@@ -198,10 +198,15 @@ def test_files_and_progress_come_from_one_process(runs):
   assert 'step 5: mIoU' in errors_of_first and 'mIoU' not in errors_of_second
 
 
-def test_deterministic_kernels_are_asked_for_step_by_step():
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  step = sharding.compile_step(lambda state, batches: (state + 1, {}), mesh, deterministic=True)
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_deterministic_kernels_are_asked_for_step_by_step(monkeypatch, deterministic):
+  mesh, asked, jit = sharding.make_mesh(jax.devices()[:1]), [], jax.jit
+  monkeypatch.setattr(sharding.jax, 'jit', lambda step, **options: (
+    asked.append(options['compiler_options']), jit(step, **options))[1])
+  step = sharding.compile_step(
+    lambda state, batches: (state + 1, {}), mesh, deterministic=deterministic)
   assert step(jax.numpy.float32(1), {})[0] == 2
+  assert asked == [{'xla_gpu_deterministic_ops': True} if deterministic else None]
 
 
 def test_each_result_takes_the_place_of_its_own_input():
@@ -216,7 +221,10 @@ def test_each_result_takes_the_place_of_its_own_input():
   assert re.findall(r'\{(\d)\}: \((\d)', aliases) == [('0', '0'), ('1', '1'), ('2', '2')]
 
 
-def test_a_batch_that_does_not_split_is_refused():
-  sharding.check_batch('train.labelled_batch', jax.device_count())
+def test_a_batch_that_does_not_split_is_refused(monkeypatch):
+  monkeypatch.setattr(sharding.jax, 'device_count', lambda: 3)
+  sharding.check_batch('train.labelled_batch', 6)
+  with pytest.raises(ValueError, match='train.labelled_batch=4 does not split over'):
+    sharding.check_batch('train.labelled_batch', 4)
   with pytest.raises(ValueError, match='train.labelled_batch=0 does not split over'):
     sharding.check_batch('train.labelled_batch', 0)

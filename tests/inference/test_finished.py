@@ -14,8 +14,8 @@ from gta_jax.inference import evaluations
 from gta_jax.inference import finished as inference
 
 
-def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished):
-  workdir, results = finished
+def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished, tmp_path):
+  workdir, results = shutil.copytree(finished[0], tmp_path / 'run'), finished[1]
   arguments = ['launch.py', '--mode', 'evaluate', '--workdir', str(workdir)]
   assert launch.main([*arguments, '--protocols', 'whole,crop_padding0,sliding+flip']) == 0
   found, = json.loads((workdir / 'evaluation.json').read_text())['evaluations']

@@ -10,6 +10,7 @@ from gta_jax.inference import model as inference_model
 from gta_jax.inference.model import Model, is_tiled
 from gta_jax.inference.tiles import tiles_of
 from tests import tiny
+from tests.test_launch import ROOT
 
 NETWORK = tiny.linear_network()
 MODEL = Model(
@@ -105,7 +106,8 @@ def test_a_large_image_in_tiles_is_the_whole_image(monkeypatch):
 
 def test_the_package_imports_nothing_heavy():
   code = "import gta_jax, sys; print({'jax', 'numpy', 'cv2'} & {*sys.modules}, gta_jax.__all__)"
-  found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  found = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
   assert found.stdout.strip() == "set() ['__version__', 'load', 'load_config']"
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,9 @@ def published():
   """(network with seeded weights, input, reference numbers) of the ResNet-50 case."""
   if not REFERENCE.is_dir():
     pytest.skip('the reference numbers are not here')
-  sys.path.append(str(REFERENCE))
-  seeded_array = importlib.import_module('seeded_weights').seeded_array
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(REFERENCE)
+    seeded_array = importlib.import_module('seeded_weights').seeded_array
   case = 'r50_os16_city_aux'
   shapes = json.loads((REFERENCE / 'reference_state_dict_shapes.json').read_text())[case]
   network = networks.DeepLab(num_classes=19, depth=50, output_stride=16, aspp_rates=(6, 12, 18),

@@ -27,6 +27,7 @@ def reference(request):
   config = getattr(transformers, f'{of_kind}Config')(
     hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=SIZE[0],
     patch_size=14, **options)
+  torch.manual_seed(0)
   network = getattr(transformers, f'{of_kind}Model')(config).eval()
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():

@@ -66,6 +66,7 @@ def hub(state, tmp_path, monkeypatch):
   threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
   constants = huggingface_hub.constants
   url = f'http://127.0.0.1:{server.server_port}'
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
   monkeypatch.setattr(constants, 'ENDPOINT', url)  # what HF_ENDPOINT sets on import
   monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
                       url + '/{repo_id}/resolve/{revision}/{filename}')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from ml_collections import config_dict
@@ -146,6 +147,7 @@ def test_an_inspection_is_read_where_the_files_are_the_same(data, tmp_path, monk
 
 @pytest.mark.slow
 def test_a_run_keeps_what_it_was_told_and_scores_its_test_images(data, tmp_path):
+  data, tmp_path = shutil.copytree(data, tmp_path / 'data'), tmp_path / 'run'
   (data / 'splits' / 'test.txt').write_text('03')
   (data / 'splits' / 'val.txt').write_text('02')
   config = of_folder(data, **{'train.epochs': 0.6, 'train.evaluate_epochs': 0.6})
@@ -154,7 +156,7 @@ def test_a_run_keeps_what_it_was_told_and_scores_its_test_images(data, tmp_path)
   assert kept['model']['decoder'] == 'unet' and kept['data']['crop'] == 32
   assert json.loads((tmp_path / 'inspection.json').read_text())['classes'] == ['rock', 'vein']
   (tmp_path / 'inspection.json').unlink()
-  again = setup.make_run(config, workdir=tmp_path)
+  again = setup.make_run(config, workdir=tmp_path, resumed=True)
   assert again.inspection == {} and again.config.to_dict() == setup.from_json(
     tmp_path / 'config.json').to_dict()
   results = json.loads((tmp_path / 'results.json').read_text())

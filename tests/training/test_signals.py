@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gta_jax.training.signals import Interrupted, Signals
+from tests.test_launch import ROOT
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -35,5 +36,6 @@ with Signals() as signals, signals.deferred():
   os.kill(os.getpid(), signal.SIGTERM)
   print('not here')
 '''
-  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=False)
+  done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
+                        check=False)
   assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, 'still here\n')

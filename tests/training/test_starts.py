@@ -1,5 +1,6 @@
 """What a run was made with, as it keeps it."""
 
+import os
 import shutil
 import subprocess
 
@@ -13,10 +14,15 @@ from gta_jax.version import version
 from tests.runs import tiny_config
 
 
-def test_a_version_names_its_commit_and_whether_the_package_differs_from_it(tmp_path):
+def test_a_version_names_its_commit_and_whether_the_package_differs_from_it(
+    tmp_path, monkeypatch):
+  ours = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+  ours |= {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
+  monkeypatch.setenv('GIT_DIR', str(tmp_path / 'of a hook'))  # says nothing of the package
+
   def git(*arguments):
     subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path,
-                   check=True, capture_output=True)
+                   env=ours, check=True, capture_output=True)
 
   package, beside = tmp_path / 'package', tmp_path / 'beside.txt'
   package.mkdir()

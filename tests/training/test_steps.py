@@ -58,6 +58,17 @@ def test_a_stage_that_begins_is_told_before_its_first_step_is_compiled():
   telling.progress.note_stage.assert_called_once_with('warmup')
 
 
+@pytest.mark.parametrize('asked', [True, False])
+def test_deterministic_kernels_are_the_configs_to_ask_for(monkeypatch, asked):
+  given = []
+  monkeypatch.setattr(
+    steps.sharding, 'compile_step', lambda *_, deterministic: given.append(deterministic))
+  run = setup.make_run(tiny_config(**{'train.deterministic': asked}))
+  with steps.Steps(run, sharding.make_mesh(), mock.Mock(), mock.Mock(), Skipped(0)) as taken:
+    taken.enter_stage(run.drawn_state())
+  assert given == [asked]
+
+
 @pytest.mark.parametrize('method', ['gta', 'cps'])
 def test_a_method_that_compares_no_labels_says_so_once(method):
   run = setup.make_run(tiny_config(f'4,method={method}', **{'data.oracle': True}))

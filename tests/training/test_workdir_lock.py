@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from gta_jax.training.workdir_lock import locked
+from tests.test_launch import ROOT
 
 HOLD = """
 import pathlib, sys
@@ -17,7 +18,7 @@ with locked(pathlib.Path(sys.argv[1])):
 
 
 def test_the_second_run_is_refused_with_the_first_ones_process_id(tmp_path):
-  other = subprocess.Popen([sys.executable, '-c', HOLD, tmp_path / 'run'], text=True,
+  other = subprocess.Popen([sys.executable, '-c', HOLD, tmp_path / 'run'], cwd=ROOT, text=True,
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert other.stdout.readline() == 'held\n'
   message = f'in use by another run .process {other.pid} on .*--workdir'
