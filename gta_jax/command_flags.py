@@ -212,6 +212,12 @@ def _check_field(config: ml_collections.ConfigDict, field: str) -> None:
       raise UsageError(f'unknown field {field}, ' + (
         f'did you mean {close[0]}?' if close else f'the config has {", ".join(fields)}.'))
     node = node[part]
+  if field in ('method.name', 'method.recipe') and 'recipe' in config.get('method', {}):
+    # The options that they stand for are in the config already.
+    kind = field.removeprefix('method.')
+    kind = 'method' if kind == 'name' else kind
+    raise UsageError(f'{field} is chosen with the config, after its colon: NAME:{kind}=..., or '
+                     f'NAME:46,{kind}=...; set so late it would change nothing.')
 
 
 def _fields(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[str]:

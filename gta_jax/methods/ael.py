@@ -127,13 +127,13 @@ class Ael(Supervised):
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
     for name, size in (('labelled', tools.labelled_batch), ('unlabelled', tools.unlabelled_batch)):
-      if size < 2:
+      if size < 2 and self.paste_probability:
         raise ValueError(f'train.{name}_batch={size} has no second image to paste from; use at '
                          'least 2.')
     if unknown := [c for c in self.not_pasted if c not in range(tools.num_classes)]:
       raise ValueError(f'method.not_pasted holds {unknown}, none of the {tools.num_classes} '
                        'classes; name ids of classes.')
-    if len(set(self.not_pasted)) == tools.num_classes:
+    if len(set(self.not_pasted)) == tools.num_classes and self.paste_probability:
       raise ValueError('method.not_pasted holds every class; leave one, or set '
                        'method.paste_probability=0.')
     if self.joint:

@@ -42,7 +42,13 @@ from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.cps import TORCHSEMISEG_VOC
 from gta_jax.methods.gradient_step import Objective, gradient_step
 from gta_jax.methods.learners import Learners
-from gta_jax.methods.objectives import Term, labelled_term, passes, unlabelled_images
+from gta_jax.methods.objectives import (
+  Term,
+  check_whole,
+  labelled_term,
+  passes,
+  unlabelled_images,
+)
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders
@@ -124,11 +130,8 @@ class Cct(Learners):
         "background; set them to 0, or name class 0 'background' if it is.")
     if self.supervised == 'plain':
       return ()
-    if tools.accumulation.per_device:
-      raise ValueError(
-        f'train.per_device_batch={tools.accumulation.per_device} and method.supervised='
-        'bootstrapped do not go together, as the hard pixels are those of the whole batch; use '
-        'method.supervised=plain, or model.remat=True and train.per_device_batch=0.')
+    check_whole(tools, 'the hard pixels of method.supervised=bootstrapped are those of the whole '
+                'batch (plain has none)')
     if tools.loss.ohem_threshold is not None or tools.loss.class_weights:
       raise ValueError(
         f'loss.ohem_threshold={tools.loss.ohem_threshold} and loss.class_weights='

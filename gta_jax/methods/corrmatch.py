@@ -128,7 +128,7 @@ class CorrMatch(StrongView, Learners):
     if self.warmup_epochs and self.stages(tools)[-1].name == 'warmup':
       return ('the warm-up lasts to the end, so that nothing learns from unlabelled images; '
               'raise train.epochs or lower method.warmup_epochs',)
-    return partner_notes(tools)
+    return partner_notes(tools) if self.box_probability else ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:
     """See Method."""

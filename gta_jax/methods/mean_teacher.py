@@ -13,7 +13,7 @@ import jax
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.gradient_step import gradient_step
 from gta_jax.methods.objectives import Term, check_joint, partner_notes, passes
-from gta_jax.methods.pseudo_labelling import PseudoLabelling, Teaching, teach
+from gta_jax.methods.pseudo_labelling import PseudoLabelling, Teaching, largest_divisor, teach
 from gta_jax.methods.supervised import LABELLED, Supervised, group_note
 from gta_jax.ops.mixing import PARTNERED
 from gta_jax.ops.network import Array
@@ -54,7 +54,8 @@ class MeanTeacher(PseudoLabelling, Supervised):
                        'method.jitter=0 jitters none; raise method.jitter, e.g. to 0.8.')
     if self.joint:
       check_joint(tools)
-    notes += partner_notes(tools) if self.mixing in PARTNERED else ()
+    if self.mixing in PARTNERED:
+      notes += partner_notes(tools, largest_divisor(tools.unlabelled_batch, self.mixing_images))
     return super().check(tools) + tuple(filter(None, notes))
 
   def step(self, tools: Tools, *, handover: bool = False) -> Callable:

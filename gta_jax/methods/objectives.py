@@ -83,10 +83,17 @@ def check_joint(tools: Tools, what: str = 'method.batch_norm=joint') -> None:
       f'which {what} takes together; use batches of one size, or train.per_device_batch=0.')
 
 
-def partner_notes(tools: Tools) -> tuple[str, ...]:
-  """What is to be said of an unlabelled batch whose images are mixed among themselves."""
-  return () if tools.unlabelled_batch > 1 else (
-    'train.unlabelled_batch=1 leaves no other image to mix with; an image is mixed with itself',)
+def partner_notes(tools: Tools, together: int = 0) -> tuple[str, ...]:
+  """What is to be said of an unlabelled batch whose images are mixed among themselves.
+
+  together: images of a group, if not the whole batch, that are mixed with each other.
+  """
+  batch = tools.unlabelled_batch
+  if (together or batch) > 1:
+    return ()
+  groups = ' in groups of 1' if batch > 1 else ''
+  return (f'train.unlabelled_batch={batch}{groups} leaves no other image to mix with; an image is '
+          'mixed with itself',)
 
 
 def check_whole(tools: Tools, why: str) -> None:

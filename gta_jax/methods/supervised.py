@@ -87,6 +87,13 @@ class Supervised:
     if self.initial_networks == 'own' and self.warmup == 'all' and self.phases(tools)[0]:
       notes.append("method.initial_networks=own has no effect: the warm-up's first step copies the "
                    'student over the others (method.warmup=all)')
+    if self.initial_networks == 'own' and not sum(self.phases(tools)[:2]):
+      raise ValueError('method.initial_networks=own without a warm-up or hand-over leaves the '
+                       'teacher a network that has learnt nothing, and averages it with another; '
+                       'set method.handover_epochs or method.warmup_epochs, or one.')
+    if self.labelled_images and tools.loss.ohem_threshold is not None:
+      notes.append(f'method.labelled_images={self.labelled_images} has no effect, as OHEM looks at '
+                   'the whole batch (loss.ohem_threshold)')
     return tuple(filter(None, notes))
 
   def optimizers(self, tools: Tools) -> dict[str, Optimizer]:

@@ -105,6 +105,8 @@ class UniMatchV2(StrongView, Supervised):
     """See Method."""
     if self.joint:
       check_joint(tools)
+    if not self.box_probability:
+      return super().check(tools)
     notes = partner_notes(tools)
     if self.partner == 'reversed' and tools.unlabelled_batch % 2 and not notes:
       notes = (f'the middle one of train.unlabelled_batch={tools.unlabelled_batch} images is its '

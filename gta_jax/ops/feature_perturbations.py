@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from gta_jax.ops.components import connected_components
+
 Array = jax.Array
 
 
@@ -48,18 +50,7 @@ def component_boxes(mask: Array, *, count: int, least: float) -> Array:
   """
   height, width = mask.shape[1:]
   count = min(count, height * width)
-  # Every component takes the largest number among its pixels, which start at 1.
-  numbers = jnp.arange(1, height * width + 1, dtype=jnp.int32).reshape(height, width)
-  named = jnp.where(mask, numbers, 0)
-
-  def spread(found: tuple[Array, Array]) -> tuple[Array, Array]:
-    _, now = found
-    window = jax.lax.reduce_window(
-      now, jnp.int32(0), jax.lax.max, (1, 3, 3), (1, 1, 1), 'SAME')
-    return now, jnp.where(mask, window, 0)
-
-  _, named = jax.lax.while_loop(
-    lambda found: jnp.any(found[0] != found[1]), spread, (jnp.zeros_like(named), named))
+  named = jnp.where(mask, connected_components(mask) + 1, 0)  # 0 is outside
 
   def of_image(mask: Array, named: Array) -> Array:
     around = jnp.pad(mask, 1)

@@ -17,6 +17,7 @@ from gta_jax.methods.contract import TrainState
 from gta_jax.models import pretrained, weights
 from gta_jax.ops import trees
 from gta_jax.ops.network import Variables
+from gta_jax.training import config_rules
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import note
 from gta_jax.training.setup import Run, make_method_of, make_network
@@ -86,6 +87,7 @@ def _pretrained_state(run: Run) -> TrainState:
 
 def _check_inputs(run: Run, other: ml_collections.ConfigDict, source: str) -> None:
   """Refuses or names what no shape shows: how the other run's networks saw images."""
+  other = config_rules.complete(other)  # An older run's lacks fields.
   theirs, ours = make_network(other, run.tools.num_classes), run.network
   if (theirs.mean, theirs.std) != (ours.mean, ours.std):
     raise ValueError(

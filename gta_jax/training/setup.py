@@ -145,7 +145,8 @@ def make_run(
   tools = tools._replace(classes=tuple(dataset.classes))
   remarks = [*found.remarks, *map(str, proposed)] if found else []
   of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
-  notes = tuple(filter(None, (*of_data, _pooling_note(config), *method.check(tools))))
+  notes = tuple(filter(None, (
+    *of_data, _pooling_note(config), _teacher_note(config, method), *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
 
@@ -216,13 +217,25 @@ def _pooling_note(config: ml_collections.ConfigDict) -> str:
           'fall far behind training; set model.pool_norm=False, or larger batches or parts.')
 
 
+def _teacher_note(config: ml_collections.ConfigDict, method: Method) -> str:
+  """Says where the teacher of train.init_from is replaced as the run begins."""
+  if not (config.train.init_from and method.uses_unlabelled):
+    return ''
+  options = {'method.warmup_epochs=0.0': config.method.get('warmup') == 'all' and
+             config.method.get('warmup_epochs', 0.0) > 0,
+             'method.ema_ramp=False': config.method.get('ema_ramp', False)}
+  needed = [option for option, replaces in options.items() if replaces]
+  return needed and (
+    'The teacher of train.init_from is replaced by the student in the first steps, from which it '
+    f'averages anew; to go on with it set {" and ".join(needed)}.') or ''
+
+
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
   """train.per_device_batch, checked; what fits whole is not cut."""
   train = config.train
   accumulation = Accumulation(train.per_device_batch, jax.device_count())
-  for batch in (train.labelled_batch, train.unlabelled_batch):
-    accumulation.count(batch)
-  if accumulation.per_device and loss.ohem_threshold is not None:
+  cut = max(map(accumulation.count, (train.labelled_batch, train.unlabelled_batch))) > 1
+  if cut and loss.ohem_threshold is not None:
     raise ValueError(
       f'train.per_device_batch={accumulation.per_device} and loss.ohem_threshold='
       f'{loss.ohem_threshold} do not go together, as the hard pixels are those of the whole batch; '
@@ -245,6 +258,9 @@ def make_dataset(config: ml_collections.ConfigDict, *, drawn: Sequence[str] = ()
     if not (data.split.isdecimal() and len(data.split) <= 6):
       raise ValueError(
         f'split {data.split[:100]!r} is not a number below 1,000,000; use configs/shapes.py:24.')
+    if missing := [name for name in ('unlabelled', 'validation', 'size') if name not in data]:
+      raise ValueError(f'data.source=shapes needs data.{missing[0]} too, which this config lacks; '
+                       'use configs/shapes.py.')
     return shapes.make_shapes(
       labelled=int(data.split), unlabelled=data.unlabelled, validation=data.validation,
       size=data.size)

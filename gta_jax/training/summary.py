@@ -38,14 +38,19 @@ def summary(run: Run, workdir: Path, *, first_step: int, evaluations: int) -> st
   roles = {'labelled': data.labelled, 'unlabelled': data.unlabelled,
            'validation': data.validation, 'test': data.test}
   images = ', '.join(f'{len(ids)} {role}' for role, ids in roles.items() if ids)
-  networks = dict.fromkeys([*run.method.scored, *run.abstract_state().networks])
+  state = run.abstract_state().networks
+  sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(state[name]['params']))
+           for name in dict.fromkeys([*run.method.scored, *state])}
+  # Of another size than those that are scored is a network such as GCT's detector of flaws.
+  networks = ', '.join(name if size == parameters else f'{name} ({_millions(size)})'
+                       for name, size in sizes.items())
   frozen = f', {_millions(parameters - learning)} of them frozen' if learning < parameters else ''
   stages = ', '.join(f'{stage.name} {stage.steps}' for stage in run.stages if stage.steps)
   going_on = f', goes on from step {first_step}' if first_step else ''
   rows = {
     'device': device_line(),
     'images': f'{images} of {data.name}; {len(data.classes)} classes',
-    'networks': f'{", ".join(networks)}; {_millions(parameters)} parameters '
+    'networks': f'{networks}; {_millions(parameters)} parameters '
                 f'each{frozen}; {run.method.scored[0]} predicts',
     'steps': f'{run.total_steps} ({stages}), evaluations to come: {evaluations}{going_on}; '
              'compiles first, which may take minutes; how long it takes is said after some steps',

@@ -291,3 +291,8 @@ def test_cut_batches_are_the_whole_batch():
 def test_what_does_not_fit_is_refused(options, message):
   with pytest.raises(ValueError, match=message):
     compiled(**options)
+
+
+def test_where_nothing_is_pasted_nothing_is_needed_for_it():
+  tools = tiny.make_tools(tiny.linear_network(), batch=1)
+  make_method('ael', paste_probability=0.0, not_pasted=(0, 1, 2)).check(tools)

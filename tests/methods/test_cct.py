@@ -239,8 +239,9 @@ def test_what_does_not_fit_is_refused():
     method.check(tools._replace(classes=('road', 'a', 'b')))
   without = make_method('cct', guided_cutout=0, context_masking=0, object_masking=0)
   assert without.check(tools._replace(classes=('road', 'a', 'b'))) == ()
-  with pytest.raises(ValueError, match='per_device_batch=2 .*supervised=plain'):
+  with pytest.raises(ValueError, match='per_device_batch=2 .*supervised=bootstrapped are those of'):
     method.check(tools._replace(accumulation=Accumulation(2)))
+  method.check(tools._replace(accumulation=Accumulation(tools.labelled_batch)))  # cuts nothing
   with pytest.raises(ValueError, match='loss.ohem_threshold=0.7 .*supervised=plain'):
     method.check(tools._replace(loss=SupervisedLoss(ohem_threshold=0.7)))
   with pytest.raises(ValueError, match='no auxiliary decoder'):

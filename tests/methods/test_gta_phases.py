@@ -10,6 +10,7 @@ import pytest
 from gta_jax.methods.gta import Gta
 from gta_jax.methods.pseudo_labelling import _by_group, teach
 from gta_jax.methods.registry import make_method
+from gta_jax.ops.losses import SupervisedLoss
 from tests import tiny
 from tests.methods.gta_setup import (
   WARMUP,
@@ -20,6 +21,24 @@ from tests.methods.gta_setup import (
   plain,
   setup,
 )
+
+
+def test_options_that_would_have_no_sense_or_effect_are_refused_or_said():
+  tools = tiny.make_tools(tiny.linear_network(), batch=7)
+  note, = (text for text in make_method('cutmix', mixing_images=3).check(tools)
+           if 'mixed with itself' in text)
+  assert note.startswith('train.unlabelled_batch=7 in groups of 1 leaves no other')
+  with pytest.raises(ValueError, match='initial_networks=own without a warm-up or hand-over'):
+    make_method('gta', initial_networks='own', warmup_epochs=0.0).check(tools)
+  make_method('gta', initial_networks='own', warmup_epochs=0.0, handover_epochs=1.0).check(tools)
+  hard = tools._replace(loss=SupervisedLoss(ohem_threshold=0.7))
+  assert any('method.labelled_images=7 has no effect' in text
+             for text in make_method('gta', labelled_images=7).check(hard))
+  for name in ('unimatch_v2', 'fixmatch', 'corrmatch'):
+    one = tools._replace(unlabelled_batch=1)
+    said = [any('mixed with itself' in text for text in make_method(
+      name, box_probability=share).check(one)) for share in (0.5, 0.0)]
+    assert said == [True, False]
 
 
 def test_warm_up_trains_three_equal_networks():

@@ -31,6 +31,26 @@ def test_networks_are_taken_over_by_role_and_the_rest_is_new(finished):
   assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
+@pytest.mark.parametrize('arg, overrides, needed', [
+  ('4', {'method.warmup_epochs': 0.0}, ''), ('4', {}, 'method.warmup_epochs=0.0'),
+  ('4,method=sup_only', {}, ''),
+  ('4,method=fixmatch_ema', {}, 'method.warmup_epochs=0.0 and method.ema_ramp=False'),
+  ('4,method=fixmatch_ema', {'method.warmup_epochs': 0.0}, 'method.ema_ramp=False')])
+def test_a_teacher_that_gives_way_at_once_is_said(finished, arg, overrides, needed):
+  run = setup.make_run(tiny_config(arg, **{'train.init_from': str(finished[0]), **overrides}))
+  said = [text for text in run.notes if 'The teacher of train.init_from' in text]
+  assert [text.partition('to go on with it set ')[2] for text in said] == (
+    [f'{needed}.'] if needed else [])
+
+
+def test_an_older_runs_config_may_lack_fields(finished, tmp_path):
+  older = shutil.copytree(finished[0], tmp_path / 'older')
+  config = json.loads((older / 'config.json').read_text())
+  del config['data']['pixel_range']
+  (older / 'config.json').write_text(json.dumps(config))
+  start(older)
+
+
 def test_networks_that_saw_other_images_are_refused_or_said(finished, capsys):
   start(finished[0])
   assert 'was trained with' not in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import gta_jax
 from configs import cityscapes, folder, shapes, voc
 from gta_jax.inference import finished
 from gta_jax.methods.registry import METHODS, RECIPES, has_recipe
@@ -187,6 +188,21 @@ def check_method(module, argument):
 def test_bad_configs_are_refused_before_work_starts(overrides, message):
   with pytest.raises(ValueError, match=message):
     setup.make_run(tiny_config(**overrides))
+
+
+def test_what_is_not_cut_is_not_refused_for_being_cut():
+  devices, batch = jax.device_count(), tiny_config().train.labelled_batch
+  setup.make_run(tiny_config(**{
+    'train.per_device_batch': batch // devices, 'train.unlabelled_batch': batch,
+    'loss.ohem_threshold': 0.7}))
+
+
+def test_a_folder_is_not_turned_into_shapes():
+  config = gta_jax.load_config(
+    'folder:4,model=tiny,method=gta', {'data.source': 'shapes', 'data.pixel_range': (),
+    'method.warmup_epochs': 1.0, 'method.jitter': 0.0, 'method.greyscale': 0.0})
+  with pytest.raises(ValueError, match='data.source=shapes needs data.unlabelled too'):
+    setup.make_dataset(config)
 
 
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):

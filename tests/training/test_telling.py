@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def test_compilation_and_evaluations_count_for_no_step(clock):
   assert found.seconds_left(60, 1) == 126.0
   assert found.summary()['step_seconds'] == {'warmup': 0.5, 'main': 2.0}
   assert found.summary()['peak_bytes']['host'] > 1e7
+
+
+def test_a_network_of_another_size_is_told_with_its_own(tmp_path):
+  run = setup.make_run(tiny_config('4,method=gct'))
+  text = summary(run, tmp_path, first_step=0, evaluations=1)
+  assert re.search(r'assistant, detector \(0\.\d+ million\); 0\.\d+ million parameters each', text)
 
 
 def test_the_start_says_what_is_about_to_be_done(tmp_path):
