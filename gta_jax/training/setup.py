@@ -225,9 +225,10 @@ def _teacher_note(config: ml_collections.ConfigDict, method: Method) -> str:
              config.method.get('warmup_epochs', 0.0) > 0,
              'method.ema_ramp=False': config.method.get('ema_ramp', False)}
   needed = [option for option, replaces in options.items() if replaces]
-  return needed and (
-    'The teacher of train.init_from is replaced by the student in the first steps, from which it '
-    f'averages anew; to go on with it set {" and ".join(needed)}.') or ''
+  if not needed:
+    return ''
+  return ('The teacher of train.init_from is replaced by the student in the first steps and averages '
+          f'anew from there; to go on with it set {" and ".join(needed)}.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
