@@ -227,8 +227,8 @@ def _teacher_note(config: ml_collections.ConfigDict, method: Method) -> str:
   needed = [option for option, replaces in options.items() if replaces]
   if not needed:
     return ''
-  return ('The teacher of train.init_from is replaced by the student in the first steps and averages '
-          f'anew from there; to go on with it set {" and ".join(needed)}.')
+  return ('The teacher of train.init_from is replaced by the student in the first steps and '
+          f'averages anew from there; to go on with it set {" and ".join(needed)}.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
