@@ -108,6 +108,8 @@ def test_the_threshold_is_as_fine_as_a_sure_network_needs():
   threshold = label_next._threshold(counts, 0.2)
   assert np.mean(confidence < threshold) == pytest.approx(0.2, abs=0.005) and threshold > 0.999
   assert label_next._threshold(counts, 0.0) < confidence.min()
+  two = np.bincount(code_of_doubt(np.repeat([0.5, 0.75], [20, 80])), minlength=CODES)
+  assert 0.5 < label_next._threshold(two, 0.2) < 0.75  # both are codes to the last digit
 
 
 def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gta_jax.data import shapes
+from gta_jax.data.splits import ids_sha256
 from gta_jax.reporting import report, runs, seeds
 from gta_jax.training import from_data, setup, verdict
 from tests.reporting.pages import Parsed, data_of
@@ -111,13 +112,14 @@ def test_what_supervised_training_differs_in_is_said(workdirs, tmp_path, fields,
 def test_of_several_baselines_that_of_the_same_masks_counts(workdirs, tmp_path):
   folders = [copy(workdirs['gta0'], tmp_path / name) for name in 'abc']
   for folder, masks in zip(folders, ('m', 'n', 'n'), strict=True):
-    results = json.loads((folder / 'results.json').read_text())
-    (folder / 'results.json').write_text(json.dumps(results | {'labelled_sha256': masks}))
+    shutil.rmtree(folder / 'splits', ignore_errors=True)
+    (folder / 'splits' / '4').mkdir(parents=True)
+    (folder / 'splits' / '4' / 'labeled.txt').write_text(f'{masks}\n')
     counts = np.tile([[50, 50], [0, 100]], (4, 1, 1))
     verdict.write_confusions(folder, tuple('abcd'), {'teacher': counts})
     if folder.name != 'b':
       (folder / 'baseline.json').write_text(json.dumps(
-        {'ids': [*'abcd'], 'confusions': counts.tolist(), 'labelled_sha256': masks}))
+        {'ids': [*'abcd'], 'confusions': counts.tolist(), 'labelled_sha256': ids_sha256([masks])}))
   of_b = runs.verdicts([runs.read_record(folder) for folder in folders])[1]
   assert 'Against the pixel classifier' in of_b and 'other masks' not in of_b
 

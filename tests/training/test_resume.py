@@ -109,7 +109,19 @@ def test_a_config_without_the_newest_fields_is_completed_and_goes_on(tmp_path):
   (tmp_path / 'config.json').write_text(setup.to_json(config))
   made = setup.make_run(config)
   assert made.config.to_dict() == tiny_config().to_dict()
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / '4.json').touch()
   same_run.check_same(made, tmp_path, allow_config_change=False)
+
+
+def test_before_the_first_checkpoint_a_run_may_begin_otherwise(tmp_path):
+  (tmp_path / 'config.json').write_text(setup.to_json(tiny_config()))
+  other = setup.make_run(tiny_config(seed=1))
+  same_run.check_same(other, tmp_path, allow_config_change=False)
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / '4.json').touch()
+  with pytest.raises(ValueError, match='started this run with another config:\n  seed: 0 -> 1'):
+    same_run.check_same(other, tmp_path, allow_config_change=False)
 
 
 def test_fewer_epochs_than_trained_are_refused_and_the_config_stays(finished):
