@@ -3,8 +3,8 @@
     python launch.py --config configs/voc.py:183 --workdir runs/voc183
 
 Downloads 3.4 GB and writes records, about 1.4 GB (estimated), first, once, below ~/gta_jax_data;
-`--mode prepare` does this alone and fetches
-the weights. With --config.data.dir=VOCdevkit your own folders are read instead.
+`--mode prepare` does this alone and fetches the weights. With --config.data.dir=VOCdevkit your own
+folders are read instead.
 After the colon: the split, then method=NAME, recipe=NAME (paper, released) and model=NAME
 (resnet101, dinov2_s, dinov2_b, dinov2_l).
 
@@ -27,8 +27,8 @@ docs/how_to/fit_the_memory.md.
 
 method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md). Two have
 none for this network: unimatch_v2 is published with DINOv2 and takes UniMatch's, pc2seg is a
-reconstruction, of which no official code exists, with PseudoSeg's
-crop, rate and number of steps.
+reconstruction, of which no official code exists, with PseudoSeg's crop, rate and
+number of steps.
 
     python launch.py --config configs/voc.py:183,method=unimatch_v2,model=dinov2_b --workdir ...
 

@@ -133,11 +133,11 @@ def _join_processes(values: Flags) -> None:
 
 def _train(config: Config, values: Flags, *, argv: Sequence[str]) -> None:
   from gta_jax.reporting import report  # noqa: PLC0415
-  from gta_jax.training import loop, same_run, setup  # noqa: PLC0415
+  from gta_jax.training import loop, setup  # noqa: PLC0415
   from gta_jax.training.telling import Page  # noqa: PLC0415
 
   workdir = Path(values.workdir)
-  made = setup.make_run(config, resumed=same_run.has_checkpoint(workdir), workdir=workdir)
+  made = setup.make_run(config, workdir=workdir)
   started = ['python', argv[0]] if Path(argv[0]).name == 'launch.py' else ['gta-jax']
   page = Page(lambda: report.write_report([workdir], workdir),
               command=shlex.join([*started, *argv[1:]]))

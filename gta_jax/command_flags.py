@@ -212,10 +212,8 @@ def _check_field(config: ml_collections.ConfigDict, field: str) -> None:
       raise UsageError(f'unknown field {field}, ' + (
         f'did you mean {close[0]}?' if close else f'the config has {", ".join(fields)}.'))
     node = node[part]
-  if field in ('method.name', 'method.recipe') and 'recipe' in config.get('method', {}):
-    # The options that they stand for are in the config already.
-    kind = field.removeprefix('method.')
-    kind = 'method' if kind == 'name' else kind
+  # The options that these stand for are in the config already.
+  if kind := {'method.name': 'method', 'method.recipe': 'recipe'}.get(field):
     raise UsageError(f'{field} is chosen with the config, after its colon: NAME:{kind}=..., or '
                      f'NAME:46,{kind}=...; set so late it would change nothing.')
 

@@ -87,7 +87,8 @@ class Supervised:
     if self.initial_networks == 'own' and self.warmup == 'all' and self.phases(tools)[0]:
       notes.append("method.initial_networks=own has no effect: the warm-up's first step copies the "
                    'student over the others (method.warmup=all)')
-    if self.initial_networks == 'own' and not sum(self.phases(tools)[:2]):
+    if self.initial_networks == 'own' and self.warmup == 'all' and not (
+        self.warmup_epochs or self.handover_epochs):
       raise ValueError('method.initial_networks=own without a warm-up or hand-over leaves the '
                        'teacher a network that has learnt nothing, and averages it with another; '
                        'set method.handover_epochs or method.warmup_epochs, or one.')

@@ -25,12 +25,13 @@ from gta_jax.training.checkpoint import Checkpoints
 from gta_jax.training.init_from import first_state
 from gta_jax.training.logs import final_table, note
 from gta_jax.training.not_finite import NotFiniteError, check_state
-from gta_jax.training.same_run import check_same, has_checkpoint, write_same
+from gta_jax.training.same_run import check_same, write_same
 from gta_jax.training.setup import Run
 from gta_jax.training.signals import Signals
 from gta_jax.training.starts import read_starts
 from gta_jax.training.steps import Steps, stage_borders
 from gta_jax.training.telling import Page, Telling
+from gta_jax.training.workdir_files import has_checkpoint
 from gta_jax.training.workdir_lock import locked
 
 

@@ -15,7 +15,14 @@ from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.training import config_rules
 from gta_jax.training.setup import Run, to_json
-from gta_jax.training.workdir_files import lists_of, read_ids, read_json, tuples, write_lists
+from gta_jax.training.workdir_files import (
+  has_checkpoint,
+  lists_of,
+  read_ids,
+  read_json,
+  tuples,
+  write_lists,
+)
 
 # Fields that may differ when a run goes on: they change its speed or its log, not its result.
 # The lists that data.split_lists gives are compared themselves.
@@ -119,8 +126,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     inner = isinstance(value, Mapping)
     flat |= flatten(value, f'{prefix}{key}.') if inner else {f'{prefix}{key}': value}
   return flat
-
-
-def has_checkpoint(workdir: Path) -> bool:
-  """Whether a run in this folder has saved anything."""
-  return any((workdir / 'checkpoints').glob('*.json'))

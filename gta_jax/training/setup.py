@@ -27,7 +27,7 @@ from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables, check_sides
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules, from_data
-from gta_jax.training.workdir_files import read_json, tuples
+from gta_jax.training.workdir_files import has_checkpoint, read_json, tuples
 
 _MANY_CLASSES = 255  # enough for every method
 _CLASSIFIER = 'classifier'
@@ -96,21 +96,18 @@ class Run:
     return self.method.init(key, draw, self.tools)
 
 
-def make_run(
-  config: ml_collections.ConfigDict, *, resumed: bool = False, workdir: Path | None = None
-) -> Run:
+def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) -> Run:
   """Reads and checks all that a run needs.
 
   Args:
     config: of the run.
-    resumed: a checkpoint holds all weights, so that pretrained ones need not be there any more.
-    workdir: a run there that has a checkpoint goes on with what it began with; of another one the
-      inspection alone is taken, if the files are the same.
+    workdir: a run there that has a checkpoint goes on with what it began with, and needs pretrained
+      weights no more; of another one the inspection alone is taken, if the files are the same.
   Raises:
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
   given = config_rules.complete(config)
-  begun = workdir if resumed else None
+  begun = workdir if workdir and has_checkpoint(workdir) else None
   config = from_data.as_begun(given, begun)
   kept = from_data.kept(given, config, begun)
   checked, found, proposed = None, None, []
@@ -129,7 +126,7 @@ def make_run(
   check_protocols(tools.network, make_protocols(
     config.evaluate.get('protocols', ('whole',)), crop=tools.crop))
   method.check(tools)
-  if not resumed and not train.init_from:
+  if not begun and not train.init_from:
     weights.check(model.weights, model)
   dataset, odd = checked or _checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.

@@ -51,3 +51,8 @@ def tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {k: tuples(v) for k, v in value.items()}
   return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a run in this folder has saved anything."""
+  return any((workdir / 'checkpoints').glob('*.json'))

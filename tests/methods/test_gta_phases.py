@@ -30,7 +30,8 @@ def test_options_that_would_have_no_sense_or_effect_are_refused_or_said():
   assert note.startswith('train.unlabelled_batch=7 in groups of 1 leaves no other')
   with pytest.raises(ValueError, match='initial_networks=own without a warm-up or hand-over'):
     make_method('gta', initial_networks='own', warmup_epochs=0.0).check(tools)
-  make_method('gta', initial_networks='own', warmup_epochs=0.0, handover_epochs=1.0).check(tools)
+  for epochs in ({'handover_epochs': 1.0}, {'warmup_epochs': 0.3}):  # less than a step as yet
+    make_method('gta', initial_networks='own', **{'warmup_epochs': 0.0, **epochs}).check(tools)
   hard = tools._replace(loss=SupervisedLoss(ohem_threshold=0.7))
   assert any('method.labelled_images=7 has no effect' in text
              for text in make_method('gta', labelled_images=7).check(hard))

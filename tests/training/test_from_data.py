@@ -49,11 +49,13 @@ def test_what_a_run_keeps_unasked_is_said(data, tmp_path):
   (tmp_path / 'config.json').write_text(setup.to_json(begun.config))
   (tmp_path / 'inspection.json').write_text(json.dumps(begun.inspection))
   assert setup.make_run(of_folder(data), workdir=tmp_path).config.train.epochs == 200
-  again = setup.make_run(of_folder(data), workdir=tmp_path, resumed=True)
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / '4.json').touch()
+  again = setup.make_run(of_folder(data), workdir=tmp_path)
   assert again.config.train.epochs == 3
   said, = (text for text in again.notes if 'This run began with' in text)
   assert 'train.epochs=3.0 (the data propose 200' in said and 'data.crop' not in said
-  same = setup.make_run(of_folder(data, **{'train.epochs': 3.0}), workdir=tmp_path, resumed=True)
+  same = setup.make_run(of_folder(data, **{'train.epochs': 3.0}), workdir=tmp_path)
   assert not any('This run began with' in text for text in same.notes)
 
 
@@ -156,7 +158,7 @@ def test_a_run_keeps_what_it_was_told_and_scores_its_test_images(data, tmp_path)
   assert kept['model']['decoder'] == 'unet' and kept['data']['crop'] == 32
   assert json.loads((tmp_path / 'inspection.json').read_text())['classes'] == ['rock', 'vein']
   (tmp_path / 'inspection.json').unlink()
-  again = setup.make_run(config, workdir=tmp_path, resumed=True)
+  again = setup.make_run(config, workdir=tmp_path)
   assert again.inspection == {} and again.config.to_dict() == setup.from_json(
     tmp_path / 'config.json').to_dict()
   results = json.loads((tmp_path / 'results.json').read_text())

@@ -18,7 +18,7 @@ import launch
 from gta_jax.inference import evaluations
 from gta_jax.training import logs, loop, same_run, setup
 from gta_jax.training.signals import Interrupted
-from gta_jax.training.workdir_files import read_ids, write_lists
+from gta_jax.training.workdir_files import has_checkpoint, read_ids, write_lists
 from tests.runs import final_state, lines, tiny_config
 from tests.torch_names import torch_state
 
@@ -186,8 +186,8 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
   config = tiny_config(**changes, **{'train.epochs': 1})
   results = loop.train(setup.make_run(config), tmp_path / 'run')
   path.unlink()
-  assert same_run.has_checkpoint(tmp_path / 'run')
-  again = loop.train(setup.make_run(config, resumed=True), tmp_path / 'run')
+  assert has_checkpoint(tmp_path / 'run')
+  again = loop.train(setup.make_run(config, workdir=tmp_path / 'run'), tmp_path / 'run')
   assert again['last'] == results['last'] and again['seconds_from_step'] == 4
   with pytest.raises(ValueError, match='weights.safetensors does not exist'):
     setup.make_run(config)
