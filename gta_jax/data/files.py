@@ -117,12 +117,14 @@ def open_image(
         stream: BinaryIO = stack.enter_context(pathlib.Path(file).open('rb'))
       else:
         stream = file
-      start = stream.read(8)
+      start = stream.read(30)
       stream.seek(0)
       _check_format(start, path)
       image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
       if isinstance(image, TiffImageFile):
         _check_tiff(image, path)
+      if isinstance(image, BmpImageFile):
+        _check_bmp(image, start, path)
       width, height = image.size
     except DataError:
       raise
@@ -243,6 +245,14 @@ def _check_tiff(image: TiffImageFile, path: str | os.PathLike) -> None:
     image.seek(0)
     if not page & _REDUCED:
       raise DataError(f'{path} holds {image.n_frames} pages; save each as a file of its own.')
+
+
+def _check_bmp(image: BmpImageFile, start: bytes, path: str | os.PathLike) -> None:
+  """Refuses a byte a pixel with black and white alone in the table: Pillow reads bits."""
+  bits, = struct.unpack_from('<H', start, 24 if start[14] == 12 else 28)
+  if image.mode == '1' and bits != 1:
+    raise DataError(f'{path} has {bits} bits a pixel but two colours in its table, which is '
+                    'misread; save it as a PNG.')
 
 
 def decode_mask(data: bytes, path: str) -> np.ndarray:

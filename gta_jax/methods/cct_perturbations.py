@@ -62,8 +62,10 @@ def perturbation(
 
       dropout          whole channels, p = 1/2, of each image
       feature_noise    f (1 + n), n ~ U(-.3, .3) of [h,w,F], one draw for the batch
-      feature_drop     keeps where mean_c f < g max(mean_c f), g ~ U(.7, .9) one draw for the batch
-      guided_cutout    a box of .4 x .4 of the box around a component of the foreground, erased
+      feature_drop     keeps where mean_c f < g max(mean_c f), g ~ U(.7, .9) one draw for the batch;
+                       all of an image whose largest mean is below 0 (no ReLU before the features)
+      guided_cutout    a box of .4 x .4 of the box around a component of the foreground, in whole
+                       cells, erased: nothing of a box under three cells high or wide
       context_masking  keeps the foreground
       object_masking   keeps the background
       vat              plus the adversarial direction of this decoder

@@ -165,6 +165,23 @@ def test_a_bitmap_of_16_bits_a_pixel_is_one_of_8_bits_a_channel(tmp_path):
   assert reader.size('x') == (2, 4) and (reader.image('x') == (255, 0, 0)).all()
 
 
+def test_a_bitmap_of_a_byte_a_pixel_with_two_colours_is_read_or_refused(tmp_path):
+  pixels = np.array([[0, 1, 1, 0], [1, 1, 0, 0]], np.uint8)
+  for table in (b'\0\0\0\0\xff\xff\xff\0', b'\x09\x09\x09\0\x50\x50\x50\0'):
+    path = tmp_path / 'x.bmp'
+    path.write_bytes(
+      struct.pack('<2sIHHI', b'BM', 70, 0, 0, 62)
+      + struct.pack('<IiiHHIIiiII', 40, 4, 2, 1, 8, 0, 8, 0, 0, 2, 2) + table
+      + pixels[::-1].tobytes())
+    if table[0]:
+      image = files.decode_image(path.read_bytes(), 'x')
+      assert (image[..., 0] == np.where(pixels, 80, 9)).all()
+      continue
+    # Pillow takes black and white for one bit a pixel, and would give black alone.
+    with pytest.raises(DataError, match='8 bits a pixel but two colours in its table'):
+      files.decode_image(path.read_bytes(), str(path))
+
+
 def deep_tiff(pixels: np.ndarray, *, separate: bool) -> bytes:
   """A TIFF of uint16 [H,W,3], its channels side by side or one after the other (tag 284)."""
   height, width, channels = pixels.shape
