@@ -13,7 +13,8 @@ from gta_jax.data.sources import default_palette
 
 # Several numbers behind a name, as a colour that lacks one or is cut by commas.
 _NO_COLOUR = re.compile(r'(?:[\s,;:]+[\d.]+){2,}$')
-_NUMBERED = re.compile(r'(\d+)[\s,;:.]+\S')
+_NUMBERED = re.compile(r'(\d+)[\s,;:.]+\S|\S.*?[\s,;:.]+(\d+)$')
+_MISPLACED = re.compile(r'\d+[\s,]+\d+[\s,]+\d+[\s,]+\S|.*#[0-9a-fA-F]{6}$')
 _IGNORED = 'ignore'  # with a colour, that of pixels without a label; alone, a class as any other
 
 
@@ -66,6 +67,9 @@ def read_classes(path: pathlib.Path) -> Classes:
     if line.startswith('#'):
       raise DataError(f'{path}, line {number}: {line!r} would be a class, as every line is one; '
                       'remove it.')
+    if _MISPLACED.match(name):
+      raise DataError(f'{path}, line {number}: {line!r} has a colour that is not read; write it '
+                      'behind the name as three numbers, as in "road 128 64 128".')
     if colour is None and _NO_COLOUR.search(line):
       raise DataError(f'{path}, line {number}: {line!r} ends in numbers that are no colour; write '
                       'three of them, 0 to 255, with spaces between, as in "road 128 64 128".')
@@ -77,15 +81,26 @@ def read_classes(path: pathlib.Path) -> Classes:
     named.append((name, colour))
   if not 0 < len(named) < IGNORE + 1:
     raise DataError(f'{path} names {len(named)} classes; 1 to {IGNORE} are possible, one a line.')
-  numbers = [int(found[1]) for name, _ in named if (found := _NUMBERED.match(name))]
-  if len(named) > 1 and numbers in ([*range(len(named))], [*range(1, len(named) + 1)]):
-    raise DataError(f'{path} numbers its lines, as in {named[0][0]!r}; an id is the place in the '
-                    'list, from 0 on: leave the numbers out, or write them last if they are names.')
+  _refuse_numbers(path, [name for name, _ in named])
   palette = default_palette(len(named))
   for index, (_, colour) in enumerate(named):
     palette[index] = palette[index] if colour is None else colour
   return Classes(tuple(name for name, _ in named), palette, tuple(ignored),
                  all(colour is not None for _, colour in named))
+
+
+def _refuse_numbers(path: pathlib.Path, names: Sequence[str]) -> None:
+  """Refuses names that are numbered as lines, which need not be in the order of the numbers; those
+  that end in ascending numbers, as "phase 1" and "phase 2", are names."""
+  found = [_NUMBERED.match(name) for name in names]
+  count = len(names)
+  for group in (1, 2):
+    numbers = [int(one[group]) for one in found if one and one[group]]
+    counted = sorted(numbers) in ([*range(count)], [*range(1, count + 1)])
+    if count > 1 and counted and (group == 1 or numbers != sorted(numbers)):
+      raise DataError(f'{path} numbers its lines, as in {names[0]!r}; an id is the place in the '
+                      'list, from 0 on: put the lines in the order of the ids and leave the '
+                      'numbers out, or, if they are names, write them last, in ascending order.')
 
 
 def write_classes(path: pathlib.Path, classes: Classes) -> None:

@@ -31,6 +31,7 @@ class Report:
     lists: how many ids each list below splits/ has.
     left_out: file -> why.
     notes: sentences about what was decided.
+    unlisted: images that no list has.
   """
 
   images: int
@@ -39,12 +40,15 @@ class Report:
   lists: Mapping[str, int]
   left_out: Mapping[str, str]
   notes: tuple[str, ...]
+  unlisted: int
 
   def text(self) -> str:
     """A summary, and a line for every file left out."""
     lines = [f'{self.images} images, {self.masks} masks, {len(self.classes)} classes: '
              f'{", ".join(self.classes)}', *self.notes]
     lines += [f'splits/{name}.txt: {count} images' for name, count in self.lists.items()]
+    if self.unlisted and self.lists:
+      lines.append(f'{self.unlisted} images are in no list, and are used for training.')
     if 'val' not in self.lists:
       lines.append('splits/val.txt is missing: write the ids to evaluate on, one a line.')
     lines += [f'{len(self.left_out)} files left out'] if self.left_out else []
@@ -117,10 +121,26 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
   usable = {item.id for item in kept} - held_out
   lists = _write_lists(found, usable, masks, out / 'splits', left_out)
   write_classes(out / 'classes.txt', numbering.classes)
+  _check_classes(out / 'classes.txt', numbering.classes)
   report = Report(
-    len(usable), len(masks), numbering.classes.names, lists, left_out, numbering.notes)
+    len(usable), len(masks), numbering.classes.names, lists, left_out, numbering.notes,
+    len(usable.difference(*found.lists.values())))
   (out / 'conversion.txt').write_text(report.text(), encoding='utf-8')
   return report
+
+
+def _check_classes(path: Path, classes: Classes) -> None:
+  """Raises DataError for names that a classes.txt cannot hold."""
+  try:
+    read = read_classes(path).names
+  except DataError as error:
+    raise DataError(
+      f'The names of the classes make no classes.txt; rename them. {error}') from error
+  changed = [f'{one!r} would be {other!r}' for one, other in zip(classes.names, read, strict=False)
+             if one != other]
+  if changed or len(read) != len(classes.names):
+    raise DataError('The names of the classes make no classes.txt; rename them: '
+                    f'{"; ".join(changed[:3]) or "one is left out"}.')
 
 
 def _is_usable(item: Item, left_out: dict[str, str]) -> bool:

@@ -5,30 +5,28 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from gta_jax.data.class_list import Classes
-from gta_jax.data.convert_masks import Item, Source, read_mask
+from gta_jax.data.convert_masks import LISTS, Item, Source, read_mask
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
 from gta_jax.data.listing import visible_files
 from gta_jax.data.sources import default_palette
 
 _ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
-# List -> words of an annotation file's name that fill it, the first one first; all others train.
-_LISTS = {'val': {'val', 'valid', 'validation', 'minival'}, 'test': {'test', 'testing', 'testdev'}}
 
 
 def read_coco(root: Path, classes: Classes | None = None) -> Source:
   """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
 
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
-  pixels of no segment are void. A file whose name holds the word val or test, as val2017, fills
-  that list. An image is the file whose path ends with file_name; where two do, see _Images.find, it
-  is left out.
+  pixels of no segment are void. Categories that no annotation has are no classes. A file whose name
+  holds the word val or test, as val2017, fills that list. An image is the file whose path ends with
+  file_name; where two do, see _Images.find, it is left out.
 
   An image without an annotation is an unlabelled one.
 
@@ -45,25 +43,54 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
   panoptic = {any('segments_info' in a for a in c['annotations']) for c in content.values()}
   if len(panoptic) > 1:
     raise DataError(f'{folder} holds panoptic and other annotations; take one kind out.')
+  first = () if panoptic == {True} else (_BACKGROUND,)
+  numbers, names, notes = _number(folder, content, first)
+  if panoptic == {False}:
+    _need_pycocotools()
+  source = _source(root, content, numbers, names)
+  return dataclasses.replace(source, notes=(*source.notes, *notes))
+
+
+def _number(
+  folder: Path, content: Mapping[Path, dict[str, Any]], first: tuple[str, ...]
+) -> tuple[dict[int, int], tuple[str, ...], tuple[str, ...]]:
+  """Category -> class, for those that occur; names of the classes; sentences.
+
+  first: the name of class 0, which is what no segment covers, also where a category is called so.
+  """
   categories: dict[int, str] = {}
   for path, one in content.items():
     for category in one['categories']:
-      name = categories.setdefault(category['id'], str(category['name']))
-      if name != str(category['name']):
+      called = str(category['name']).strip()
+      name = categories.setdefault(category['id'], called)
+      if name != called:
         raise DataError(
-          f'{path} calls category {category["id"]} {str(category["name"])!r}, another file of '
+          f'{path} calls category {category["id"]} {called!r}, another file of '
           f'{folder} {name!r}; number them alike in all files.')
-  names = [categories[id] for id in sorted(categories)]
+  used = {id for one in content.values() for id in _categories_of(one['annotations'])}
+  empty = [name for id, name in sorted(categories.items()) if id not in used]
+  ids = [id for id in sorted(categories) if id in used]
+  ids.sort(key=lambda id: (categories[id].lower(),) != first)
+  names = [categories[id] for id in ids]
+  if names and (names[0].lower(),) == first:
+    first = ()
   if len({*names}) < len(names):
     raise DataError(f'{folder} has two categories of one name; rename one.')
-  first = () if panoptic == {True} else (_BACKGROUND,)
   if not 0 < len(first) + len(names) <= IGNORE:
     raise DataError(
       f'{folder} has {len(first) + len(names)} classes; 1 to {IGNORE} are possible.')
-  numbers = {id: i for i, id in enumerate(sorted(categories), len(first))}
-  if panoptic == {False}:
-    _need_pycocotools()
-  return _source(root, content, numbers, (*first, *names))
+  notes = (f'Categories without an annotation are no classes: {", ".join(empty)}.',)
+  return ({id: i for i, id in enumerate(ids, len(first))}, (*first, *names),
+          notes if empty else ())
+
+
+def _categories_of(annotations: Iterable[dict[str, Any]]) -> Iterator[Any]:
+  """Of each segment; what is no such list is found out when it is drawn."""
+  for annotation in annotations:
+    segments = annotation.get('segments_info')
+    for segment in segments if isinstance(segments, list) else (annotation,):
+      if isinstance(segment, dict) and isinstance(segment.get('category_id'), int):
+        yield segment['category_id']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +113,8 @@ class _Images:
     That is the folder whose name `stem` ends with (instances_train2017: train2017), if the image is
     there, and no folder that belongs to another annotation file in this way.
     """
-    *folders, name = PurePosixPath('/', file_name).parts
+    # Tools on Windows write backslashes, which names here hold in rare cases.
+    *folders, name = PurePosixPath('/', file_name.replace('\\', '/')).parts
     # Folders in front that are not here are those of the machine that wrote the file.
     here = [*itertools.takewhile(self.folders.__contains__, reversed(folders))]
     end = (*reversed(here), name)
@@ -127,7 +155,7 @@ def _source(
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
   for path, one in content.items():
     words = {*re.split('[^a-z]+', path.stem.lower())}
-    name = next((name for name, known in _LISTS.items() if words & known), 'train')
+    name = next((name for name in ('val', 'test') if words & LISTS[name]), 'train')
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in one['annotations']:
       by_image.setdefault(annotation.get('image_id'), []).append(annotation)
@@ -197,7 +225,10 @@ def _segments(
     raise DataError(f'its annotations say {height} x {width} pixels')
   drawn = []
   for annotation in annotations:
-    segment = annotation['segmentation']
+    segment = annotation.get('segmentation')
+    if not segment or segment in ([[]], [None]):
+      raise DataError(f'its annotation {annotation.get("id", "")} has no outline (a box alone, '
+                      'say), so that the mask would lack it')
     if isinstance(segment, list):
       encoded = coco.merge(coco.frPyObjects(segment, height, width))
     elif isinstance(segment['counts'], list):

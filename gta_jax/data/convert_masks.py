@@ -16,7 +16,9 @@ from gta_jax.data.masks import MASK_SUFFIXES, check_bits, in_8_bits, mask_kind, 
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
 _MASK_FOLDERS = ('masks', 'mask', 'labels', 'annotations', 'SegmentationClass')
-_LISTS = ('train', 'val', 'test')
+# List -> words, of a folder's or file's name, that fill it.
+LISTS = {'train': {'train', 'training'}, 'val': {'val', 'valid', 'validation', 'minival'},
+         'test': {'test', 'testing', 'testdev'}}
 _NO_COLOURS = MaskCode()
 
 
@@ -63,14 +65,15 @@ def read_voc(root: Path, classes: Classes | None = None) -> Source:
                       'SegmentationClass. For any folder of images and one of masks use --format '
                       'masks.')
   folder = root / 'ImageSets' / 'Segmentation'
-  paths = {name: path for name in _LISTS if (path := folder / f'{name}.txt').is_file()}
+  paths = {name: path for name in LISTS if (path := folder / f'{name}.txt').is_file()}
   return _pair(root, images, masks, paths, classes)
 
 
 def read_pair(root: Path, classes: Classes | None = None) -> Source:
   """A folder of images and one of masks, and splits/ as a data folder has it, if there.
 
-  Without it ids below train/, val/ and test/ go to these lists. Classes are found as by read_voc.
+  Without it ids below train/, val/ (valid/, validation/) and test/ go to these lists. Classes are
+  found as by read_voc.
   """
   def only(names: Sequence[str], kind: str) -> Path:
     found = [root / name for name in names if (root / name).is_dir()]
@@ -82,14 +85,14 @@ def read_pair(root: Path, classes: Classes | None = None) -> Source:
   splits = root / 'splits'
   drawn = [*splits.glob('*/labeled.txt'), *splits.glob('*/unlabeled.txt')]
   paths = {path.relative_to(splits).with_suffix('').as_posix(): path
-           for path in (*(splits / f'{name}.txt' for name in _LISTS), *sorted(drawn))
+           for path in (*(splits / f'{name}.txt' for name in LISTS), *sorted(drawn))
            if path.is_file()}
   source = _pair(
     root, only(_IMAGE_FOLDERS, 'images'), only(_MASK_FOLDERS, 'masks'), paths, classes)
   if paths:
     return source
-  lists = {name: [item.id for item in source.items if item.id.split('/')[0] == name]
-           for name in _LISTS}
+  lists = {name: [item.id for item in source.items if item.id.split('/')[0].lower() in words]
+           for name, words in LISTS.items()}
   return dataclasses.replace(source, lists={k: v for k, v in lists.items() if v})
 
 
@@ -122,8 +125,10 @@ def _pair(
     mask = of_masks.pop(id, None) or of_masks.pop(f'{id}_mask', None)
     used += [str(mask)] if mask else []
     items.append(Item(id, path, mask and functools.partial(read_mask, mask, code)))
-  left_out |= {str(path): 'no image has its name, or that name without _mask'
-               for path in of_masks.values()}
+  for id, path in of_masks.items():
+    left_out[str(path)] = ('its image has a mask without _mask already' if
+                           id.removesuffix('_mask') in found else
+                           'no image has its name, or that name without _mask')
   lists = {name: _read_list(name, path, found, left_out) for name, path in paths.items()}
   return Source(items, lists, left_out, classes, tuple(of_palettes(used, code)))
 

@@ -29,6 +29,8 @@ from gta_jax.data.masks import MASK_SUFFIXES, decode_any_mask, mask_kind, values
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
 from gta_jax.data.sources import Dataset, draw_covering
 
+_LOOK_ALIKES = {'labelled': 'labeled', 'unlabelled': 'unlabeled', 'valid': 'val',
+                'validation': 'val', 'testing': 'test', 'training': 'train'}
 _THREADS = 8
 _SAMPLE = 200  # images or masks that are decoded to learn how all of them are meant
 
@@ -106,8 +108,15 @@ def read_folder(
   notes += of_masks(images.read, masks.read, masks.others)
   notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE), classes.code)
   splits = pathlib.Path(lists) if lists else root / 'splits'
+  _refuse_look_alikes(splits, ('train', 'val', 'test'))
+  _refuse_look_alikes(splits / labelled, ('labeled', 'unlabeled'))
   validation = _read_validation(splits / 'val.txt', images, reader)
-  test = _read_optional_list(splits / 'test.txt', images) or ()
+  test = _read_optional_list(splits / 'test.txt', images)
+  if test is None and lists:  # What is kept for the end is so whichever lists train.
+    test = _read_optional_list(root / 'splits' / 'test.txt', images)
+    notes += [f'{splits} has no test.txt: the {len(test)} images of {root / "splits"} stay '
+              'out.'] if test else []
+  test = test or ()
   elsewhere = {*validation, *test}
   train = _read_optional_list(splits / 'train.txt', images)
   unlabelled = None
@@ -229,6 +238,18 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
                     f'{f", but {len(others)} of {there}" if there else ""}; put them there.'
                     f'{lossy if ".jpg" in there or ".jpeg" in there else ""}')
   return _Files(found, {id: path for id, path in others.items() if id not in found})
+
+
+def _refuse_look_alikes(folder: pathlib.Path, names: Collection[str]) -> None:
+  """Refuses lists that would not be read because of how they are called.
+
+  Raises: DataError for one, such as unlabelled.txt, whose name is meant to be one of `names`.
+  """
+  for path in sorted(folder.glob('*.[tT][xX][tT]')) if folder.is_dir() else ():
+    stem = path.stem.lower()
+    meant = _LOOK_ALIKES.get(stem, stem)
+    if meant in names and not (folder / f'{meant}.txt').exists():
+      raise DataError(f'{path} is no name of a list and would not be read; call it {meant}.txt.')
 
 
 def _read_validation(

@@ -34,7 +34,7 @@ def of_unlisted(
     notes.append(f'{len(unlisted)} images are in no list; ' + (
       'they are used as unlabelled ones: list what must stay out in splits/test.txt.'
       if used else 'they are not used, as there is a list unlabeled.txt.') + (
-      f' {masked} of them have a mask, which is not looked at.' if masked and used else ''))
+      f' {masked} of them have a mask, which trains nothing.' if masked and used else ''))
   counts = collections.Counter(
     suffix for path in others.values()
     if (suffix := pathlib.PurePath(path).suffix.lower()) in OTHER_IMAGES)

@@ -15,12 +15,13 @@ from gta_jax.data.colour_lookup import count_colours, told_by_colour
 from gta_jax.data.files import IGNORE, FileReader
 from gta_jax.data.folder import FolderReader, spread
 from gta_jax.data.sources import Dataset, of_each
-from gta_jax.data.structures import median_width, survivors
+from gta_jax.data.structures import DIAMETERS, median_width, survivors
 
-_VERSION = 3  # of what is found; another one makes what was kept be found anew
+_VERSION = 4  # of what is found; another one makes what was kept be found anew
 # At most so many files, evenly spread, and so many pixels, are looked at.
 _HEADERS, _MASKS, _WIDTHS, _LOOKS = 5000, 400, 32, 32
 _PIXELS = 60_000_000
+_MEASURED = 64_000_000  # pixels of all classes and masks whose structures' widths are measured
 # A difference counts from so many standard errors and grey levels on.
 _ERRORS, _LEVELS = 3.0, 5.0
 _OCTAVES = 0.33  # and from such a ratio of sizes on, a quarter more or so
@@ -121,7 +122,7 @@ def inspect(dataset: Dataset) -> Inspection:
   largest = max(height * width for height, width in sizes.values())
   affordable = max(4, _PIXELS // largest)
   counts = {role: _count_classes(dataset, roles[role]) for role in ('labelled', 'validation')}
-  widths, measured = _widths(dataset, min(_WIDTHS, affordable))
+  widths, measured = _widths(dataset, counts['labelled'], min(_WIDTHS, affordable))
   looks, grey = _looks(dataset, roles, min(_LOOKS, affordable))
   found = Inspection(
     digest=digest(dataset), name=dataset.name, sizes=sizes, kinds=kinds, grey=grey,
@@ -173,17 +174,27 @@ def _count_classes(dataset: Dataset, ids: Sequence[str]) -> np.ndarray:
     spread(ids, _MASKS)))
 
 
-def _widths(dataset: Dataset, most: int) -> tuple[list[float | None], list[int]]:
-  """The median width of each class's structures, on labelled and validation masks."""
-  with_masks = [*dataset.labelled, *dataset.validation]
-  sample, classes = spread(with_masks, most), range(len(dataset.classes))
+def _widths(
+  dataset: Dataset, pixels: np.ndarray, most: int
+) -> tuple[list[float | None], list[int]]:
+  """The median width of each class's structures, on labelled masks: validation decides nothing.
+
+  Args:
+    pixels: what _count_classes says of them; masks without a label are passed over.
+    most: masks that are looked at.
+  """
+  looked_at = spread(dataset.labelled, _MASKS)
+  sample = spread([id for id, of in zip(looked_at, pixels, strict=True) if of[:-1].any()], most)
+  classes = range(len(dataset.classes))
+  area = _MEASURED // max(len(sample) * len(classes), 1)
 
   def of_mask(id: str) -> list[np.ndarray]:
     mask = dataset.reader.mask(id)
-    return [survivors(mask, of) for of in classes]
+    return [survivors(mask, of, most=area) for of in classes]
 
-  counts = np.array(of_each(of_mask, sample)).sum(0)
-  return [median_width(of) for of in counts], [len(sample), len(with_masks)]
+  nothing = np.zeros((len(classes), len(DIAMETERS)), np.int64)
+  counts = np.sum([nothing, *of_each(of_mask, sample)], axis=0)
+  return [median_width(of) for of in counts], [len(sample), len(dataset.labelled)]
 
 
 def _told_by_colour(dataset: Dataset, most: int, *, grey: bool) -> float | None:

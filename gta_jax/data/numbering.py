@@ -16,7 +16,7 @@ from gta_jax.data.sources import default_palette
 _VOID = (224, 224, 192)  # VOC's border
 _BLACK, _WHITE = 0, 0xffffff  # packed
 _MUCH_VOID = 0.01  # of the pixels
-_MANY = 64  # grey values: sets of more classes have a list of them, smoothed masks have more values
+_MANY = 64  # values: sets of more classes have a list of them, smoothed masks have more values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,13 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
   elif not greys and len(names) in grey and grey - {IGNORE} <= {*range(1, len(names) + 1)}:
     greys = {id + 1: id for id in range(len(names))}
     notes.append(f'The ids of the masks begin at 1: 1 was taken for {names[0]!r}, the first class.')
+  elif not greys and {0, len(names)} <= grey - {IGNORE}:
+    first, *_, last = names * 2
+    raise DataError(
+      f'The masks hold 0 and {len(names)}, while {len(names)} classes are listed: write a line for '
+      f'what 0 is before {first!r}, such as background, or one for {len(names)} at the end; if 0 '
+      f'is void, the values as grey levels: "{first} 1 1 1" to "{last} {len(names)} {len(names)} '
+      f'{len(names)}", and "ignore 0 0 0".')
   ids = dict(zip(pack(classes.palette).tolist(), range(len(names)), strict=True))
   if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
     ids = {_BLACK: 0, _WHITE: 1}
@@ -123,9 +130,11 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
   known = sorted(codes - {int(pack(np.array(_VOID)))})
-  if not 0 < len(known) <= IGNORE:
-    raise DataError(f'The masks hold {len(known)} classes; 1 to {IGNORE} are possible. Give '
-                    '--classes, a classes.txt with the colours.')
+  if not 0 < len(known) <= _MANY:
+    raise DataError(
+      f'The masks hold {len(known)} colours besides that of void; without a list of classes 1 to '
+      f'{_MANY} are possible, as smoothed masks have more. Export them without smoothing, or give '
+      '--classes, a classes.txt with the colours.')
   return Classes(tuple(f'class{i}' for i in range(len(known))),
                  np.array([unpack(code) for code in known], np.uint8))
 

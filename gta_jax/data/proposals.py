@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gta_jax.data.files import DataError
 from gta_jax.data.inspection import Inspection
 
 # A structure is fine where a stride of 4, DeepLab's, leaves it less than two cells.
@@ -118,6 +119,8 @@ def crop(found: Inspection, machine: Machine, values: Values) -> tuple[int, str]
   step = _STEPS.get(_family(values), _STEP)
   most = (_GPU_CROP if machine.gpu else _CPU_CROP) // step * step
   fitting = max(step, step * math.floor(side / step))
+  if side < step:
+    return step, f'the least, {step}; the images end at {side:.0f} pixels, and the rest is padding'
   if fitting < most:
     return fitting, (f'the largest multiple of {step} in the images, {side:.0f} pixels where they '
                      'end')
@@ -222,9 +225,19 @@ def root_weights(shares: list[float]) -> tuple[float, ...]:
 
 
 def thinnest(found: Inspection) -> tuple[float, str]:
-  """Width in pixels and name of the class with the thinnest structures."""
-  return min((width, name) for width, name in zip(found.widths, found.classes, strict=True)
-             if width is not None)
+  """Width in pixels and name of the class with the thinnest structures.
+
+  Raises: DataError where no labelled mask that was looked at holds a label.
+  """
+  measured = [(width, name) for width, name in zip(found.widths, found.classes, strict=True)
+              if width is not None]
+  if not measured:
+    looked_at, count = found.looked_at['labelled masks']
+    raise DataError(
+      f'None of the {looked_at} labelled masks looked at, of {count}, holds a label, so that '
+      'nothing follows from them; take empty masks out of the list, or set every field that '
+      'configs/folder.py leaves to the data.')
+  return min(measured)
 
 
 def _family(values: Values) -> str:

@@ -176,9 +176,14 @@ def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
   if not known[mask].all():
     unknown, count = np.unique(mask[~known[mask]]).tolist(), len(dataset.classes)
     grey = f'{dataset.classes[-1]} {unknown[-1]} {unknown[-1]} {unknown[-1]}'
-    hint = (' Where ids begin at 1, --mode convert --format masks makes a folder in which they '
-            'begin at 0.' if unknown == [count] else
-            f' If these are grey levels of classes, give each its own in classes.txt: "{grey}".')
+    if unknown != [count]:
+      hint = f' If these are grey levels of classes, give each its own in classes.txt: "{grey}".'
+    elif (mask == 0).any():
+      hint = (' If 0 is no class of the list, write a line for it before the others, such as '
+              'background.')
+    else:
+      hint = (' Where ids begin at 1, --mode convert --format masks makes a folder in which they '
+              'begin at 0.')
     raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
                     f'{count - 1} and {IGNORE} (ignore); renumber the mask or add the classes to '
                     f'classes.txt.{hint}')

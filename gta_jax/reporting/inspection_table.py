@@ -11,6 +11,7 @@ from gta_jax.data import sources
 from gta_jax.data.files import DataError
 from gta_jax.data.inspection import Inspection
 from gta_jax.data.proposals import Proposal, shown
+from gta_jax.data.twins import of_twins
 from gta_jax.data.writing import replace_text
 from gta_jax.training import config_rules, from_data, setup
 from gta_jax.training.workdir_files import read_json
@@ -37,6 +38,7 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
     notes = sources.check_classes(dataset, held)
   except DataError as error:
     notes = [f'Training will refuse this: {error}']
+  notes += of_twins(dataset)
   found = from_data.inspect(dataset, folder)
   # Nothing follows from masks without a label, which training refuses.
   proposed = from_data.proposals(found, config) if found.has_labels else []

@@ -15,6 +15,7 @@ import optax
 
 from gta_jax.data import folder, pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
+from gta_jax.data.twins import of_twins
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
 from gta_jax.evaluation.windows import check_protocols
@@ -149,9 +150,9 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
 
 
 def _checked_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, list[str]]:
-  """The config's data set, and what is odd about its masks."""
+  """The config's data set, and what is odd about its files."""
   dataset = make_dataset(config)
-  return dataset, sources.check_classes(dataset, sources.check(dataset))
+  return dataset, [*sources.check_classes(dataset, sources.check(dataset)), *of_twins(dataset)]
 
 
 def make_tools(

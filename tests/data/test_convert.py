@@ -130,6 +130,17 @@ def test_a_pair_of_folders(tmp_path, kind):
   assert not (tmp_path / 'out' / 'images' / 'val' / 'b.png').is_symlink()
 
 
+def test_folders_of_lists_have_many_names_and_images_of_no_list_are_counted(tmp_path):
+  for id in ('Train/a', 'valid/b', 'testing/c', 'more/d'):
+    photo(tmp_path / 'in' / 'images' / f'{id}.png')
+    save(tmp_path / 'in' / 'masks' / f'{id}.png', np.eye(*SIZE))
+  save(tmp_path / 'in' / 'masks' / 'more' / 'd_mask.png', np.eye(*SIZE))
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  assert report.lists == {'train': 1, 'val': 1, 'test': 1}
+  assert '1 images are in no list' in report.text()
+  assert 'd_mask.png: its image has a mask without _mask already' in report.text()
+
+
 def coco(root, name, annotations):
   (root / 'annotations').mkdir(parents=True, exist_ok=True)
   photo(root / 'images' / f'{name}.jpg')
@@ -154,6 +165,41 @@ def test_coco_instances(tmp_path):
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'train'), expected)
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'val'), np.where(expected == 2, 2, 0))
   assert report.lists == {'train': 1, 'val': 1} and 'gone.jpg' in report.text()
+
+
+def test_coco_categories_that_make_no_class_of_their_own(tmp_path):
+  pytest.importorskip('pycocotools')
+  box = [2, 1, 6, 1, 6, 5, 2, 5]
+  coco(tmp_path / 'in', 'train', [{'image_id': 1, 'category_id': 7, 'segmentation': [box]}])
+  path = tmp_path / 'in' / 'annotations' / 'instances_train.json'
+  content = json.loads(path.read_text())
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  # No annotation has the dog, and a class without a pixel is refused in training.
+  assert report.classes == ('background', 'cat') and 'no classes: dog' in report.text()
+  content['categories'][0]['name'] = ' Background '
+  content['annotations'] += [{'image_id': 1, 'category_id': 3, 'segmentation': [box]}]
+  path.write_text(json.dumps(content))
+  report = convert(tmp_path / 'in', tmp_path / 'out2', layout='coco')
+  assert report.classes == ('Background', 'dog')
+  assert ids_of(tmp_path / 'out2', 'train').sum() == 16  # the dog's pixels
+  content['categories'][0]['name'] = '#1'
+  path.write_text(json.dumps(content))
+  with pytest.raises(DataError, match="make no classes.txt; rename them.*'#1 "):
+    convert(tmp_path / 'in', tmp_path / 'out3', layout='coco')
+  assert not (tmp_path / 'out3').exists()
+
+
+def test_coco_names_of_windows_and_boxes_without_outline(tmp_path):
+  pytest.importorskip('pycocotools')
+  box = {'image_id': 1, 'category_id': 7, 'id': 5}
+  outline = {'segmentation': [[2, 1, 6, 1, 6, 5, 2, 5]]}
+  coco(tmp_path / 'in', 'train', [box | outline])
+  coco(tmp_path / 'in', 'val', [box | outline, box])
+  path = tmp_path / 'in' / 'annotations' / 'instances_train.json'
+  path.write_text(path.read_text().replace('"train.jpg"', r'"images\\train.jpg"'))
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  assert report.lists == {'train': 1}
+  assert 'its annotation 5 has no outline (a box alone' in report.left_out['mask of val']
 
 
 def test_coco_panoptic(tmp_path):

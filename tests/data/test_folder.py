@@ -14,6 +14,7 @@ from gta_jax.data.convert import convert
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
+from gta_jax.data.twins import of_twins
 from gta_jax.inference.image_folder import ImageFolder, find_images
 from gta_jax.training.workdir_files import write_lists
 
@@ -295,7 +296,7 @@ def test_masks_that_nobody_looks_at_are_counted(tmp_path):
   root = make(tmp_path, image=grey)
   assert 'have a mask, which' not in read_folder(root, labelled='1').note
   save(root / 'masks' / 'd.png', IDS)
-  assert '1 of them have a mask, which is not looked at' in read_folder(root, labelled='1').note
+  assert '1 of them have a mask, which trains nothing' in read_folder(root, labelled='1').note
 
 
 def test_a_stack_becomes_images_by_the_lines_that_the_documentation_has(tmp_path, monkeypatch):
@@ -384,3 +385,60 @@ def test_a_palette_that_tells_nothing_is_no_matter(tmp_path):
     mask.putpalette([0, 0, 0, 0, colour, 0, colour, 0, 0] + [0] * 759)  # VOC's 2 and 1
     mask.save(root / 'masks' / 'a.png')
     np.testing.assert_array_equal(read_folder(root, labelled='1').reader.mask('a'), IDS)
+
+
+def test_images_kept_for_the_end_stay_out_with_lists_of_another_folder(tmp_path):
+  root, lists = make(tmp_path / 'data', image=grey), tmp_path / 'lists'
+  (lists / '1').mkdir(parents=True)
+  (lists / 'val.txt').write_text('b')
+  (lists / '1' / 'labeled.txt').write_text('a')
+  dataset = read_folder(root, labelled='1', lists=lists)
+  assert dataset.test == ('f',) and 'f' not in dataset.unlabelled
+  assert f'{lists} has no test.txt: the 1 images of {root / "splits"} stay out.' in dataset.note
+  (lists / 'test.txt').write_text('')  # said to be empty
+  dataset = read_folder(root, labelled='1', lists=lists)
+  assert dataset.test == () and 'f' in dataset.unlabelled and 'has no test.txt' not in dataset.note
+
+
+@pytest.mark.parametrize('name, meant', [
+  ('unlabelled', '1/unlabeled'), ('Test', 'test'), ('validation', 'val'),
+  ('labelled', '1/labeled')])
+def test_lists_under_a_name_that_is_not_read_are_refused(tmp_path, name, meant):
+  root = make(tmp_path, image=grey)
+  right = root / 'splits' / f'{meant}.txt'
+  if right.exists():
+    wrong = right.rename(right.with_name(f'{name}.txt'))
+  else:
+    wrong = right.with_name(f'{name}.txt')
+    wrong.write_text('c')
+  with pytest.raises(DataError, match=f'{wrong} is no name of a list .* call it {right.name}'):
+    read_folder(root, labelled='1')
+  wrong.rename(right)
+  read_folder(root, labelled='1')
+
+
+@pytest.mark.parametrize('text', [
+  '2 road\n0 sky\n1 car\n', 'road 2\nsky 0\ncar 1\n', '64 128 64\tanimal\nroad\n',
+  'a #ff0000\nb #00ff00\n'])
+def test_numbers_of_classes_that_would_be_ignored_are_refused(tmp_path, text):
+  path = tmp_path / 'classes.txt'
+  path.write_text(text)
+  with pytest.raises(DataError, match='numbers its lines|has a colour that is not read'):
+    read_classes(path)
+
+
+def test_names_that_end_in_ascending_numbers_are_names(tmp_path):
+  path = tmp_path / 'classes.txt'
+  path.write_text('phase 1\nphase 2\nphase 3\n')
+  assert read_classes(path).names == ('phase 1', 'phase 2', 'phase 3')
+
+
+def test_files_that_are_scored_and_train_under_another_name_are_told(tmp_path):
+  root = make(tmp_path, image=grey)
+  dataset = read_folder(root, labelled='1')
+  assert of_twins(dataset) == []  # all of one size or nearly so
+  shutil.copyfile(root / 'images' / 'b.png', root / 'images' / 'd.png')
+  shutil.copyfile(root / 'images' / 'f.png', root / 'images' / 'a.png')
+  said, = of_twins(read_folder(root, labelled='1'))
+  assert said.startswith("2 images that are scored train as well under another name: validation "
+                         "image 'b' and 'd' are the same file")

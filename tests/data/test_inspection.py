@@ -9,6 +9,7 @@ import pytest
 
 import gta_jax
 from gta_jax.data import inspection, proposals, voc
+from gta_jax.data.files import DataError
 from gta_jax.data.folder import read_folder
 from gta_jax.data.inspection import inspect
 from gta_jax.data.proposals import Machine, propose
@@ -225,3 +226,26 @@ def test_strong_views_keep_the_colours_that_tell_the_classes(tmp_path):
 
 def test_weights_of_classes_that_never_occur_are_those_of_the_rarest():
   assert proposals.root_weights([0.64, 0.36, 0.0]) == (0.8929, 1.19, 1.19)
+
+
+def test_validation_masks_decide_nothing(tmp_path):
+  root = make(tmp_path)
+  before = look_at(root)[1]
+  for id in ('02', '03'):  # of validation
+    mask = np.zeros((64, 80), np.uint8)
+    mask[:, 10] = 1
+    write(root / 'masks' / f'{id}.png', mask)
+  found = look_at(root)[1]
+  assert found.widths == before.widths and propose(found, CPU, GIVEN) == propose(before, CPU, GIVEN)
+
+
+def test_masks_without_a_label_are_passed_over_where_widths_are_measured(tmp_path, monkeypatch):
+  root = make(tmp_path)
+  monkeypatch.setattr(inspection, '_WIDTHS', 1)
+  before = look_at(root)[1]
+  write(root / 'masks' / '00.png', np.full((64, 80), 255, np.uint8))  # the one that was looked at
+  found = look_at(root)[1]
+  assert found.widths == before.widths and found.looked_at['masks for widths'] == [1, 2]
+  unmeasured = dataclasses.replace(found, widths=[None, None])
+  with pytest.raises(DataError, match='None of the 2 labelled masks looked at, of 2, holds a'):
+    propose(unmeasured, CPU, GIVEN)

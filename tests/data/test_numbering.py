@@ -62,5 +62,17 @@ def test_grey_values_are_ids_where_a_list_names_the_classes(tmp_path):
   assert 'became' not in convert(root, out, layout='masks', classes=chosen).text()
   np.testing.assert_array_equal(ids_of(out, '0'), masks['0'])
   chosen.write_text('sky\nroad\n')
-  with pytest.raises(DataError, match=r'it holds \[2\], but there are 2 classes'):
+  # 0 is a class without a line, or the last one has none; taking 0 for the sky would be wrong.
+  with pytest.raises(DataError, match=r"hold 0 and 2, while 2 classes are .* before 'sky'"):
     convert(root, tmp_path / 'new', layout='masks', classes=chosen)
+  chosen.write_text('sky 1 1 1\nroad 2 2 2\nignore 0 0 0\n')  # as the message says
+  convert(root, tmp_path / 'new', layout='masks', classes=chosen)
+  np.testing.assert_array_equal(ids_of(tmp_path / 'new', '0'), np.where(masks['0'], 1, 255))
+
+
+def test_smoothed_colours_are_no_classes(tmp_path):
+  root = tmp_path / 'in'
+  photo(root / 'images' / 'a.png')
+  save(root / 'masks' / 'a.png', np.arange(80).reshape(*SIZE, 1) * [3, 0, 1])
+  with pytest.raises(DataError, match='80 colours .* 1 to 64 are possible, as smoothed masks'):
+    convert(root, tmp_path / 'out', layout='masks')

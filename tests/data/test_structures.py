@@ -45,3 +45,14 @@ def test_half_of_the_pixels_decide_over_masks():
   assert counts[:3].tolist() == [150, 150, 0]
   assert median_width(counts + survivors(thick, 1)) > 9 > median_width(4 * counts + survivors(
     thick, 1)) == pytest.approx(3.5, abs=0.8)
+
+
+def test_a_window_around_a_classs_middle_stands_for_all_of_a_large_mask():
+  mask = np.zeros((400, 600), np.uint8)
+  mask[350:355, 100:500] = 1  # far from the image's middle
+  mask[10:30] = 2
+  for id, width in ((1, 5), (2, 20)):
+    counts = survivors(mask, id, most=50**2)
+    assert median_width(counts) == pytest.approx(width, rel=0.13)
+    assert counts[0] < survivors(mask, id)[0]
+  np.testing.assert_array_equal(survivors(mask, 1, most=mask.size), survivors(mask, 1))
