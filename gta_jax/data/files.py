@@ -112,35 +112,41 @@ def open_image(
   Raises: DataError for other and for damaged files, and above MAX_PIXELS.
   """
   with contextlib.ExitStack() as stack:
-    try:
-      if isinstance(file, (str, os.PathLike)):
-        stream: BinaryIO = stack.enter_context(pathlib.Path(file).open('rb'))
-      else:
-        stream = file
-      start = stream.read(30)
-      stream.seek(0)
-      _check_format(start, path)
-      image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
-      if isinstance(image, TiffImageFile):
-        _check_tiff(image, path)
-      if isinstance(image, BmpImageFile):
-        _check_bmp(image, start, path)
-      width, height = image.size
-    except DataError:
-      raise
-    except SyntaxError as error:
-      if 'unknown pixel mode' in str(error):
-        raise DataError(f'{path} has {_UNKNOWN_PIXELS}') from error
-      raise damaged(path) from error
-    except Image.DecompressionBombError as error:
-      # WebP. Twice Pillow's limit is one per cent below ours, unless it was changed.
-      raise DataError(f'{path}: {error} Cut it into tiles, or take it out.') from error
-    except Exception as error:  # Pillow raises almost anything on damaged bytes.
-      raise damaged(path) from error
+    if isinstance(file, (str, os.PathLike)):
+      try:
+        file = stack.enter_context(pathlib.Path(file).open('rb'))
+      except OSError as error:
+        raise DataError(f'{path} cannot be read ({error.strerror}); restore it.') from error
+    image = _opened(file, path)
+    width, height = image.size
     if width * height > MAX_PIXELS:
       raise DataError(f'{path} claims {height} x {width} pixels, more than {MAX_PIXELS}; cut it '
                       'into tiles, or take it out if that is not its size.')
     yield image
+
+
+def _opened(stream: BinaryIO, path: str | os.PathLike) -> ImageFile.ImageFile:
+  try:
+    start = stream.read(30)
+    stream.seek(0)
+    _check_format(start, path)
+    image = next(of for magic, of in _FORMATS.items() if start.startswith(magic))(stream)
+    if isinstance(image, TiffImageFile):
+      _check_tiff(image, path)
+    if isinstance(image, BmpImageFile):
+      _check_bmp(image, start, path)
+  except DataError:
+    raise
+  except SyntaxError as error:
+    if 'unknown pixel mode' in str(error):
+      raise DataError(f'{path} has {_UNKNOWN_PIXELS}') from error
+    raise damaged(path) from error
+  except Image.DecompressionBombError as error:
+    # WebP. Twice Pillow's limit is one per cent below ours, unless it was changed.
+    raise DataError(f'{path}: {error} Cut it into tiles, or take it out.') from error
+  except Exception as error:  # Pillow raises almost anything on damaged bytes.
+    raise damaged(path) from error
+  return image
 
 
 def image_size(file: str | os.PathLike | BinaryIO, path: str | os.PathLike) -> tuple[int, int]:

@@ -227,7 +227,8 @@ def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]
         'the masks.')
     if lacking:
       notes.append(f'No {lacking[0]} mask holds {name!r}: it is ' + (
-        'never learnt.' if lacking == ['labelled'] else 'not scored.'))
+        'never learnt.' if lacking == ['labelled'] else
+        'not scored, but counts as 0 in the mean of a network that finds it anywhere.'))
   return notes
 
 

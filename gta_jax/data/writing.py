@@ -1,9 +1,13 @@
 """Files that are whole or not there."""
 
+import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 from gta_jax.data.files import DataError
+
+_LONGEST = 255  # bytes of a file's name
 
 
 def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
@@ -16,7 +20,10 @@ def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False
   Raises: OSError, which names the file.
   """
   # Of this process alone: a training and an evaluation may write one page at the same time.
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  name, end = path.name, f'.{os.getpid()}.partial'
+  if len(os.fsencode(name + end)) > _LONGEST:
+    name = hashlib.sha256(os.fsencode(name)).hexdigest()
+  partial = path.with_name(name + end)
   try:
     with partial.open('wb') as file:
       file.write(data)
@@ -28,7 +35,8 @@ def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False
     error.filename = str(path)
     raise
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
 def check_writable(out: Path) -> None:

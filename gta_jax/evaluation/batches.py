@@ -142,6 +142,11 @@ def make_batches(
         yield ValidationBatch(items, output_sizes, arrays)
 
 
+def padded_size(size: Size, *, image_scale: float, crop: int, multiple: int) -> Size:
+  """The sides of the batch that an image of this height and width goes into; see make_batches."""
+  return _padded_size(_scaled(size, image_scale), crop=crop, multiple=multiple)
+
+
 def _scaled(size: Size, factor: float) -> Size:
   height, width = size
   return max(1, round(height * factor)), max(1, round(width * factor))

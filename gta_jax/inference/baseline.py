@@ -13,7 +13,7 @@ from gta_jax.data.files import IGNORE
 from gta_jax.data.pixel_features import REACH, pixel_features
 from gta_jax.data.sources import Dataset
 from gta_jax.data.splits import ids_sha256
-from gta_jax.data.writing import replace_text
+from gta_jax.data.writing import check_writable, replace_text
 from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.inference import run_data
@@ -46,6 +46,7 @@ def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dic
     config_rules.check(config)
     dataset = setup.make_dataset(config)
   sources.check_classes(dataset, sources.check(dataset))
+  check_writable(workdir)
   forest, grey, pixels = _fit(dataset, config.seed)
   confusions = []
   for i, id in enumerate(dataset.validation):

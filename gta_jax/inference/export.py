@@ -162,7 +162,7 @@ def _export_torch(model: Model, name: str, out: Path) -> str:
   partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
   try:
     if out.suffix == '.safetensors':
-      safetensors.numpy.save_file(state, partial)
+      partial.write_bytes(safetensors.numpy.save(state))  # save_file raises no OSError.
     else:
       _save_pth(state, partial)
     # The heads left out are not asked for.

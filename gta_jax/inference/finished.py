@@ -13,6 +13,8 @@ import ml_collections
 import numpy as np
 
 from gta_jax.data import sources
+from gta_jax.data.files import DataError
+from gta_jax.data.listing import named
 from gta_jax.data.splits import ids_sha256
 from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
@@ -67,9 +69,13 @@ def evaluate_run(
   whole = dataset
   if split == 'test':
     if not dataset.test:
-      where = (f'list their ids in {Path(config.data.dir) / "splits" / "test.txt"}'
+      lists = Path(config.data.get('split_lists') or Path(config.data.dir) / 'splits')
+      where = (f'list their ids in {lists / "test.txt"}'
                if config.data.source == 'folder' else 'only a folder of your own has them')
       raise ValueError(f'{dataset.name} names no test images; {where}.')
+    if lacking := [id for id in dataset.test if not dataset.reader.has_mask(id)]:
+      raise DataError(f'{named(lacking)} of the test images of {dataset.name} has no mask to score '
+                      'it by; add it, or take the id out of test.txt.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   run_data.check_unseen(
     workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))
@@ -118,10 +124,12 @@ def choose_images(
     ValueError: no run, no unlabelled images, or results that are there already.
   """
   out = out or workdir / 'label_next'
-  label_next.check_out(out, overwrite=overwrite)
   own, described = read_run(workdir)
   if config is not None:
     config_rules.check(config)
+  data = (config or own).data
+  label_next.check_out(
+    out, overwrite=overwrite, data=Path(data.dir) if data.source == 'folder' else None)
   dataset = run_data.make_dataset(workdir, config or own, own, described['classes'])
   sources.check(dataset)
   if kept := read_ids(workdir / 'splits' / own.data.split / 'labeled.txt'):

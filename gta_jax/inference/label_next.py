@@ -12,7 +12,9 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,23 +27,25 @@ from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
 from gta_jax.data.folder import FolderReader
 from gta_jax.data.pseudo_masks import CODES, code_of_doubt, doubt_of_code
-from gta_jax.data.sources import Dataset
+from gta_jax.data.sources import Dataset, ImageReader
 from gta_jax.data.writing import check_writable, replace_bytes
 from gta_jax.devices import sharding
-from gta_jax.evaluation.batches import make_batches
+from gta_jax.evaluation.batches import ValidationBatch, make_batches
 from gta_jax.evaluation.pictures import IGNORE_COLOUR, UNCERTAIN_COLOUR, write_image, write_mask
 from gta_jax.evaluation.protocols import WHOLE
 from gta_jax.evaluation.windows import Images, predict_batch
-from gta_jax.inference.model import Model
+from gta_jax.inference.model import TILE, Model, is_tiled
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.training.logs import Progress
 from gta_jax.training.workdir_files import write_lists
 
 FILE = 'label_next.csv'
-_FOLDERS, _EARLIER = ('images', 'masks', 'thumbnails'), 'earlier'
+_EARLIER, _THUMBNAILS = 'earlier', 'thumbnails'
+_FOLDERS = ('images', 'masks', _THUMBNAILS)
 _REGIONS = 8  # along a side
 _CANDIDATES = 5  # for each image that is asked for, at most
 _THUMBNAIL = 320  # pixels
+_NAME = 50  # letters of an id in a thumbnail's name, of up to four bytes each
 
 
 class Ranking(NamedTuple):
@@ -77,32 +81,72 @@ def rank(
   ids = dataset.unlabelled
   if not ids or count < 1:
     raise ValueError(f'{len(ids)} unlabelled images and --count {count}; both must be at least 1.')
-  variables = model.variables[model.check_network(network)]
+  network = model.check_network(network)
   scores: dict[str, float] = {}
   features: dict[str, np.ndarray] = {}
   counts = np.zeros(CODES, np.int64)
-  batches = make_batches(
-    model.network.mean, dataset.reader, ids, (WHOLE,), image_scale=model.image_scale,
-    batch_size=sharding.round_up_to_devices(model.batch_size), crop=model.crop,
-    multiple=model.multiple, threads=threads, devices=jax.local_device_count(), masks=False)
   with Progress(len(ids), unit='image') as progress:
-    for batch in batches:
-      seen = sharding.place_locally(batch.arrays).images
-      found = predict_batch(
-        model.network, variables, seen, WHOLE, output_size=batch.output_sizes[0])
-      pooled = np.asarray(_pooled_features(model.network, variables, seen[WHOLE.views[0]]))
-      confidences = np.asarray(found.confidence)
-      for row, (id, (height, width)) in enumerate(batch.items):
-        confidence = confidences[row, :height, :width]
-        scores[id], features[id] = uncertainty(confidence), pooled[row]
-        counts += np.bincount(code_of_doubt(confidence).ravel(), minlength=CODES)
-        progress.advance()
+    for id, confidence, pooled in _look_at(model, dataset, network, threads):
+      scores[id], features[id] = uncertainty(confidence), pooled
+      counts += np.bincount(code_of_doubt(confidence).ravel(), minlength=CODES)
+      progress.advance()
       progress.show({})
   threshold = _threshold(counts, drop_share)
   chosen, distances = choose(
     np.array([scores[id] for id in ids]), np.stack([features[id] for id in ids]), count)
   return Ranking(tuple(ids[i] for i in chosen), tuple(scores[ids[i]] for i in chosen), distances,
                  threshold)
+
+
+def _look_at(
+  model: Model, dataset: Dataset, network: str, threads: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+  """(id, confidence [H,W], pooled features [C]) of every unlabelled image.
+
+  Large images are cut into tiles, as in `write` and in predictions; their features are those of a
+  smaller copy.
+  """
+  variables, reader = model.variables[network], dataset.reader
+  large = [id for id in dataset.unlabelled if is_tiled(reader.size(id))]
+
+  def batches(reader: ImageReader, ids: Sequence[str], rows: int) -> Iterator[ValidationBatch]:
+    return make_batches(
+      model.network.mean, reader, ids, (WHOLE,), image_scale=model.image_scale,
+      batch_size=sharding.round_up_to_devices(rows), crop=model.crop, multiple=model.multiple,
+      threads=threads, devices=jax.local_device_count(), masks=False)
+
+  def pooled(images: Images) -> np.ndarray:
+    return np.asarray(_pooled_features(model.network, variables, images))
+
+  view, apart = WHOLE.views[0], {*large}
+  small = [id for id in dataset.unlabelled if id not in apart]
+  for batch in batches(reader, small, model.batch_size):
+    seen = sharding.place_locally(batch.arrays).images
+    found = predict_batch(model.network, variables, seen, WHOLE, output_size=batch.output_sizes[0])
+    of_images, confidences = pooled(seen[view]), np.asarray(found.confidence)
+    for row, (id, (height, width)) in enumerate(batch.items):
+      yield id, confidences[row, :height, :width], of_images[row]
+  for id in large:
+    image = reader.image(id)
+    (_, found), = model.label([image], network=network)
+    batch, = batches(_Copy(image), (id,), 1)
+    yield id, found.confidence, pooled(sharding.place_locally(batch.arrays).images[view])[0]
+
+
+class _Copy:
+  """Reads a smaller copy of one image, at most TILE pixels a side."""
+
+  def __init__(self, image: np.ndarray):
+    factor = TILE / max(image.shape[:2])
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    self._image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+  def image(self, id: str) -> np.ndarray:
+    return self._image
+
+  def size(self, id: str) -> tuple[int, int]:
+    height, width = self._image.shape[:2]
+    return height, width
 
 
 def _threshold(counts: np.ndarray, share: float) -> float:
@@ -196,7 +240,8 @@ def write(
     dataset: that was ranked.
     out: folder, made if missing.
     network: see `rank`.
-    overwrite: whether results of an earlier ranking give way to these; they go to OUT/earlier.
+    overwrite: whether results of an earlier ranking give way to these; they go to OUT/earlier, or
+      earlier-2 where that is there, and so on.
   Returns: the folder of the lists.
   """
   check_out(out, overwrite=overwrite)
@@ -206,7 +251,8 @@ def write(
     image = dataset.reader.image(id)
     (_, found), = model.label([image], network=network)
     uncertain = found.confidence < ranking.threshold
-    thumbnail = f'thumbnails/{number + 1:03}_{id.replace("/", "_")}.jpg'
+    # The end of the id: with a number in front, all of it may be too long for a file's name.
+    thumbnail = f'thumbnails/{number + 1:03}_{id.replace("/", "_")[-_NAME:]}.jpg'
     for path in (out / 'images' / f'{id}.png', out / 'masks' / f'{id}.png', out / thumbnail):
       path.parent.mkdir(parents=True, exist_ok=True)
     write_image(out / 'images' / f'{id}.png', image)
@@ -228,13 +274,18 @@ def write(
 
 
 def _set_aside(out: Path) -> None:
-  """Moves an earlier ranking's files away: masks of two rankings together would all be copied."""
-  if not (out / FILE).is_file():
+  """Moves an earlier ranking away, of which the table is missing where it was interrupted: masks of
+  two rankings together would all be copied."""
+  if not ((out / FILE).is_file() or (out / _THUMBNAILS).is_dir()):
     return
-  for path in [path for name in _FOLDERS for path in (out / name).rglob('*') if path.is_file()]:
-    target = out / _EARLIER / path.relative_to(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
+  numbers = itertools.count(2)
+  folder = out / _EARLIER
+  while folder.exists():
+    folder = out / f'{_EARLIER}-{next(numbers)}'
+  folder.mkdir()
+  for name in (FILE, *_FOLDERS):  # The table first: where it is, the rest is.
+    if (out / name).exists():
+      (out / name).rename(folder / name)
 
 
 def copying_advice(dataset: Dataset, folder: Path, out: Path) -> tuple[str, Path]:
@@ -254,9 +305,19 @@ def copying_advice(dataset: Dataset, folder: Path, out: Path) -> tuple[str, Path
           f'{command}\nThen copy them into {new / "masks"}'), new
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
-  """Raises ValueError for a folder that may hold corrected masks, or that cannot be written."""
+def check_out(out: Path, *, overwrite: bool, data: Path | None = None) -> None:
+  """Raises ValueError for a folder that may hold corrected masks, that cannot be written, or where
+  classes, lists and images of the data would be written over.
+
+  data: the folder of the data, if they lie in one.
+  """
   check_writable(out)
+  if data is not None:
+    place, root = out.resolve(), data.resolve()
+    if root.is_relative_to(place) or any(
+        place.is_relative_to(root / name) for name in ('images', 'masks', 'splits')):
+      raise ValueError(f'{out} is the folder of the data, around it, or one of its folders, whose '
+                       'files would be taken for results; give another --out.')
   if not overwrite and out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} holds files already, perhaps corrected masks; give another --out, or '
                      '--overwrite to replace them.')

@@ -10,7 +10,7 @@ import numpy as np
 from gta_jax.data.files import DataError
 from gta_jax.data.pixel_range import scale_to_8_bits
 from gta_jax.devices import sharding
-from gta_jax.evaluation.batches import make_batches
+from gta_jax.evaluation.batches import make_batches, padded_size
 from gta_jax.evaluation.protocols import WHOLE
 from gta_jax.evaluation.windows import Prediction, predict_batch, predict_probabilities
 from gta_jax.inference.tiles import Size, tiles_of
@@ -144,6 +144,11 @@ class Model:
     if name is not None and name not in self.variables:
       raise ValueError(f'network={name!r} is unknown; this run has {", ".join(self.names)}.')
     return name or self.names[0]
+
+  def padded(self, size: Size) -> Size:
+    """The sides of the batch that an image of this height and width goes into."""
+    return padded_size(
+      size, image_scale=self.image_scale, crop=self.crop, multiple=self.multiple)
 
   def _tiled(
     self, image: np.ndarray, variables: Variables, function: Callable[..., Sequence[Any]]

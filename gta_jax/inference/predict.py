@@ -19,6 +19,7 @@ from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import begun_prediction
 from gta_jax.inference.image_folder import FOLDERS, ImageFolder, check_folders
 from gta_jax.inference.model import Model, is_tiled
+from gta_jax.inference.tiles import Size
 from gta_jax.training.logs import Progress
 
 _SUFFIX = dict(zip(FOLDERS, ('.jpg', '.png', '.npy'), strict=True))
@@ -97,12 +98,15 @@ def predict_folder(
 
 
 def _areas(out: Path, done: Collection[str], model: Model) -> dict[str, np.ndarray]:
-  """The pixels of each class in masks that are there; a damaged one is not."""
+  """The pixels of each class in masks that are there; a damaged one is not, nor one that holds
+  something else and so is not of this model."""
   areas = {}
   for id in done:
     path = str(out / f'{id}.png')
     with contextlib.suppress(DataError):
-      areas[id] = _count(decode_mask(read_bytes(path), path), model)
+      counts = _count(decode_mask(read_bytes(path), path), model)
+      if len(counts) == len(model.classes):
+        areas[id] = counts
   return areas
 
 
@@ -148,9 +152,12 @@ def _count(labels: np.ndarray, model: Model) -> np.ndarray:
 
 
 def _chunks(
-  reader: ImageFolder, batch_size: int, skip: Callable[[str, DataError], None]
+  reader: ImageFolder, model: Model, skip: Callable[[str, DataError], None]
 ) -> list[list[str]]:
-  """Ids by size, as many as a batch at a time; a large image stands alone."""
+  """Ids by size, as many as a batch at a time; a large image stands alone.
+
+  Those of a chunk share a padded size, as batches do, which are filled up.
+  """
   sizes = {}
   for id in reader.paths:
     try:
@@ -158,8 +165,11 @@ def _chunks(
     except DataError as error:
       skip(id, error)
   chunks: list[list[str]] = []
-  for id in sorted(sizes, key=lambda id: (sizes[id], id)):
-    if not chunks or len(chunks[-1]) == batch_size or is_tiled(sizes[id]):
+  padded: Size | None = None
+  for id in sorted(sizes, key=lambda id: (model.padded(sizes[id]), sizes[id], id)):
+    before, padded = padded, model.padded(sizes[id])
+    full = not chunks or len(chunks[-1]) == model.batch_size
+    if full or padded != before or is_tiled(sizes[id]):
       chunks.append([])
     chunks[-1].append(id)
   return chunks
@@ -173,7 +183,7 @@ def _predict(
 
   Batches of nothing but `done` are left out; the others are what they are without it, to the bit.
   """
-  chunks = _chunks(reader, model.batch_size, skip)
+  chunks = _chunks(reader, model, skip)
   for chunk in _read_ahead(reader, [ids for ids in chunks if not done.issuperset(ids)], skip):
     ids = list(chunk)
     for index, prediction in model.label(list(chunk.values()), network=network):

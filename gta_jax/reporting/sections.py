@@ -49,7 +49,9 @@ def classes_section(found: Sequence[Record]) -> str:
     labels = dict(zip(map(id, found), labels_of(found), strict=True))
     columns: dict[str, Mapping[str, Any]] = {}
     for one in own:
-      if 'scores' in one.baseline:
+      # Of the same images; which masks it learnt from stands in the verdict.
+      if 'scores' in one.baseline and (
+          one.baseline.get('validation_sha256', one.validation_sha256) == one.validation_sha256):
         columns.setdefault('pixel classifier', one.baseline['scores'])
       shown = one.scores if len(found) == 1 else dict([next(iter(one.scores.items()))])
       columns |= {name if len(found) == 1 else f'{labels[id(one)]}: {name}': scores

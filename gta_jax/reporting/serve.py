@@ -39,10 +39,12 @@ class PageServer(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
   def do_HEAD(self) -> None:
-    self._answer(body=False)
+    with contextlib.suppress(ConnectionError):  # The browser went away meanwhile.
+      self._answer(body=False)
 
   def do_GET(self) -> None:
-    self._answer(body=True)
+    with contextlib.suppress(ConnectionError):
+      self._answer(body=True)
 
   def _answer(self, *, body: bool) -> None:
     server = cast(PageServer, self.server)

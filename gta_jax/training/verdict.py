@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,9 +109,10 @@ def verdict(method: Scored, *others: Scored | None) -> str:
       says = 'no difference is shown'
     else:
       says = f'it is {"better" if found.value > 0 else "worse"} on images like these'
+    interval = (f', 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}'
+                if math.isfinite(found.low) else ' on one image, which says nothing of others')
     parts.append(f'Against {other.name} ({100 * other.miou:.1f}) these are '
-                 f'{100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to '
-                 f'{100 * found.high:+.1f}: {says}.')
+                 f'{100 * found.value:+.1f} points{interval}: {says}.')
     compared = True
   if compared:
     parts.append(_OF_SEEDS)

@@ -129,7 +129,7 @@ def test_masks_that_are_odd_and_possible_are_named(folder):
   all_masks(folder, [0, 2], of='ch')
   notes = sources.check_classes(dataset, check(dataset))
   assert [note.partition(' of ')[0] for note in notes] == [
-    '1', "No validation mask holds 'traffic light': it is not scored.",
+    '1', "No validation mask holds 'traffic light': it is not scored, but counts as 0 in the mean",
     "No labelled mask holds 'car': it is never learnt."]
   assert "such as 'a'" in notes[0]
 

@@ -36,3 +36,9 @@ def test_two_processes_that_write_one_file_do_not_take_each_others(tmp_path, mon
   monkeypatch.setattr(os, 'fsync', meanwhile)
   replace_text(path, 'ours')
   assert path.read_text() == 'ours' and [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_files_name_may_be_as_long_as_names_can_be(tmp_path):
+  path = tmp_path / (83 * '山' + '.json')  # 254 bytes
+  replace_text(path, 'whole')
+  assert path.read_text() == 'whole' and [p.name for p in tmp_path.iterdir()] == [path.name]

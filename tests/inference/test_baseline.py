@@ -87,6 +87,8 @@ def test_the_verdict_says_how_far_and_how_sure():
   assert 'intervals' not in verdict.verdict(network)
   assert 'worse on images' in verdict.verdict(forest, network)
   assert 'no difference is shown' in verdict.verdict(network, scored('it', right=9))
+  one = verdict.verdict(scored('one', right=9, ids='a'), scored('two', right=1, ids='a'))
+  assert 'points on one image, which says nothing of others: no difference is shown' in one
   padded = np.pad(network.confusions, ((0, 0), (0, 1), (0, 1)))
   assert 'Against' not in verdict.verdict(network._replace(confusions=padded), forest)
 

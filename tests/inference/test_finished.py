@@ -98,3 +98,11 @@ def test_scores_are_said_before_they_are_written_and_where_they_cannot_be_nothin
   assert launch.main(arguments) == 2
   said = capsys.readouterr()
   assert 'is read-only, and the scores are written there' in said.err and not said.out
+
+
+def test_test_images_without_a_mask_are_named(folder_run):
+  id = sorted(path.stem for path in (folder_run / 'data' / 'images').iterdir())[-1]
+  (folder_run / 'data' / 'splits' / 'test.txt').write_text(id)
+  (folder_run / 'data' / 'masks' / f'{id}.png').unlink(missing_ok=True)
+  with pytest.raises(ValueError, match=f"'{id}' of the test images of data has no mask to score"):
+    inference.evaluate_run(folder_run / 'run', None, split='test')

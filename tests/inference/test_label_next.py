@@ -19,6 +19,7 @@ from gta_jax.data.pseudo_masks import CODES, code_of_doubt
 from gta_jax.data.sources import Dataset, check
 from gta_jax.evaluation.windows import Images
 from gta_jax.inference import begun, label_next
+from gta_jax.inference import model as model_module
 from gta_jax.inference.model import Model
 from gta_jax.training import setup
 from tests import tiny
@@ -236,3 +237,55 @@ def test_results_that_could_not_be_written_are_refused_first(tmp_path, monkeypat
   monkeypatch.setattr(writing.os, 'access', lambda *_: False)
   with pytest.raises(ValueError, match='is no folder or is read-only'):
     label_next.check_out(tmp_path / 'out', overwrite=True)
+
+
+def test_earlier_rankings_are_kept_each_by_itself_also_interrupted_ones(tmp_path):
+  rng = np.random.default_rng(0)
+  images = {f'{i}': rng.integers(0, 256, (9, 14, 3), np.uint8) for i in range(3)}
+
+  def rank_anew():
+    label_next.write(label_next.Ranking(('1',), (1.0,), (0.0,), 0.5), model(), dataset(images),
+                     tmp_path, overwrite=True)
+
+  rank_anew()
+  (tmp_path / 'masks' / '1.png').write_bytes(b'corrected')
+  rank_anew()
+  (tmp_path / label_next.FILE).unlink()  # interrupted
+  (tmp_path / 'masks' / '2.png').write_bytes(b'of this one alone')
+  rank_anew()
+  assert (tmp_path / 'earlier' / 'masks' / '1.png').read_bytes() == b'corrected'
+  assert (tmp_path / 'earlier' / label_next.FILE).is_file()
+  assert (tmp_path / 'earlier-2' / 'masks' / '2.png').is_file()
+  assert [path.name for path in (tmp_path / 'masks').iterdir()] == ['1.png']
+
+
+@pytest.mark.parametrize('out', ['.', 'images', 'masks/new', '..'])
+def test_the_folder_of_the_data_is_no_place_for_a_ranking(tmp_path, out):
+  data = tmp_path / 'data'
+  (data / 'images').mkdir(parents=True)
+  with pytest.raises(ValueError, match='is the folder of the data, around it, or one of its'):
+    label_next.check_out(data / out, overwrite=True, data=data)
+  label_next.check_out(data / 'runs' / 'mine' / 'label_next', overwrite=False, data=data)
+
+
+def test_large_images_are_cut_into_tiles_as_their_masks_are(monkeypatch):
+  rng = np.random.default_rng(0)
+  images = {'small': rng.integers(0, 256, (9, 14, 3), np.uint8),
+            'large': rng.integers(0, 256, (40, 24, 3), np.uint8)}
+  seen = []
+  monkeypatch.setattr(model_module, '_WHOLE_PIXELS', 500)
+  for name, value in (('TILE', 16), ('OVERLAP', 8)):
+    monkeypatch.setattr(model_module, name, value)
+  monkeypatch.setattr(label_next, 'TILE', 16)
+  make = label_next.make_batches
+
+  def make_batches(mean, reader, ids, *args, **options):
+    seen.extend(reader.size(id) for id in ids)
+    return make(mean, reader, ids, *args, **options)
+
+  monkeypatch.setattr(label_next, 'make_batches', make_batches)
+  found = label_next.rank(model(), dataset(images), count=2, drop_share=0.3)
+  assert seen == [(9, 14), (16, 10)]  # a smaller copy, for its features
+  confidences = [next(model().label([image]))[1].confidence.ravel() for image in images.values()]
+  below = (np.concatenate(confidences) < found.threshold).mean()
+  assert set(found.ids) == {*images} and below == pytest.approx(0.3, abs=0.02)

@@ -275,3 +275,34 @@ def test_a_folder_that_cannot_be_locked_is_said_and_used(tmp_path, monkeypatch, 
   monkeypatch.setattr(locking.fcntl, 'flock', refuse)
   assert len(run(tmp_path / 'in', tmp_path / 'out')) == 1
   assert 'cannot be locked (No locks available): start no second' in capsys.readouterr().err
+
+
+def test_images_of_one_padded_size_share_batches(tmp_path, monkeypatch):
+  images = tmp_path / 'in'
+  # Padded to 16 x 16, and one to 16 x 24 whose size lies between theirs.
+  for i, size in enumerate([(9, 12), (10, 11), (9, 14), (9, 20), (10, 16), (11, 9)]):
+    write(images / f'{i}.png', size=size)
+  reader = ImageFolder(find_images(images))
+  chunks = predict._chunks(reader, MODEL, lambda *_: None)
+  assert [len(ids) for ids in chunks] == [2, 2, 1, 1] and {MODEL.padded(reader.size(id))
+                                                           for id in chunks[-1]} == {(16, 24)}
+  assert {id for ids in chunks for id in ids} == {*reader.paths}
+
+
+def test_a_mask_there_that_is_of_another_model_is_written_anew(tmp_path, monkeypatch):
+  images, out = tmp_path / 'in', tmp_path / 'out'
+  for i in range(3):
+    write(images / f'{i}.png', seed=i)
+  done = run(images, out)
+  done[0].write_bytes(done[0].read_bytes())
+  Image.fromarray(np.full((9, 14), 255, np.uint8)).save(done[0])  # void, by hand
+  areas = predict._areas(out, {'0', '1'}, MODEL)
+  assert list(areas) == ['1'] and len(areas['1']) == 3
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path):
+  images = tmp_path / 'in'
+  write(images / 'a.png')
+  (images / 'b.png').symlink_to('nowhere.png')
+  skipped = predict_folder(MODEL, images=images, out=tmp_path / 'out').skipped
+  assert 'b.png cannot be read (No such file' in skipped['b']

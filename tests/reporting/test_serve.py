@@ -1,5 +1,6 @@
 """The page served, and in a browser."""
 
+import http.client
 import json
 import re
 import shutil
@@ -47,6 +48,22 @@ def test_a_served_page_follows_the_run_and_is_for_this_machine_alone(server):
   with pytest.raises(urllib.error.HTTPError) as failed:
     urllib.request.urlopen(served.url)
   assert failed.value.code == 500
+
+
+def test_a_browser_that_goes_away_leaves_no_word_on_the_console(server, capfd, monkeypatch):
+  served, _ = server
+  gone = threading.Event()
+
+  def answer(handler, *, body):
+    gone.set()
+    raise BrokenPipeError
+
+  monkeypatch.setattr(served.RequestHandlerClass, '_answer', answer)
+  with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
+    urllib.request.urlopen(served.url)
+  assert gone.wait(10)
+  served.shutdown()
+  assert capfd.readouterr().err == ''
 
 
 # After the page's own scripts: keys and the slider, as a person uses them.
