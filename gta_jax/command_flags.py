@@ -213,9 +213,12 @@ def _check_field(config: ml_collections.ConfigDict, field: str) -> None:
         f'did you mean {close[0]}?' if close else f'the config has {", ".join(fields)}.'))
     node = node[part]
   # The options that these stand for are in the config already.
-  if kind := {'method.name': 'method', 'method.recipe': 'recipe'}.get(field):
+  if kind := {'method.name': 'method', 'method': 'method', 'method.recipe': 'recipe'}.get(field):
     raise UsageError(f'{field} is chosen with the config, after its colon: NAME:{kind}=..., or '
                      f'NAME:46,{kind}=...; set so late it would change nothing.')
+  if isinstance(node, ml_collections.ConfigDict):
+    raise UsageError(f'{field} has fields of its own; set one of '
+                     f'{", ".join(_fields(node, f"{field}."))}.')
 
 
 def _fields(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[str]:

@@ -26,13 +26,16 @@ class Accumulation:
   devices: int = 1
 
   def count(self, batch: int) -> int:
-    """Micro-batches in a batch of so many images; ValueError if they are not of equal size."""
+    """Micro-batches in a batch of so many images, one if it fits whole; ValueError if they are not
+    of equal size."""
     size = self.per_device * self.devices
-    if size and batch % size:
+    if not size or batch <= size:
+      return 1
+    if batch % size:
       raise ValueError(
         f'train.per_device_batch={self.per_device} on {self.devices} devices does not divide a '
         f'batch of {batch}; use a divisor of {batch / self.devices:g}, or 0 for whole batches.')
-    return batch // size if size else 1
+    return batch // size
 
 
 WHOLE = Accumulation()

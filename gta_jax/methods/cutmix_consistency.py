@@ -77,7 +77,7 @@ class CutMixConsistency(MeanTeacherConsistency):
 
   @property
   def cost(self) -> float:
-    return 7
+    return 5.5 if self.partner == 'half' else 7
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""

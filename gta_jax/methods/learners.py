@@ -36,6 +36,11 @@ class Learners:
   def uses_unlabelled(self) -> bool:
     return True
 
+  @property
+  def cost(self) -> float:
+    raise NotImplementedError(f'{type(self).__name__} does not say its cost, by which budgets are '
+                              'divided; docs/new_method.md says how to count it.')
+
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
     del tools

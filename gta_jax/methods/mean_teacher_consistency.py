@@ -8,8 +8,8 @@ With x = [x_l; u] and p = softmax f:
     one SGD step of the student; no gradient through the teacher
     theta_t <- a theta_t + (1 - a) theta_s
 
-w = 100 without a ramp; nothing is perturbed, so that average and batch statistics make the whole
-difference between the two.
+w = 100 without a ramp; nothing is perturbed but by dropout, where the config has some, so that
+average and batch statistics make the rest of the difference between the two.
 
 Cost 8 forward-equivalents: student 6, teacher 2.
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +208,18 @@ class Checkpoints:
     self._prune()
 
   def _prune(self) -> None:
-    """Removes all but the two newest whole checkpoints and the best one."""
+    """Removes all but the two newest whole checkpoints and the best one; where it cannot, it says
+    so, and the next one tries again."""
     kept = {*sorted(self._records)[-2:], self.best_step}
     self._records = {step: record for step, record in self._records.items() if step in kept}
     if jax.process_index():
       return
+    try:
+      self._remove_all_but(kept)
+    except OSError as error:  # None may end the run, as in save.
+      note(f'older checkpoints could not be removed: {error}')
+
+  def _remove_all_but(self, kept: Collection[int | None]) -> None:
     strangers = [
       path for path in self.folder.iterdir()
       if (found := _OURS.fullmatch(path.name)) and (

@@ -1,6 +1,7 @@
 """What every field of a config may be, in one table; the method's own fields are in methods.py."""
 
 import dataclasses
+import difflib
 import math
 from typing import Any
 
@@ -179,6 +180,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f'{name} is missing in the config; set it to {rule}.')
     if not rule.allows(value):
       raise ValueError(f'{name}={_shown(value)} is not possible; use {rule}.')
+  _refuse_unknown(config)
   if list(config.data.scale) != sorted(config.data.scale):
     raise ValueError(f'data.scale={config.data.scale} is not (lowest, highest) or (lowest, middle, '
                      'highest); swap what is out of order.')
@@ -191,6 +193,19 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(
       f'data.crop={config.data.crop} and a batch of {largest} make more than {_MOST_PIXELS} pixels '
       'a batch; lower one of them.')
+
+
+def _refuse_unknown(config: ml_collections.ConfigDict) -> None:
+  """Refuses fields that nothing reads; the method's own are looked at where it is made."""
+  sections = {name.partition('.')[0] for name in RULES if '.' in name} - {'method'}
+  for section in sorted(sections):
+    for field in config[section]:
+      name = f'{section}.{field}'
+      if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, n=1)
+        raise ValueError(f'{name} is no field of a config' + (
+          f', did you mean {near[0]}?' if near else f'; {section} has ' + ', '.join(
+            known.partition('.')[2] for known in RULES if known.startswith(f'{section}.')) + '.'))
 
 
 def look_up(config: Any, name: str) -> Any:

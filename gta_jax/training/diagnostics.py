@@ -64,6 +64,13 @@ class CollapseWatch:
     self._mean += weight * (np.asarray(shares) - self._mean)
     if self._logs < self._memory:
       return []
+    if self._mean.sum() < self._vanished:  # Shares of a step add up to one, or none is kept.
+      if 'none' in self._warned:
+        return []
+      self._warned.add('none')
+      return ['warning: hardly any step keeps a pixel of its pseudo-labels, so that unlabelled '
+              'images teach nothing. Lower method.threshold, if the method has one, or lengthen '
+              'the warm-up.']
     self._highest = np.maximum(self._highest, self._mean)
     warnings = self._never_held()
     for name, mean, highest in zip(self._classes, self._mean, self._highest, strict=True):

@@ -43,10 +43,14 @@ class AppendedFile:
     else:
       self._refused = False
 
-  def close(self) -> None:
+  def flush(self) -> None:
     """Tries once more to write what is left."""
     if self._left:
       self.write(b'')
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self.flush()
     if self._file:
       self._file.close()
 
@@ -102,6 +106,11 @@ class MetricWriter:
     """Adds a picture, uint8 [H,W,3] RGB, to the events alone."""
     if self._events:
       self._events.picture(int(step), name, picture)
+
+  def flush(self) -> None:
+    """Tries once more to write the lines that a full disk has refused."""
+    for file in (self._metrics, self._notes):
+      file.flush()
 
   def close(self) -> None:
     """Closes all; what a full disk has refused until then is tried once more."""

@@ -58,13 +58,15 @@ def train(
     OSError: the last checkpoint could not be saved; the same call tries again.
   """
   # All that can be refused comes before anything is written. A run that goes on needs no weights.
-  state = None if has_checkpoint(workdir) else first_state(run)
+  begin = [] if has_checkpoint(workdir) else [first_state(run)]
   check_same(run, workdir, allow_config_change=allow_config_change)
   with locked(workdir):
-    return _train(run, workdir, state, page or Page())
+    return _train(run, workdir, begin, page or Page())
 
 
-def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dict[str, Any]:
+def _train(run: Run, workdir: Path, begin: list[TrainState], page: Page) -> dict[str, Any]:
+  """begin: the first state, or nothing. It is taken out: whoever held it would hold memory of the
+  device to the end, as a hand-over does not use up what it does not read."""
   started = time.monotonic()
   skipped = Skipped(run.config.data.skip_limit, note=note, path=(
     workdir / 'skipped.json' if sharding.is_first_process() else None))
@@ -72,15 +74,16 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
     first_step = checkpoints.last_step or 0
     sharding.check_agreement(newest_checkpoint=first_step)
     if first_step:
-      state = checkpoints.restore(first_step, run.abstract_state())
-    elif state is None:  # None of the checkpoints is whole.
-      state = first_state(run)
+      begin[:] = [checkpoints.restore(first_step, run.abstract_state())]
+    elif not begin:  # None of the checkpoints is whole.
+      begin[:] = [first_state(run)]
     if first_step < run.total_steps and sharding.is_first_process():
       (workdir / 'results.json').unlink(missing_ok=True)  # Of a shorter run that now goes on.
     write_same(run, workdir)  # Not before the state is there: what cannot go on keeps its files.
     try:
-      state = _train_to_the_end(run, workdir, state, checkpoints, signals, skipped, page)
+      state = _train_to_the_end(run, workdir, begin, checkpoints, signals, skipped, page)
     except NotFiniteError as error:
+      checkpoints.wait()
       last = checkpoints.last_step
       raise NotFiniteError(
         f'{error} The last good checkpoint is {f"that of step {last}" if last else "none"}.'
@@ -105,10 +108,11 @@ def _train(run: Run, workdir: Path, state: TrainState | None, page: Page) -> dic
 
 
 def _train_to_the_end(
-  run: Run, workdir: Path, state: TrainState, checkpoints: Checkpoints, signals: Signals,
+  run: Run, workdir: Path, begin: list[TrainState], checkpoints: Checkpoints, signals: Signals,
   skipped: Skipped, page: Page,
 ) -> TrainState:
-  """Steps, saves and evaluates from where `state`, the newest checkpoint, stands."""
+  """Steps, saves and evaluates from where the state in `begin`, the newest checkpoint, stands."""
+  state = begin.pop()
   first_step = checkpoints.last_step or 0
   evaluated = bool(first_step and checkpoints.scores(first_step))
   evaluations = _evaluation_steps(run)
@@ -136,6 +140,7 @@ def _train_to_the_end(
           steps.log(state)
         unlogged = steps.unlogged()
         check_state(state, step)
+        telling.writer.flush()  # Lines up to here are not written anew after it.
         checkpoints.save(step, state, unlogged=unlogged)
         signals.raise_if_agreed()
       if step in evaluations:

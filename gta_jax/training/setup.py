@@ -21,7 +21,7 @@ from gta_jax.evaluation.protocols import make_protocols
 from gta_jax.evaluation.windows import check_protocols
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import Method, Stage, Tools, TrainState
-from gta_jax.methods.registry import make_method, option_names
+from gta_jax.methods.registry import METHODS, RECIPES, make_method, option_names
 from gta_jax.models import weights
 from gta_jax.models.segmenter import make_segmenter
 from gta_jax.ops.losses import SupervisedLoss
@@ -141,12 +141,14 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
+  stages = method.stages(tools)
   remarks = [*found.remarks, *map(str, proposed)] if found else []
   of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
   notes = tuple(filter(None, (
-    *of_data, _pooling_note(config), _teacher_note(config, method), *method.check(tools))))
+    *of_data, _pooling_note(config, method, stages), _teacher_note(config, method),
+    *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
-  return Run(config, dataset, method, tools, method.stages(tools), notes, inspected)
+  return Run(config, dataset, method, tools, stages, notes, inspected)
 
 
 def _checked_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, list[str]]:
@@ -205,10 +207,18 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
       '255 for pixels that are ignored.')
 
 
-def _pooling_note(config: ml_collections.ConfigDict) -> str:
+def _pooling_note(
+  config: ml_collections.ConfigDict, method: Method, stages: Sequence[Stage]
+) -> str:
   """Says when statistics of one value an image are of too few images."""
-  batches = config.train.labelled_batch, config.train.unlabelled_batch
-  images = min(*batches, config.train.per_device_batch * jax.device_count() or math.inf)
+  batches = {
+    'labelled': config.train.labelled_batch, 'unlabelled': config.train.unlabelled_batch,
+    'pseudo_labelled': config.train.unlabelled_batch}
+  read = [[(batches | dict(stage.sizes))[name] for name in stage.streams] for stage in stages]
+  joint = getattr(method, 'joint', False) or any('pseudo_labelled' in s.streams for s in stages)
+  passes = [sum(of) if joint else min(of) for of in read]
+  cut = config.train.per_device_batch * jax.device_count() * (1 + joint)
+  images = min(*passes, cut or math.inf)
   if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
     return ''
   return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
@@ -247,12 +257,24 @@ def make_method_of(config: ml_collections.ConfigDict) -> Method:
   options = {k: v for k, v in config.method.items() if k not in ('name', 'recipe')}
   name = config.method.name
   _check_names('method', options, option_names(name))
-  return make_method(name, recipe=config.method.recipe, **options)
+  made = make_method(name, recipe=config.method.recipe, **options)
+  of_recipe, plain = RECIPES[config.method.recipe], make_method(name)
+  decided = [k for k in of_recipe if k in options and of_recipe[k] != getattr(plain, k)]
+  if decided and all(getattr(made, k) == getattr(plain, k) for k in decided):
+    raise ValueError(
+      f'method.recipe={config.method.recipe!r} was set after the recipe had become options, and '
+      f'changes nothing: give it with the name, as in shapes:24,method={name},recipe='
+      f'{config.method.recipe}.')
+  return made
 
 
 def make_dataset(config: ml_collections.ConfigDict, *, drawn: Sequence[str] = ()) -> Dataset:
   """The data set that the config names, not yet checked; drawn: of a folder, see read_folder."""
   data = config_rules.complete(config).data
+  if data.split_source != 'published' and data.source not in published.NAMES:
+    raise ValueError(
+      f'data.split_source={data.split_source} has no effect where data.source={data.source!r}; '
+      'leave it out. A folder draws as many images as its split says where no list has that name.')
   if data.source == 'shapes':
     if not (data.split.isdecimal() and len(data.split) <= 6):
       raise ValueError(
@@ -284,7 +306,10 @@ def make_dataset(config: ml_collections.ConfigDict, *, drawn: Sequence[str] = ()
 
 
 def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
-  """The config's network for so many classes, with the further heads of its method."""
+  """The config's network for so many classes, with the further heads of its method.
+
+  A folder's config has values that are found in the data: make_run(config).network is its network.
+  """
   model = {k: v for k, v in config.model.items() if not k.startswith('weights')}
   for name, value in weights.statistics(config.model.weights).items():
     model[name] = model.get(name) or value
@@ -308,12 +333,18 @@ def from_json(path: Path) -> ml_collections.ConfigDict:
   """The config that to_json wrote.
 
   Raises:
-    ValueError: no run lies there, or the file is damaged.
+    ValueError: no run lies there, its method is not one of this installation, or the file is
+      damaged.
   """
   try:
     config = ml_collections.ConfigDict(tuples(read_json(path)))
     config_rules.check(config)
-    make_method_of(config)
+    known = config.method.name in METHODS
+    if known:
+      make_method_of(config)
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error} Restore the file, or train anew.') from error
+  if not known:
+    raise ValueError(f'{path} names the method {config.method.name!r}, which this installation of '
+                     'gta_jax lacks; use the clone or the version that the run was made with.')
   return config

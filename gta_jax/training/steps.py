@@ -52,7 +52,8 @@ class Steps:
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
-    # The line that has ended, not yet written, and whether its stage is to log data.oracle.
+    # The line that has ended, not yet written: its metrics, what else it says, and whether its
+    # stage is to log data.oracle.
     self._line: tuple[list, list, dict, bool] | None = None
     self._told_of_oracle = False
     self._skips = SkipCount()
@@ -141,16 +142,18 @@ class Steps:
     """
     self._write_line()
     if self._checked or self._waiting:
-      moved = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
+      more = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
+      # Here, as the line is written later, and earlier where a run is interrupted.
+      more['skipped_images'] = len(self._skipped.reasons)
       oracle = self._run.config.data.oracle and 'unlabelled' in self._of_stage
-      self._line = self._checked, self._waiting, moved, oracle
+      self._line = self._checked, self._waiting, more, oracle
       self._checked, self._waiting = [], []
 
   def _write_line(self) -> None:
     """Writes the line that was ended last, once; NotFiniteError as log."""
     if self._line is None:
       return
-    checked, waiting, moved, oracle = self._line
+    checked, waiting, more, oracle = self._line
     self._line = None
     steps, metrics = zip(*checked, *self._check(waiting), strict=True)
     self._telling.done(steps[-1])
@@ -161,10 +164,9 @@ class Steps:
       self._told_of_oracle = True
       self._telling.note(steps[-1], f'data.oracle=True has no effect here, as '
                          f'{self._run.config.method.name} does not compare its pseudo-labels')
-    means['skipped_images'] = len(self._skipped.reasons)
     if 'skipped_steps' in means:
       means['skipped_steps'] = sum(m['skipped_steps'] for m in metrics)
-    means |= jax.device_get(moved)
+    means |= jax.device_get(more)
     if 'kept_share_by_class' in means:
       self._telling.watch(steps[-1], means['kept_share_by_class'])
     self._telling.writer.write(steps[-1], _scalars('train', means, self._run.dataset.classes))

@@ -114,3 +114,8 @@ def test_a_pass_waits_for_the_pass_before(name):
   state, step = tiny.first_state(method, tools), tiny.make_steps(method, tools)['main']
   program = jax.make_jaxpr(step)(state, *tiny.make_batches(0))
   assert 'optimization_barrier' in str(program)
+
+
+def test_what_fits_whole_is_not_cut():
+  accumulation = Accumulation(8, devices=2)
+  assert [accumulation.count(batch) for batch in (4, 16, 32)] == [1, 1, 2]

@@ -11,6 +11,7 @@ from PIL import Image
 import launch
 from gta_jax.data import shapes, voc
 from gta_jax.inference import finished
+from gta_jax.methods.registry import METHODS
 from gta_jax.reporting import charts, paper, report, runs
 from gta_jax.training import from_data, setup, verdict
 from tests.reporting.pages import NETWORKS, Parsed, data_of, tiny_config
@@ -222,7 +223,10 @@ def test_folders_without_a_run_are_refused(tmp_path):
 
 def test_the_papers_figures_stand_beside_their_rows():
   assert str(paper.find('voc', '183', 'gta')) == '73.16 ± 0.45 (Table 1)'
-  assert str(paper.find('voc', '2646', 'mean_teacher')) == '73.02 (Table 2)'
+  assert str(paper.find('voc', '2646', 'mean_teacher_consistency')) == '73.02 (Table 2)'
+  assert paper.find('voc', '2646', 'mean_teacher') is None  # its labels are hard
+  assert str(paper.find('voc', '1464', 'u2pl')) == '79.49 (Table 1)'
+  assert paper._FIGURES['voc'].keys() <= METHODS.keys()
   assert str(paper.find('voc', '183', 'gta_confidence')) == '70.67 (Table 9)'
   assert paper.find('voc', '92', 'gta_confidence') is None
   assert paper.find('shapes', '183', 'gta') is None

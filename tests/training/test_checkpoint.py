@@ -174,6 +174,27 @@ def test_a_save_that_fails_is_told_and_the_next_one_tried(saved, tmp_path, capsy
     assert_restored(checkpoints, 9)
 
 
+def test_what_cannot_be_removed_ends_no_run(saved, tmp_path, capsys, monkeypatch):
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  with Checkpoints(folder) as checkpoints:
+    def fail(*_):
+      raise OSError(errno.ESTALE, 'Stale file handle')
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints, '_remove_all_but', fail)
+      checkpoints.save(8, state_of(8))
+      checkpoints.wait()
+      patch.setattr(checkpoints._checkpointer, 'save', fail)
+      checkpoints.save(9, state_of(9))
+    said = capsys.readouterr().err
+    assert 'step 8 could not' not in said and said.count('could not be removed: ') == 2
+    assert 'step 9 could not be saved' in said and checkpoints.last_step == 8
+    assert '4' in names(folder)
+    checkpoints.save(10, state_of(10))
+  assert '4' not in names(folder) and '10' in names(folder)
+
+
 def test_a_full_disk_ends_no_run(saved, tmp_path, capsys):
   folder = tmp_path / 'small'
   folder.mkdir()

@@ -54,3 +54,9 @@ def test_classes_of_the_masks_that_no_pseudo_label_has_are_named_together_and_on
   found = [w for _ in range(30) for w in watch.observe(np.array([0.949, 0.0, 0.001, 0.05]))]
   assert len(found) == 1
   assert "any pole (0.0 % of their pixels, 10.0 % of the masks'), sign (0.1 %" in found[0]
+
+
+def test_that_nothing_is_kept_is_said_once_and_not_of_each_class():
+  watch = CollapseWatch(('road', 'pole'), [0.5, 0.5], memory=5)
+  found = [w for _ in range(60) for w in watch.observe(np.zeros(2))]
+  assert len(found) == 1 and 'hardly any step keeps a pixel of its pseudo-labels' in found[0]

@@ -107,6 +107,19 @@ def test_what_a_full_disk_refuses_is_said_once_and_written_later(tmp_path, monke
   assert len(said) == 3 and all('cannot be written (no space left)' in line for line in said)
 
 
+def test_what_was_refused_is_there_once_there_is_room_and_a_state_is_saved(tmp_path, monkeypatch):
+  file, SmallDisk.room = SmallDisk(), 5000
+  with monkeypatch.context() as patch:
+    patch.setattr(logs.Path, 'open', lambda *_, **__: file)
+    writer = MetricWriter(tmp_path, tensorboard=False)
+    SmallDisk.room = 0
+    writer.write(10, {'a': 1})
+    assert file.getvalue() == b''
+    SmallDisk.room = 5000
+    writer.flush()
+    assert file.getvalue() == b'{"step": 10, "a": 1.0}\n'
+
+
 def test_progress_writes_plain_lines_where_there_is_no_terminal():
   stream = io.StringIO()
   with Progress(4, start_step=1, every_seconds=1000, stream=stream) as progress:

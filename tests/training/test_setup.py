@@ -90,15 +90,38 @@ def test_folders_of_a_prediction_are_checked_before_its_network_is_read(workdir,
     finished.predict_images(workdir, None, images=workdir / 'nowhere', out=workdir / 'out')
 
 
-def test_unknown_fields_of_model_and_loss_are_refused(workdir):
+@pytest.mark.parametrize('field, said', [
+  ('model.deptth', 'did you mean model.depth'), ('train.epoch', 'did you mean train.epochs'),
+  ('evaluate.protocol', 'did you mean evaluate.protocols'), ('loss.gain', 'loss has ohem_'),
+  ('data.crop_size', 'data.'), ('optim.lr', 'did you mean optim.rate')])
+def test_fields_that_nothing_reads_are_refused(field, said):
   config = shapes.get_config('4')
-  config.loss.gain = 1.0
-  with pytest.raises(ValueError, match=r"loss has the unknown fields \['gain'\]"):
+  section, name = field.split('.')
+  config[section][name] = 1.0
+  with pytest.raises(ValueError, match=f'{field} is no field of a config.*{said}'):
     setup.make_run(config)
-  config = shapes.get_config('4')
-  config.model.deptth = 1
-  with pytest.raises(ValueError, match=r"model has the unknown fields \['deptth'\]"):
-    setup.make_run(config)
+
+
+def test_a_recipe_that_comes_too_late_is_refused():
+  config = gta_jax.load_config('shapes:4,method=cutmix')
+  config.method.recipe = 'released'
+  with pytest.raises(ValueError, match="'released' was set after .*,method=cutmix,recipe=released"):
+    setup.make_method_of(config)
+  config = gta_jax.load_config('shapes:4,method=cutmix,recipe=released')
+  config.method.batch_norm = 'own'  # One option is the user's.
+  assert setup.make_method_of(config).batch_norm == 'own'
+
+
+def test_a_method_that_is_not_here_is_not_called_damage(workdir):
+  edited(workdir / 'config.json', method__name='mine')
+  with pytest.raises(ValueError, match="names the method 'mine', which this installation") as told:
+    setup.from_json(workdir / 'config.json')
+  assert 'damaged' not in str(told.value)
+
+
+def test_a_source_of_splits_that_is_not_read_is_refused():
+  with pytest.raises(ValueError, match='split_source=seeded has no effect where data.source='):
+    setup.make_dataset(tiny_config(**{'data.split_source': 'seeded'}))
 
 
 @pytest.mark.parametrize('change, message', [
@@ -179,7 +202,8 @@ def check_method(module, argument):
   ({'model.depth': 99}, 'depth'),
   ({'loss.class_weights': (1.0,)}, '1 values for 7'),
   ({'method.mixing': 'mixup'}, 'none, cutmix'),
-  ({'train.per_device_batch': 3}, 'per_device_batch=3 on . devices does not divide a batch of 2'),
+  ({'train.per_device_batch': 3, 'train.labelled_batch': 4},
+   'per_device_batch=3 on . devices does not divide a batch of 4'),
   ({'data.padding_label': 200}, 'padding_label=200 is none of the 7 classes; use 0 to 6, or 255'),
   ({'train.per_device_batch': 1, 'loss.ohem_threshold': 0.7}, 'use model.remat=True'),
   ({'train.per_device_batch': 1, 'train.labelled_batch': 4, 'method.batch_norm': 'joint'},
@@ -225,15 +249,19 @@ def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
     setup.make_run(tiny_config(**{'model.weights': 'nowhere.safetensors'}))
 
 
-@pytest.mark.parametrize('module, argument, noted', [
-  (folder, '46,model=small', False), (folder, '46,model=base', False),
-  (voc, '183,method=dmt', True), (voc, '183', False)])
-def test_few_values_of_image_pooling_are_noted(module, argument, noted):
+@pytest.mark.parametrize('module, argument, fields, said', [
+  (folder, '46,model=small', {}, ''), (folder, '46,model=base', {}, ''), (voc, '183', {}, ''),
+  (voc, '183', {'train.per_device_batch': 4}, 'sees 4 values in a pass'),
+  (voc, '183,method=cutmix', {'train.unlabelled_batch': 1}, 'sees 1 values in a pass'),
+  # What is not read, and what goes through together with other images.
+  (voc, '183,method=sup_only', {'train.unlabelled_batch': 1}, ''), (voc, '183,method=dmt', {}, '')])
+def test_few_values_of_image_pooling_are_noted(module, argument, fields, said):
   config = from_data.with_values(module.get_config(argument), OF_DATA)
-  assert bool(setup._pooling_note(config)) == noted
-  if module is voc and not noted:
-    config.train.per_device_batch = 3
-    assert 'sees 3 values in a pass' in setup._pooling_note(config)
+  config.update_from_flattened_dict(fields)
+  method = setup.make_method_of(config)
+  tools = setup.make_tools(config, num_classes=21, epoch_steps=10)
+  note = setup._pooling_note(config, method, method.stages(tools))
+  assert said in note and bool(note) == bool(said)
 
 
 def test_models_of_a_folder_are_those_that_it_lists():
