@@ -53,7 +53,8 @@ def load_config(
       config = gta_jax.load_config('shapes:48,method=cutmix', {'train.epochs': 5})
 
   Args:
-    name: of a config that comes with the package, or a path; after a colon its choice.
+    name: of a config that comes with the package, or a path; after a colon its choice. Method and
+      recipe are chosen here: they are options from then on, and config.method.name is only a name.
     fields: those that are set, by their dotted names.
   Raises:
     ValueError: an unknown name, choice or field.
