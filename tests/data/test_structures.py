@@ -50,6 +50,7 @@ def test_half_of_the_pixels_decide_over_masks():
 def test_a_window_around_a_classs_middle_stands_for_all_of_a_large_mask():
   mask = np.zeros((400, 600), np.uint8)
   mask[350:355, 100:500] = 1  # far from the image's middle
+  mask[0, 0] = 1  # a speck, in whose window there is nothing else
   mask[10:30] = 2
   for id, width in ((1, 5), (2, 20)):
     counts = survivors(mask, id, most=50**2)
