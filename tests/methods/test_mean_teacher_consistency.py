@@ -165,8 +165,9 @@ def test_batches_that_cannot_be_mixed_are_refused(batch, options, message):
 
 
 def test_parts_that_do_not_fit_are_refused():
-  tools = tiny.make_tools(tiny.linear_network(), accumulation=Accumulation(per_device=4))
-  with pytest.raises(ValueError, match='does not divide'):
+  tools = tiny.make_tools(
+    tiny.linear_network(), batch=12, accumulation=Accumulation(per_device=4))
+  with pytest.raises(ValueError, match='does not divide a batch of 6'):
     CutMixConsistency(partner='half').check(tools)
   uneven = tools._replace(labelled_batch=8)
   with pytest.raises(ValueError, match='batch_norm=joint takes together'):
