@@ -86,12 +86,11 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
     greys = {id + 1: id for id in range(len(names))}
     notes.append(f'The ids of the masks begin at 1: 1 was taken for {names[0]!r}, the first class.')
   elif not greys and {0, len(names)} <= grey - {IGNORE}:
-    first, *_, last = names * 2
     raise DataError(
       f'The masks hold 0 and {len(names)}, while {len(names)} classes are listed: write a line for '
-      f'what 0 is before {first!r}, such as background, or one for {len(names)} at the end; if 0 '
-      f'is void, the values as grey levels: "{first} 1 1 1" to "{last} {len(names)} {len(names)} '
-      f'{len(names)}", and "ignore 0 0 0".')
+      f'what 0 is before {names[0]!r}, such as background, or one for {len(names)} at the end; '
+      f'if 0 is void, the values as grey levels: "{names[0]} 1 1 1" to "{names[-1]} {len(names)} '
+      f'{len(names)} {len(names)}", and "ignore 0 0 0".')
   ids = dict(zip(pack(classes.palette).tolist(), range(len(names)), strict=True))
   if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
     ids = {_BLACK: 0, _WHITE: 1}

@@ -3,7 +3,8 @@
 import collections
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gta_jax.data.files import FileReader, read_bytes
 from gta_jax.data.sources import Dataset, of_each
@@ -35,7 +36,7 @@ def of_twins(dataset: Dataset) -> list[str]:
           f'{one!r} and {other!r} are the same file. Take one of each pair out of the lists.']
 
 
-def _of_both(scored: Sequence[str], training: Sequence[str], values: dict) -> list[str]:
+def _of_both(scored: Sequence[str], training: Sequence[str], values: Mapping[str, Any]) -> list[str]:
   """The ids whose value is one of an image that is scored and of one that trains."""
   roles = collections.defaultdict(set)
   for role, ids in enumerate((scored, training)):
