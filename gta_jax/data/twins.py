@@ -36,7 +36,9 @@ def of_twins(dataset: Dataset) -> list[str]:
           f'{one!r} and {other!r} are the same file. Take one of each pair out of the lists.']
 
 
-def _of_both(scored: Sequence[str], training: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+def _of_both(
+  scored: Sequence[str], training: Sequence[str], values: Mapping[str, Any]
+) -> list[str]:
   """The ids whose value is one of an image that is scored and of one that trains."""
   roles = collections.defaultdict(set)
   for role, ids in enumerate((scored, training)):
