@@ -18,10 +18,12 @@ from gta_jax.data.listing import visible_files
 from gta_jax.data.sources import default_palette
 
 _ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
+_BESIDE_IMAGES = '_annotations.coco.json'  # Roboflow's: one in train/, valid/ and test/ each
 
 
 def read_coco(root: Path, classes: Classes | None = None) -> Source:
-  """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it.
+  """Every .json in annotations/, or in the folder itself, whose images lie anywhere below it; or
+  Roboflow's _annotations.coco.json in folders of images, which stand for its name.
 
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
   pixels of no segment are void. Categories that no annotation has are no classes. A file whose name
@@ -36,7 +38,7 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
     raise DataError('COCO\'s JSON names the classes; leave --classes out, and rename them in the '
                     'classes.txt that is written.')
   folder = root / _ANNOTATIONS if (root / _ANNOTATIONS).is_dir() else root
-  paths = sorted(folder.glob('*.json'))
+  paths = sorted(folder.glob('*.json')) or sorted(root.glob(f'*/{_BESIDE_IMAGES}'))
   if not paths:
     raise DataError(f'{folder} holds no .json file; COCO\'s layout has annotations/*.json.')
   content = {path: _read(path) for path in paths}
@@ -124,6 +126,12 @@ class _Images:
       _goes_with(other, path.parts[:-len(end)]) for other in self.stems)]
 
 
+def _stem(path: Path, root: Path) -> str:
+  """What a file of annotations is called, where it belongs to a folder of images like that."""
+  beside = path.name == _BESIDE_IMAGES and path.parent != root
+  return path.parent.name if beside else path.stem
+
+
 def _goes_with(stem: str, folders: Sequence[str]) -> bool:
   return any(re.search(rf'(^|[\W_]){re.escape(folder)}$', stem) for folder in folders)
 
@@ -140,7 +148,7 @@ def _find_images(root: Path, content: Mapping[Path, dict[str, Any]]) -> _Images:
     if path.suffix.lower() in IMAGE_SUFFIXES and not is_mask:
       by_name.setdefault(path.name, []).append(inside)
   folders = {folder for paths in by_name.values() for path in paths for folder in path.parts[:-1]}
-  return _Images(by_name, folders, {path.stem for path in content})
+  return _Images(by_name, folders, {_stem(path, root) for path in content})
 
 
 def _source(
@@ -148,13 +156,18 @@ def _source(
   classes: tuple[str, ...],
 ) -> Source:
   images, left_out = _find_images(root, content), {}
-  found = {path: _locate(path, one, images, left_out) for path, one in content.items()}
+  stem_of = {path: _stem(path, root) for path in content}
+  # Files of one name are told apart by their folders.
+  said = {path: path.name if stem == path.stem else f'{stem}/{path.name}'
+          for path, stem in stem_of.items()}
+  found = {path: _locate(said[path], stem_of[path], one, images, left_out)
+           for path, one in content.items()}
   stems = collections.Counter(
     file.stem for file in {file for files in found.values() for file in files.values()})
   items: dict[str, Item] = {}
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
   for path, one in content.items():
-    words = {*re.split('[^a-z]+', path.stem.lower())}
+    words = {*re.split('[^a-z]+', stem_of[path].lower())}
     name = next((name for name in ('val', 'test') if words & LISTS[name]), 'train')
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in one['annotations']:
@@ -165,7 +178,7 @@ def _source(
         continue
       id = file.stem if stems[file.stem] == 1 else file.with_suffix('').as_posix()
       if id in items:
-        left_out[f'{image["file_name"]} of {path.name}'] = 'there is one of this name already'
+        left_out[f'{image["file_name"]} of {said[path]}'] = 'there is one of this name already'
         continue
       drawn = by_image.get(image['id'], [])
       items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
@@ -179,10 +192,10 @@ def _source(
 
 
 def _locate(
-  path: Path, one: dict[str, Any], images: _Images, left_out: dict[str, str]
+  said: str, stem: str, one: dict[str, Any], images: _Images, left_out: dict[str, str]
 ) -> dict[str, Path]:
   """file_name -> the image below the folder, where there is no doubt about it."""
-  found = {name: images.find(name, path.stem)
+  found = {name: images.find(name, stem)
            for name in dict.fromkeys(str(image['file_name']) for image in one['images'])}
   uses = collections.Counter(files[0] for files in found.values() if len(files) == 1)
   located = {}
@@ -190,10 +203,10 @@ def _locate(
     if len(files) == 1 and uses[files[0]] == 1:
       located[name] = files[0]
     elif len(files) == 1:
-      left_out[f'{name} of {path.name}'] = (
+      left_out[f'{name} of {said}'] = (
         f'another file_name may mean {files[0]} as well; put both into the folders that they name')
     else:
-      left_out[f'{name} of {path.name}'] = (
+      left_out[f'{name} of {said}'] = (
         f'it may be {" or ".join(map(str, files[:3]))}; put the folder into file_name'
         if files else 'no such file below the folder, or in that of another annotation file alone')
   return located

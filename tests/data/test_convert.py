@@ -167,6 +167,27 @@ def test_coco_instances(tmp_path):
   assert report.lists == {'train': 1, 'val': 1} and 'gone.jpg' in report.text()
 
 
+def test_coco_annotations_beside_their_images_as_roboflow_has_them(tmp_path):
+  pytest.importorskip('pycocotools')
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for number, name in enumerate(('train', 'valid', 'test')):
+    photo(root / name / '1.jpg')
+    box = [0, 0, 10, 0, 10, number, 0, number]
+    (root / name / '_annotations.coco.json').write_text(json.dumps({
+      'images': [{'id': 0, 'file_name': '1.jpg', 'height': 8, 'width': 10},
+                 {'id': 1, 'file_name': 'gone.jpg', 'height': 8, 'width': 10}],
+      'categories': [{'id': 0, 'name': 'pores'}, {'id': 1, 'name': 'pore'}],
+      'annotations': [{'image_id': 0, 'category_id': 1, 'segmentation': [box]}]}))
+  report = convert(root, out, layout='coco')
+  assert report.classes == ('background', 'pore')
+  assert report.lists == {'train': 1, 'val': 1, 'test': 1}
+  for number, name in enumerate(('train', 'valid', 'test')):
+    assert (out / 'images' / name / '1.jpg').resolve() == root / name / '1.jpg'
+    assert ids_of(out, f'{name}/1').sum() == 10 * number
+  assert sorted(report.left_out) == [
+    f'gone.jpg of {name}/_annotations.coco.json' for name in ('test', 'train', 'valid')]
+
+
 def test_coco_categories_that_make_no_class_of_their_own(tmp_path):
   pytest.importorskip('pycocotools')
   box = [2, 1, 6, 1, 6, 5, 2, 5]
