@@ -44,14 +44,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.data.source = 'cityscapes'
   c.data.split = choice['split']
   c.data.crop = 769
-  c.model.depth = 101
-  c.model.stem = 'deep'
-  c.model.output_stride = 8
-  c.model.multi_grid = (2, 2, 4)
-  c.model.aspp_rates = (12, 24, 36)
   c.model.auxiliary = True
   c.model.dtype = 'bfloat16'  # see configs/voc.py
-  c.model.weights = 'timm/resnet101s.gluon_in1k'
   c.loss.ohem_threshold = 0.7
   # U2PL keeps 100,000 of the pixels of 2 images on each GPU; here the count is over the global
   # batch, and so many times the GPUs is the same share.
@@ -68,5 +62,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if choice['model'] != 'resnet101':
     config_base.use_dinov2(c, choice['model'], 'cityscapes')
   else:
+    config_base.use_resnet101(c)
     config_base.publish(c, 'cityscapes')
   return c

@@ -49,15 +49,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.data.source = 'voc'
   c.data.split = choice['split']
   c.data.crop = 513
-  c.model.depth = 101
-  c.model.stem = 'deep'
-  c.model.output_stride = 8
-  c.model.multi_grid = (2, 2, 4)
-  c.model.aspp_rates = (12, 24, 36)
   # Half the memory and a multiple of the speed of the paper's float32; parameters, statistics,
   # logits and losses stay float32.
   c.model.dtype = 'bfloat16'
-  c.model.weights = 'timm/resnet101s.gluon_in1k'
   c.optim.rate = 0.001
   c.optim.decoder_multiplier = 10.0
   c.optim.weight_decay = 1e-4
@@ -71,5 +65,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluate.protocols = ('crop518', 'crop518_padding0', 'whole')  # multiples of a patch
     config_base.use_dinov2(c, choice['model'], 'voc')
   else:
+    config_base.use_resnet101(c)
     config_base.publish(c, 'voc')
   return c

@@ -197,6 +197,17 @@ def _published(c: ml_collections.ConfigDict, data_set: str) -> dict[str, Any]:
   return {**named.kind.published.get(data_set, {}), **named.published.get(data_set, {})}
 
 
+def use_resnet101(c: ml_collections.ConfigDict) -> None:
+  """Sets the paper's network: ResNet-101 at output stride 8, pretrained; the deep stem, grid and
+  rates of ASPP are the published code's."""
+  c.model.depth = 101
+  c.model.stem = 'deep'
+  c.model.output_stride = 8
+  c.model.multi_grid = (2, 2, 4)
+  c.model.aspp_rates = (12, 24, 36)
+  c.model.weights = 'timm/resnet101s.gluon_in1k'
+
+
 def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> None:
   """Sets a DINOv2 backbone with its DPT head, pretrained, and UniMatch V2's rates for it.
 
@@ -212,7 +223,6 @@ def use_dinov2(c: ml_collections.ConfigDict, name: str, data_set: str = '') -> N
   c.model.backbone = name
   c.model.decoder = 'dpt'
   c.model.weights = f'timm/vit_{_DINOV2[name]}_patch14_dinov2.lvd142m'
-  c.model.multi_grid = ()
   c.model.dropout = 0.0
   published = METHODS['unimatch_v2'].kind.published
   c.update_from_flattened_dict(dict(

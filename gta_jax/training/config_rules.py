@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -150,6 +151,33 @@ DEFAULTS = {
   'model.backbone': 'resnet', 'model.decoder': 'deeplab', 'model.frozen_stages': 0,
   'model.pool_norm': True, 'evaluate.worst': 8, 'data.jitter': 0.0,
 }
+
+
+class _Reader(NamedTuple):
+  """What reads a field only where it is on. default: of config_base.py."""
+
+  default: Any
+  name: str
+  on: Callable[[ml_collections.ConfigDict], bool]
+
+
+_RESNET = 'model.backbone=resnet', lambda c: c.model.backbone == 'resnet'
+_READERS = {
+  'model.depth': _Reader(50, *_RESNET),
+  'model.stem': _Reader('deep', *_RESNET),
+  'model.multi_grid': _Reader((), *_RESNET),
+  'model.aspp_rates': _Reader(
+    (6, 12, 18), 'model.decoder=deeplab', lambda c: c.model.decoder == 'deeplab'),
+  'loss.auxiliary_weight': _Reader(0.4, 'model.auxiliary=True', lambda c: c.model.auxiliary),
+  'optim.momentum': _Reader(0.9, 'optim.name=sgd', lambda c: c.optim.name == 'sgd'),
+}
+
+
+def unread(config: ml_collections.ConfigDict) -> list[str]:
+  """A sentence for each field that was changed though nothing reads it; of a complete config."""
+  return [f'{name}={_shown(value)} has no effect without {reader.name}.'
+          for name, reader in _READERS.items()
+          if (value := look_up(config, name)) != reader.default and not reader.on(config)]
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -145,8 +145,8 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   remarks = [*found.remarks, *map(str, proposed)] if found else []
   of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
   notes = tuple(filter(None, (
-    *of_data, _pooling_note(config, method, stages), _teacher_note(config, method),
-    *method.check(tools))))
+    *of_data, *config_rules.unread(config), _pooling_note(config, method, stages),
+    _teacher_note(config, method), *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, stages, notes, inspected)
 

@@ -4,7 +4,7 @@ import ml_collections
 import pytest
 
 from configs import cityscapes, folder, shapes, voc
-from gta_jax.methods.registry import option_names
+from gta_jax.methods.registry import METHODS, option_names
 from gta_jax.training import config_rules
 from gta_jax.training.same_run import flatten
 
@@ -85,3 +85,34 @@ def test_missing_fields_are_named():
     config_rules.check(found)
   with pytest.raises(ValueError, match='seed is missing'):
     config_rules.check(ml_collections.ConfigDict())
+
+
+@pytest.mark.parametrize('field, value, reader', [
+  ('optim.momentum', 0.5, {'optim.name': 'adamw'}),
+  ('model.aspp_rates', (1,), {'model.decoder': 'unet'}),
+  ('model.depth', 18, {'model.backbone': 'efficientnet_lite0'}),
+  ('loss.auxiliary_weight', 1.0, {'model.auxiliary': False})])
+def test_fields_that_nothing_reads_are_said(field, value, reader):
+  plain = shapes.get_config()
+  base = {'model.depth': 50, 'model.aspp_rates': (6, 12, 18), 'model.stem': 'deep', **reader}
+  with plain.ignore_type():
+    plain.update_from_flattened_dict(base)
+  assert not config_rules.unread(plain)
+  with plain.ignore_type():
+    plain.update_from_flattened_dict({field: value})
+  said, = config_rules.unread(plain)
+  assert said.startswith(f'{field}={value} has no effect without ')
+  used = {'optim.name': 'sgd', 'model.decoder': 'deeplab', 'model.backbone': 'resnet',
+          'model.auxiliary': True}
+  plain.update_from_flattened_dict({name: used[name] for name in reader})
+  assert not config_rules.unread(plain)
+
+
+@pytest.mark.parametrize('module', [folder, shapes, voc, cityscapes])
+def test_no_config_sets_a_field_that_nothing_reads(module):
+  networks = {folder: ('small', 'base', 'large', 'tiny'), voc: ('resnet101', 'dinov2_b'),
+              cityscapes: ('resnet101', 'dinov2_b')}.get(module, ())
+  for choice in [f',model={network}' for network in networks] or ['']:
+    for method in METHODS:
+      found = config_rules.complete(module.get_config(f'46,method={method}{choice}'))
+      assert not config_rules.unread(found), (method, choice)

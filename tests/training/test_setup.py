@@ -119,6 +119,11 @@ def test_a_method_that_is_not_here_is_not_called_damage(workdir):
   assert 'damaged' not in str(told.value)
 
 
+def test_a_field_that_is_not_read_is_said_as_the_run_begins():
+  changed = tiny_config(**{'optim.name': 'adamw', 'optim.momentum': 0.5})
+  assert 'optim.momentum=0.5 has no effect without optim.name=sgd.' in setup.make_run(changed).notes
+
+
 def test_a_source_of_splits_that_is_not_read_is_refused():
   with pytest.raises(ValueError, match='split_source=seeded has no effect where data.source='):
     setup.make_dataset(tiny_config(**{'data.split_source': 'seeded'}))
