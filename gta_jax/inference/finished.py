@@ -21,7 +21,7 @@ from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import check_protocols
-from gta_jax.inference import begun, evaluations, export, label_next, run_data
+from gta_jax.inference import acquisition, begun, evaluations, export, label_next, run_data
 from gta_jax.inference.image_folder import check_folders
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
@@ -106,7 +106,7 @@ def choose_images(
   workdir: Path, config: ml_collections.ConfigDict | None, *, count: int, out: Path | None = None,
   which: str = 'last', network: str | None = None, overwrite: bool = False,
 ) -> Path:
-  """Ranks the unlabelled images of a run by what a label of each would teach; see label_next.
+  """Ranks the unlabelled images of a run by what a label of each would teach; see acquisition.
 
   Those of a folder that have a mask already are passed over: nobody need draw it again. The masks
   of published data sets are only hidden, and count for nothing.
@@ -139,8 +139,9 @@ def choose_images(
       dataset, labelled=tuple(taken), unlabelled=tuple(id for id in every if id not in taken))
   model = load_model(workdir, which=which)
   _tell_of_step(workdir, model)
-  asked, known = label_next.without_masks(dataset) if own.data.source == 'folder' else (dataset, 0)
-  ranking = label_next.rank(
+  asked, known = (
+    acquisition.without_masks(dataset) if own.data.source == 'folder' else (dataset, 0))
+  ranking = acquisition.rank(
     model, asked, count=count, network=network,
     drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
   lists = label_next.write(

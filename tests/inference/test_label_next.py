@@ -18,7 +18,7 @@ from gta_jax.data.files import decode_mask
 from gta_jax.data.pseudo_masks import CODES, code_of_doubt
 from gta_jax.data.sources import Dataset, check
 from gta_jax.evaluation.windows import Images
-from gta_jax.inference import begun, label_next
+from gta_jax.inference import acquisition, begun, label_next
 from gta_jax.inference import model as model_module
 from gta_jax.inference.model import Model
 from gta_jax.training import setup
@@ -55,20 +55,20 @@ def dataset(images):
 def test_a_small_unclear_part_counts_more_than_little_doubt_everywhere():
   part, everywhere = np.ones((64, 48)), np.full((64, 48), 0.9)
   part[:16, :16] = 0.2
-  assert label_next.uncertainty(part) > label_next.uncertainty(everywhere) == pytest.approx(0.1)
-  assert label_next.uncertainty(np.full((1, 3), 0.25)) == pytest.approx(0.75)
+  assert acquisition.uncertainty(part) > acquisition.uncertainty(everywhere) == pytest.approx(0.1)
+  assert acquisition.uncertainty(np.full((1, 3), 0.25)) == pytest.approx(0.75)
 
 
 def test_not_ten_alike_come_first():
   alike = np.tile([1.0, 0.0], (10, 1)) + np.linspace(0, 1e-3, 10)[:, None]
   features = np.concatenate([alike, [[0.0, 1.0], [-1.0, 0.0]], np.tile([1.0, 0.0], (18, 1))])
   scores = np.array([*np.linspace(0.9, 0.8, 10), 0.5, 0.4, *[0.1] * 18])
-  chosen, distances = label_next.choose(scores, features, 3)
+  chosen, distances = acquisition.choose(scores, features, 3)
   assert chosen == [0, 11, 10] and distances == pytest.approx((0, 2, 1), abs=1e-2)
   # Of the most uncertain ones alone: five for each that is wanted.
-  assert label_next.choose(scores, features, 2)[0][0] == 0
-  assert set(label_next.choose(scores, features, 2)[0]) <= set(range(10))
-  assert sorted(label_next.choose(scores, features, 99)[0]) == list(range(30))
+  assert acquisition.choose(scores, features, 2)[0][0] == 0
+  assert set(acquisition.choose(scores, features, 2)[0]) <= set(range(10))
+  assert sorted(acquisition.choose(scores, features, 99)[0]) == list(range(30))
 
 
 @pytest.mark.parametrize('pool, count, candidates', [
@@ -77,7 +77,7 @@ def test_the_clearer_half_of_a_small_pool_is_not_chosen(pool, count, candidates)
   scores, turns = np.linspace(0.9, 0.1, pool), np.linspace(0, np.pi, pool)
   # The clearest image is the farthest from the most uncertain one.
   features = np.stack([np.cos(turns), np.sin(turns)], 1)
-  chosen, _ = label_next.choose(scores, features, count)
+  chosen, _ = acquisition.choose(scores, features, count)
   assert len(chosen) == min(count, pool) and max(chosen) == candidates - 1
 
 
@@ -85,9 +85,9 @@ def test_features_are_those_without_padding():
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (1, 8, 16, 3), np.uint8)
   size, ratio = np.array([[5, 9]], np.int32), np.ones((1, 2), np.float32)
-  found = label_next._pooled_features(NETWORK, VARIABLES, Images(image, size, ratio))
+  found = acquisition._pooled_features(NETWORK, VARIABLES, Images(image, size, ratio))
   cut = image[:, :5, :9]
-  expected = label_next._pooled_features(NETWORK, VARIABLES, Images(cut, size, ratio))
+  expected = acquisition._pooled_features(NETWORK, VARIABLES, Images(cut, size, ratio))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -95,22 +95,22 @@ def test_the_threshold_is_that_of_the_dropped_share(tmp_path):
   rng = np.random.default_rng(0)
   images = {f'{i}': rng.integers(0, 256, (9, 14 + i % 2, 3), np.uint8) for i in range(5)}
   data = dataset(images)
-  ranking = label_next.rank(model(), data, count=3, drop_share=0.3)
+  ranking = acquisition.rank(model(), data, count=3, drop_share=0.3)
   confidence = np.concatenate([p.confidence.ravel() for _, p in model().label([*images.values()])])
   assert np.mean(confidence < ranking.threshold) == pytest.approx(0.3, abs=0.02)
   assert len(set(ranking.ids)) == 3 and ranking.uncertainty[0] == max(ranking.uncertainty)
   with pytest.raises(ValueError, match='count 0; both must be at least 1'):
-    label_next.rank(model(), data, count=0, drop_share=0.3)
+    acquisition.rank(model(), data, count=0, drop_share=0.3)
 
 
 def test_the_threshold_is_as_fine_as_a_sure_network_needs():
   confidence = 1 - 10.0 ** -np.random.default_rng(0).uniform(3.2, 7, 20_000).astype(np.float32)
   counts = np.bincount(code_of_doubt(confidence), minlength=CODES)
-  threshold = label_next._threshold(counts, 0.2)
+  threshold = acquisition._threshold(counts, 0.2)
   assert np.mean(confidence < threshold) == pytest.approx(0.2, abs=0.005) and threshold > 0.999
-  assert label_next._threshold(counts, 0.0) < confidence.min()
+  assert acquisition._threshold(counts, 0.0) < confidence.min()
   two = np.bincount(code_of_doubt(np.repeat([0.5, 0.75], [20, 80])), minlength=CODES)
-  assert 0.5 < label_next._threshold(two, 0.2) < 0.75  # both are codes to the last digit
+  assert 0.5 < acquisition._threshold(two, 0.2) < 0.75  # both are codes to the last digit
 
 
 def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
@@ -222,7 +222,7 @@ def test_a_ranking_leaves_no_mask_of_an_earlier_one_among_its_own(tmp_path):
   rng = np.random.default_rng(0)
   images = {f'{i}': rng.integers(0, 256, (9, 14, 3), np.uint8) for i in range(4)}
   for ids in ('01', '23'):
-    label_next.write(label_next.Ranking(tuple(ids), (1.0, 0.5), (0.0, 0.1), 0.5), model(),
+    label_next.write(acquisition.Ranking(tuple(ids), (1.0, 0.5), (0.0, 0.1), 0.5), model(),
                      dataset(images), tmp_path, overwrite=True)
   for folder in ('masks', 'images'):
     assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ['2.png', '3.png']
@@ -244,7 +244,7 @@ def test_earlier_rankings_are_kept_each_by_itself_also_interrupted_ones(tmp_path
   images = {f'{i}': rng.integers(0, 256, (9, 14, 3), np.uint8) for i in range(3)}
 
   def rank_anew():
-    label_next.write(label_next.Ranking(('1',), (1.0,), (0.0,), 0.5), model(), dataset(images),
+    label_next.write(acquisition.Ranking(('1',), (1.0,), (0.0,), 0.5), model(), dataset(images),
                      tmp_path, overwrite=True)
 
   rank_anew()
@@ -276,15 +276,15 @@ def test_large_images_are_cut_into_tiles_as_their_masks_are(monkeypatch):
   monkeypatch.setattr(model_module, '_WHOLE_PIXELS', 500)
   for name, value in (('TILE', 16), ('OVERLAP', 8)):
     monkeypatch.setattr(model_module, name, value)
-  monkeypatch.setattr(label_next, 'TILE', 16)
-  make = label_next.make_batches
+  monkeypatch.setattr(acquisition, 'TILE', 16)
+  make = acquisition.make_batches
 
   def make_batches(mean, reader, ids, *args, **options):
     seen.extend(reader.size(id) for id in ids)
     return make(mean, reader, ids, *args, **options)
 
-  monkeypatch.setattr(label_next, 'make_batches', make_batches)
-  found = label_next.rank(model(), dataset(images), count=2, drop_share=0.3)
+  monkeypatch.setattr(acquisition, 'make_batches', make_batches)
+  found = acquisition.rank(model(), dataset(images), count=2, drop_share=0.3)
   assert seen == [(9, 14), (16, 10)]  # a smaller copy, for its features
   confidences = [next(model().label([image]))[1].confidence.ravel() for image in images.values()]
   below = (np.concatenate(confidences) < found.threshold).mean()
