@@ -188,6 +188,13 @@ def test_coco_annotations_beside_their_images_as_roboflow_has_them(tmp_path):
     f'gone.jpg of {name}/_annotations.coco.json' for name in ('test', 'train', 'valid')]
 
 
+def test_coco_annotations_of_one_folder_are_no_list_by_its_name(tmp_path):
+  root = tmp_path / 'valid'
+  photo(root / '1.png')
+  panoptic(root, '_annotations.coco', ['1.png'], below='')
+  assert convert(root, tmp_path / 'out', layout='coco').lists == {'train': 1}
+
+
 def test_coco_categories_that_make_no_class_of_their_own(tmp_path):
   pytest.importorskip('pycocotools')
   box = [2, 1, 6, 1, 6, 5, 2, 5]

@@ -108,6 +108,14 @@ def test_fields_that_nothing_reads_are_said(field, value, reader):
   assert not config_rules.unread(plain)
 
 
+@pytest.mark.parametrize('module', [voc, cityscapes])
+def test_published_data_sets_have_the_network_of_the_paper(module):
+  model = module.get_config().model
+  assert (model.backbone, model.depth, model.decoder) == ('resnet', 101, 'deeplab')
+  assert model.weights == 'timm/resnet101s.gluon_in1k' and model.stem == 'deep'
+  assert (model.output_stride, model.multi_grid, model.aspp_rates) == (8, (2, 2, 4), (12, 24, 36))
+
+
 @pytest.mark.parametrize('module', [folder, shapes, voc, cityscapes])
 def test_no_config_sets_a_field_that_nothing_reads(module):
   networks = {folder: ('small', 'base', 'large', 'tiny'), voc: ('resnet101', 'dinov2_b'),
