@@ -12,17 +12,16 @@ validation images are not looked at. A run that has finished is not repeated.
 
 import argparse
 import dataclasses
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from comparison import resolved
+import comparison
 
 from gta_jax.methods.contract import Metrics, Tools, TrainState
 from gta_jax.methods.supervised import Supervised
 from gta_jax.ops.ema import ema_decay, transmit
+from gta_jax.reporting.runs import read_record
 from gta_jax.training import loop, setup
 from gta_jax.training.logs import markdown_table
 
@@ -55,34 +54,26 @@ class Averages(Supervised):
 def make_folder(data: Path, out: Path, split: str) -> Path:
   """A data folder with that split of `data`, a fourth of its other training images to validate on.
 
-  Raises: FileNotFoundError where the split or the mask of a held-back image is missing.
+  Raises: ValueError where an image to be held back has no mask; FileNotFoundError for a split
+    without lists.
   """
-  folder = out.resolve() / 'data' / split
-  if folder.is_dir():
-    return folder
   labelled, rest = (
-    (data / 'splits' / split / f'{name}.txt').read_text().split()
+    comparison.read_list(data / 'splits' / split / f'{name}.txt')
     for name in ('labeled', 'unlabeled'))
   held_back = sorted(rest)[::4]
   if missing := [id for id in held_back if not (data / 'masks' / f'{id}.png').exists()]:
-    raise FileNotFoundError(
+    raise ValueError(
       f'{data}/masks has no {missing[0]}.png: images without a mask cannot be held back.')
-  begun = folder.with_name(f'{folder.name}.partial')  # Whole or not there, however this ends.
-  shutil.rmtree(begun, ignore_errors=True)
-  (begun / 'splits' / split).mkdir(parents=True)
-  for name in ('images', 'masks', 'classes.txt'):
-    (begun / name).symlink_to((data / name).resolve())
-  kept_back = set(held_back)
-  lists = {'val': held_back, f'{split}/labeled': labelled,
-           f'{split}/unlabeled': [id for id in rest if id not in kept_back]}
-  for name, ids in lists.items():
-    (begun / 'splits' / f'{name}.txt').write_text('\n'.join(ids) + '\n')
-  return begun.rename(folder)
+  apart = set(held_back)
+  return comparison.link_folder(data, out.resolve() / 'data' / split, {
+    'val': held_back, f'{split}/labeled': labelled,
+    f'{split}/unlabeled': [id for id in rest if id not in apart]})
 
 
 def make_run(folder: Path, split: str, seed: int, fields: list[str]) -> setup.Run:
   """Supervised training of a folder's defaults with all averages."""
-  config = resolved(f'folder:{split}', 'sup_only', [f'--config.data.dir={folder}', *fields])
+  config = comparison.resolved(
+    f'folder:{split}', 'sup_only', [f'--config.data.dir={folder}', *fields])
   config.seed = seed
   made = setup.make_run(config)
   options = {field.name: getattr(made.method, field.name)
@@ -93,8 +84,8 @@ def make_run(folder: Path, split: str, seed: int, fields: list[str]) -> setup.Ru
 
 def scores(workdir: Path) -> dict[str, dict[int, float]]:
   """Network -> step -> mIoU in percent, of each evaluation of a run."""
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return {network: {line['step']: 100 * line[f'val/{network}_miou'] for line in lines
+  lines = read_record(workdir).metrics
+  return {network: {int(line['step']): 100 * line[f'val/{network}_miou'] for line in lines
                     if f'val/{network}_miou' in line}
           for network in Averages.scored}
 
@@ -117,6 +108,11 @@ def main() -> None:
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('fields', nargs='*', help='--config.FIELD=VALUE, after --')
   flags = parser.parse_args()
+  try:
+    comparison.check_settings(flags.out / f'settings-{flags.split}.json', {
+      'data': str(flags.data.resolve()), 'fields': flags.fields})
+  except ValueError as error:
+    parser.error(str(error))
   folder = make_folder(flags.data, flags.out, flags.split)
   runs = {}
   for seed in map(int, flags.seeds.split(',')):

@@ -6,7 +6,7 @@ benchmarks/compare_methods.py says by which rules.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,24 +128,46 @@ def make_folder(data: Path, out: Path, masks: int) -> Path:
 
   Raises: ValueError where no list of `data` is long enough, or the one that is there has others.
   """
-  folder = out.resolve() / 'data' / str(masks)
+  lists = [*map(read_list, (data / 'splits').glob('*/labeled.txt'))]
+  enough = min((ids for ids in lists if len(ids) >= masks), key=len, default=None)
+  if enough is None:
+    raise ValueError(f'{data}/splits has no list of {masks} masks or more; give fewer --masks.')
+  return link_folder(data, out.resolve() / 'data' / str(masks), {
+    'val': read_list(data / 'splits' / 'val.txt'),
+    f'{masks}/labeled': [enough[i * len(enough) // masks] for i in range(masks)]})
+
+
+def link_folder(data: Path, folder: Path, lists: Mapping[str, Sequence[str]]) -> Path:
+  """A data folder with the images and masks of `data` and other lists; one that is there stays.
+
+  lists: name below splits/ -> ids.
+  Raises: ValueError where the folder that is there has the images of another one.
+  """
   if folder.is_dir():
     if (folder / 'images').resolve() != (data / 'images').resolve():
       raise ValueError(f'{folder} has the images of {(folder / "images").resolve().parent}, not of '
                        f'{data}; give another --out.')
     return folder
-  lists = [path.read_text().split() for path in (data / 'splits').glob('*/labeled.txt')]
-  enough = min((ids for ids in lists if len(ids) >= masks), key=len, default=None)
-  if enough is None:
-    raise ValueError(f'{data}/splits has no list of {masks} masks or more; give fewer --masks.')
   begun = folder.with_name(f'{folder.name}.partial')  # Whole or not there, however this ends.
   shutil.rmtree(begun, ignore_errors=True)
-  chosen = begun / 'splits' / str(masks) / 'labeled.txt'
-  chosen.parent.mkdir(parents=True)
-  for name in ('images', 'masks', 'classes.txt', 'splits/val.txt'):
+  begun.mkdir(parents=True)
+  for name in ('images', 'masks', 'classes.txt'):
     (begun / name).symlink_to((data / name).resolve())
-  chosen.write_text('\n'.join(enough[i * len(enough) // masks] for i in range(masks)) + '\n')
+  for name, ids in lists.items():
+    write_list(begun / 'splits' / f'{name}.txt', ids)
   return begun.rename(folder)
+
+
+def read_list(path: Path) -> list[str]:
+  """The lines of a list."""
+  lines = path.read_text(encoding='utf-8-sig').splitlines()
+  return [line.strip() for line in lines if line.strip()]
+
+
+def write_list(path: Path, ids: Sequence[str]) -> None:
+  """Writes ids, one a line; its folders are made if missing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(f'{id}\n' for id in ids), encoding='utf-8')
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def write_shapes(folder: Path, *, training: int = 200, validation: int = 100) ->
       (folder / part / id).parent.mkdir(parents=True, exist_ok=True)
     write_image(folder / 'images' / f'{id}.png', made.reader.image(id))
     write_mask(folder / 'masks' / f'{id}.png', made.reader.mask(id), made.palette)
-  write_list(folder / 'splits' / 'val.txt', made.validation)
+  comparison.write_list(folder / 'splits' / 'val.txt', made.validation)
   write_classes(folder / 'classes.txt', Classes(made.classes, made.palette))
   return folder
 
@@ -90,7 +90,7 @@ def one_arm(data: Path, options: argparse.Namespace, seed: int, arm: str) -> lis
     # Before the first round both arms are one run.
     folder = options.out / f'{seed}-{arm if number else "start"}-{len(labelled)}'
     lists = folder / 'lists'
-    write_list(lists / str(len(labelled)) / 'labeled.txt', labelled)
+    comparison.write_list(lists / str(len(labelled)) / 'labeled.txt', labelled)
     for name in ('val', 'test'):
       if (data / 'splits' / f'{name}.txt').is_file():
         shutil.copy(data / 'splits' / f'{name}.txt', lists / f'{name}.txt')
@@ -155,12 +155,6 @@ def read_list(path: Path, images: list[str]) -> list[str]:
   known = {*images}
   return [next(id for id in readings(line, IMAGE_SUFFIXES) if id in known)
           for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-
-
-def write_list(path: Path, ids: tuple[str, ...] | list[str]) -> None:
-  """Writes ids, one a line; its folders are made if missing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(f'{id}\n' for id in ids), encoding='utf-8')
 
 
 def launch(*flags: object) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import types
 
+import comparison
 import dilated_convolutions as dilated
 import hlo
 import jax
@@ -81,8 +82,8 @@ def test_masks_of_images_to_be_asked_for_are_hidden(tmp_path):
   ids = [f'train/{path.stem}' for path in sorted((data / 'masks' / 'train').iterdir())]
   val = (data / 'splits' / 'val.txt').read_text().split()
   for kept in (ids[:2], ids[:3]):
-    labelling.write_list(tmp_path / 'lists' / '9' / 'labeled.txt', kept)
-    labelling.write_list(tmp_path / 'lists' / 'val.txt', val)
+    comparison.write_list(tmp_path / 'lists' / '9' / 'labeled.txt', kept)
+    comparison.write_list(tmp_path / 'lists' / 'val.txt', val)
     hidden = labelling.hide_masks(data, tmp_path / 'hidden', {*kept, *val})
     found = folder.read_folder(hidden, labelled='9', lists=tmp_path / 'lists')
     assert len(found.unlabelled) == 4 - len(kept) and found.labelled == tuple(kept)

@@ -3,12 +3,12 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_collections
 
-from gta_jax.config_base import FROM_DATA
+from gta_jax import config_base
 
 # RGB pixels of one batch on the host: 6 GiB; more is a slip of the finger.
 _MOST_PIXELS = 2**31
@@ -153,31 +153,22 @@ DEFAULTS = {
 }
 
 
-class _Reader(NamedTuple):
-  """What reads a field only where it is on. default: of config_base.py."""
-
-  default: Any
-  name: str
-  on: Callable[[ml_collections.ConfigDict], bool]
-
-
+# Fields that are read only where another one says so; that one, and whether it does.
 _RESNET = 'model.backbone=resnet', lambda c: c.model.backbone == 'resnet'
-_READERS = {
-  'model.depth': _Reader(50, *_RESNET),
-  'model.stem': _Reader('deep', *_RESNET),
-  'model.multi_grid': _Reader((), *_RESNET),
-  'model.aspp_rates': _Reader(
-    (6, 12, 18), 'model.decoder=deeplab', lambda c: c.model.decoder == 'deeplab'),
-  'loss.auxiliary_weight': _Reader(0.4, 'model.auxiliary=True', lambda c: c.model.auxiliary),
-  'optim.momentum': _Reader(0.9, 'optim.name=sgd', lambda c: c.optim.name == 'sgd'),
+_READERS: Mapping[str, tuple[str, Callable[[ml_collections.ConfigDict], bool]]] = {
+  'model.depth': _RESNET, 'model.stem': _RESNET, 'model.multi_grid': _RESNET,
+  'model.aspp_rates': ('model.decoder=deeplab', lambda c: c.model.decoder == 'deeplab'),
+  'loss.auxiliary_weight': ('model.auxiliary=True', lambda c: c.model.auxiliary),
+  'optim.momentum': ('optim.name=sgd', lambda c: c.optim.name == 'sgd'),
 }
 
 
 def unread(config: ml_collections.ConfigDict) -> list[str]:
-  """A sentence for each field that was changed though nothing reads it; of a complete config."""
-  return [f'{name}={_shown(value)} has no effect without {reader.name}.'
-          for name, reader in _READERS.items()
-          if (value := look_up(config, name)) != reader.default and not reader.on(config)]
+  """A sentence for each field of a complete config that was changed though nothing reads it."""
+  plain = config_base.base('sup_only', 'paper')
+  return [f'{name}={_shown(look_up(config, name))} has no effect without {reader}.'
+          for name, (reader, reads) in _READERS.items()
+          if look_up(config, name) != look_up(plain, name) and not reads(config)]
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -200,7 +191,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   for name, rule in RULES.items():
     value = look_up(config, name)
-    if name in FROM_DATA and value is None and look_up(config, 'data.source') == 'folder':
+    of_data = name in config_base.FROM_DATA and look_up(config, 'data.source') == 'folder'
+    if of_data and value is None:
       continue
     if value is _MISSING:
       if rule.optional:

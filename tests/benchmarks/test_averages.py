@@ -37,7 +37,7 @@ def test_a_fourth_of_the_images_without_a_mask_in_training_is_held_back(tmp_path
   lists.mkdir(exist_ok=True)
   (lists / 'labeled.txt').write_text('00\n01\n')
   (lists / 'unlabeled.txt').write_text(''.join(f'{i:02}\n' for i in range(4, 12)))
-  with pytest.raises(FileNotFoundError, match=r'has no 04.png: images without a mask'):
+  with pytest.raises(ValueError, match=r'has no 04.png: images without a mask'):
     averages.make_folder(data, tmp_path / 'out', '2')
   for name in ('04', '08'):
     (data / 'masks' / f'{name}.png').write_bytes((data / 'masks' / '00.png').read_bytes())
@@ -48,3 +48,13 @@ def test_a_fourth_of_the_images_without_a_mask_in_training_is_held_back(tmp_path
   assert set(made.dataset.unlabelled) == {'05', '06', '07', '09', '10', '11'}
   assert (made.config.seed, made.method.scored[-1]) == (7, 'of_all')
   assert averages.make_folder(data, tmp_path / 'out', '2') == folder
+
+
+def test_runs_of_other_fields_are_not_mixed(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(averages, 'make_folder', lambda *_: pytest.fail('must not begin'))
+  (tmp_path / 'settings-2.json').write_text('{"data": "elsewhere", "fields": []}')
+  monkeypatch.setattr(
+    'sys.argv', ['averages.py', '--data', str(tmp_path), '--split', '2', '--out', str(tmp_path)])
+  with pytest.raises(SystemExit):
+    averages.main()
+  assert 'instead of elsewhere; give another --out' in capsys.readouterr().err

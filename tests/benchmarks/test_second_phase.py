@@ -1,5 +1,7 @@
 """Which runs the comparison of second phases makes; no training."""
 
+import shutil
+
 import compare_methods as compare
 import comparison
 import pytest
@@ -33,7 +35,7 @@ def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_pat
   assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
   assert comparison.make_folder(data, tmp_path / 'out', 3) == folder
   with pytest.raises(ValueError, match=r'out/data/3 has the images of .*/data, not of .*/other'):
-    comparison.make_folder(make(tmp_path / 'other'), tmp_path / 'out', 3)
+    comparison.make_folder(shutil.copytree(data, tmp_path / 'other'), tmp_path / 'out', 3)
   with pytest.raises(ValueError, match='has no list of 5 masks or more'):
     comparison.make_folder(data, tmp_path / 'out', 5)
 
@@ -57,7 +59,7 @@ def test_arms_see_as_many_batches_and_the_second_phase_starts_from_the_first_run
 
 def test_a_folder_that_was_cut_off_is_made_anew(data, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    def stop(*_):
+    def stop(*_, **__):
       raise KeyboardInterrupt
 
     patch.setattr(comparison.Path, 'write_text', stop)
