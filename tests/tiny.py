@@ -1,5 +1,6 @@
 """Networks and batches small enough for invariants of the step."""
 
+import functools
 import types
 
 import jax
@@ -15,6 +16,27 @@ from gta_jax.ops.optim import make_sgd, poly_schedule
 
 CLASSES = 3
 SIZE = (8, 8)
+
+
+def jit(function=None, **options):
+  """jax.jit for programs of tiny networks, which are compiled once and run a few times.
+
+  XLA's fusion emitters take two thirds of that compilation, where jaxlib can do without them.
+  In whole networks what takes their place is slower by far, so that those tests use jax.jit.
+  """
+  if function is None:
+    return functools.partial(jit, **options)
+  return jax.jit(function, compiler_options=_quick_compilation(), **options)
+
+
+@functools.cache
+def _quick_compilation():
+  options = {'xla_cpu_use_fusion_emitters': False}
+  try:
+    jax.jit(lambda x: x, compiler_options=options)(0)
+  except jax.errors.JaxRuntimeError:  # Another jaxlib, which has no such option.
+    return {}
+  return options
 
 
 def linear_network(
@@ -177,6 +199,6 @@ def make_steps(method, tools: Tools, **jit_options):
       batches = {'labelled': labelled, 'unlabelled': unlabelled, 'pseudo_labelled': unlabelled}
       return stage.step(state, {name: batches[name] for name in stage.streams})
 
-    return jax.jit(step, **jit_options)
+    return jit(step, **jit_options)
 
   return {stage.name: positional(stage) for stage in method.stages(tools)}

@@ -68,7 +68,7 @@ def assert_contract(method, *, network=None, batch=4):
     traces.append(1)
     return stage.step(*args)
 
-  step = jax.jit(counted)
+  step = tiny.jit(counted)
   state = tiny.first_state(method, tools)
   labelled, unlabelled = tiny.make_batches(9, batch=batch)
   after, metrics = step(state, batches(labelled, unlabelled))
@@ -102,6 +102,6 @@ def assert_cut_batches_are_the_whole_step(method, *, batch=4):
     tools = tiny.make_tools(tiny.linear_network(), batch=batch, accumulation=accumulation)
     state = tiny.first_state(method, tools)
     stage, = (s for s in method.stages(tools) if s.name == 'main')
-    after, metrics = jax.jit(stage.step)(state, batches(*tiny.make_batches(3, batch=batch)))
+    after, metrics = tiny.jit(stage.step)(state, batches(*tiny.make_batches(3, batch=batch)))
     found.append((plain(after), metrics))
   assert_close(*found)

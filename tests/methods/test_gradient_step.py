@@ -112,7 +112,7 @@ def test_a_pass_waits_for_the_pass_before(name):
   method = make_method(name)
   tools = tiny.make_tools(tiny.linear_network())
   state, step = tiny.first_state(method, tools), tiny.make_steps(method, tools)['main']
-  program = jax.make_jaxpr(step)(state, *tiny.make_batches(0))
+  program = step.trace(state, *tiny.make_batches(0)).jaxpr
   assert 'optimization_barrier' in str(program)
 
 

@@ -66,7 +66,7 @@ def test_agrees_with_the_oracle(options):
   params = jax.tree.map(jnp.float32, expected['networks']['model'])
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
-  step = jax.jit(method.step(tools))
+  step = tiny.jit(method.step(tools))
   for k in range(3):
     draws = draws_of(method, tools, state, unlabelled[k])
     expected, losses = oracle.step(expected, labelled[k], unlabelled[k], **draws, hyper=hyper)
@@ -88,7 +88,7 @@ def test_negatives_are_drawn_as_the_rule_says(rule):
   probabilities[:2] = np.eye(3)[0]  # two pixels that are surely of one class
   valid, images = np.arange(8) != 5, np.arange(8) // 4
   method = make(anchors=2000, candidates=8, negatives=8, negative_rule=rule)
-  draw = jax.jit(method.draw, static_argnums=3)
+  draw = tiny.jit(method.draw, static_argnums=3)
   found = np.zeros((8, 8))
   for seed in range(5):
     anchors, candidates, chosen, drawn = (
@@ -156,7 +156,7 @@ def test_the_weak_view_learns_from_the_contrast_only_where_asked():
 @functools.cache
 def convolutional():
   method, tools = make(), tiny.make_tools(conv_network(CHANNELS))
-  return jax.jit(method.step(tools)), tiny.first_state(method, tools)
+  return tiny.jit(method.step(tools)), tiny.first_state(method, tools)
 
 
 def test_the_state_keeps_its_tree_shapes_and_dtypes():

@@ -34,7 +34,7 @@ def make(**options):
 
 def step_of(method, tools, stage='main'):
   stages = {stage.name: stage.step for stage in method.stages(tools)}
-  return jax.jit(stages[stage])
+  return tiny.jit(stages[stage])
 
 
 def as_batches(labelled, unlabelled):
