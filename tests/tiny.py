@@ -26,11 +26,12 @@ def jit(function=None, **options):
   """
   if function is None:
     return functools.partial(jit, **options)
-  return jax.jit(function, compiler_options=_quick_compilation(), **options)
+  return jax.jit(function, compiler_options=quick_compilation(), **options)
 
 
 @functools.cache
-def _quick_compilation():
+def quick_compilation():
+  """XLA's options of `jit`, by name."""
   options = {'xla_cpu_use_fusion_emitters': False}
   try:
     jax.jit(lambda x: x, compiler_options=options)(0)

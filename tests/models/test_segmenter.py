@@ -29,9 +29,11 @@ def shapes_of(size, *, crop=64, **options):
 PYRAMIDS = [name for name, kind in BACKBONES.items() if not kind.head]
 
 
-@pytest.mark.parametrize('output_stride', [8, 16, 32])
+# The larger EfficientNets differ from the first in the number of blocks alone.
+@pytest.mark.parametrize('backbone, output_stride', [
+  *((name, stride) for name in ('resnet', 'efficientnet_lite0') for stride in (8, 16, 32)),
+  *((name, 16) for name in PYRAMIDS if name not in ('resnet', 'efficientnet_lite0'))])
 @pytest.mark.parametrize('decoder', [name for name in DECODERS if name != 'dpt'])
-@pytest.mark.parametrize('backbone', PYRAMIDS)
 def test_every_pair_gives_logits(backbone, decoder, output_stride):
   stages, decoded = shapes_of((61, 97), backbone=backbone, decoder=decoder, auxiliary=True,
                               output_stride=output_stride)
@@ -42,8 +44,9 @@ def test_every_pair_gives_logits(backbone, decoder, output_stride):
   assert decoded.logits.auxiliary.shape == (2, *stages[-2][1:3], 3)
 
 
-@pytest.mark.parametrize('backbone', [name for name in BACKBONES if name not in PYRAMIDS])
-@pytest.mark.parametrize('decoder, enlarged', [('deeplab', 1), ('dpt', 8)])
+@pytest.mark.parametrize('backbone, decoder, enlarged', [
+  *((name, 'dpt', 8) for name in BACKBONES if name not in PYRAMIDS),
+  ('dinov2_s', 'deeplab', 1), ('dinov2_s_reg', 'deeplab', 1)])
 def test_every_transformer_gives_logits(backbone, decoder, enlarged):
   """Four stages of one size; images need not be as large as those in training."""
   stages, decoded = shapes_of((56, 98), crop=70, backbone=backbone, decoder=decoder, auxiliary=True)

@@ -27,7 +27,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_pat
   """In the warm-up between two lines of the log (3), at the hand-over where networks are to be
   scored (4), while they are scored (8), and in the middle of an epoch of the second phase (9)."""
   workdir, results = finished
-  config = tiny_config(**{'train.checkpoint_steps': 5})
+  run = setup.make_run(tiny_config(**{'train.checkpoint_steps': 5}))  # traced and compiled once
 
   def interrupted(patched, name, at, number):
     original, calls = getattr(patched, name), []
@@ -40,7 +40,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_pat
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=number.name):
       patch.setattr(patched, name, send)
-      loop.train(setup.make_run(config), tmp_path)
+      loop.train(run, tmp_path)
     with loop.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
       return checkpoints.last_step
 
@@ -49,7 +49,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_pat
   assert interrupted(*advance, 1, signal.SIGINT) == 4
   assert interrupted(*score, 2, signal.SIGTERM) == 8
   assert interrupted(*advance, 1, signal.SIGTERM) == 9
-  resumed = loop.train(setup.make_run(config), tmp_path)
+  resumed = loop.train(run, tmp_path)
   assert resumed['seconds_from_step'] == 9
   assert {k: resumed[k] for k in ('last', 'best')} == {k: results[k] for k in ('last', 'best')}
   states = [final_state(w, tiny_config()) for w in (workdir, tmp_path)]
