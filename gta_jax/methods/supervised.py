@@ -124,7 +124,8 @@ class Supervised:
     streams = ('labelled', 'unlabelled') if self.uses_unlabelled else ('labelled',)
     stages = (
       Stage('warmup', warmup, self.warmup_step(tools)),
-      Stage('handover', handover, self.step(tools, handover=True), streams),
+      # Also as it is entered: its only step may be skipped as one that is not finite.
+      Stage('handover', handover, self.step(tools, handover=True), streams, self.hand_over),
       Stage('main', main, self.step(tools), streams))
     return tuple(stage for stage in stages if stage.steps)
 

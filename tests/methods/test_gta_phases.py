@@ -11,6 +11,7 @@ from gta_jax.methods.gta import Gta
 from gta_jax.methods.pseudo_labelling import _by_group, teach
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.losses import SupervisedLoss
+from gta_jax.training.not_finite import skip_not_finite
 from tests import tiny
 from tests.methods.gta_setup import (
   WARMUP,
@@ -69,6 +70,23 @@ def test_hand_over_starts_from_the_student():
   after, _ = s.handover(state, *tiny.make_batches(0, batch=6))
   for variables in after.networks.values():
     assert_close(variables['params'], s.student['params'])
+
+
+def test_a_skipped_step_of_the_hand_over_leaves_the_others_handed_over():
+  s = Setup('gta', warmup='student')
+  stage, = (stage for stage in s.method.stages(s.tools) if stage.name == 'handover')
+  assert stage.steps == 1
+  labelled, unlabelled = tiny.make_batches(0, batch=6)
+
+  def not_finite(state, batches):
+    after, metrics = stage.step(state, batches)
+    return after, metrics | {'student_labelled_loss': jnp.float32(jnp.nan)}
+
+  after, metrics = tiny.jit(skip_not_finite(not_finite))(
+    stage.enter(s.state), {'labelled': labelled, 'unlabelled': unlabelled})
+  assert metrics['skipped_steps'] == 1
+  for variables in after.networks.values():
+    assert_equal(variables['params'], s.student['params'])
 
 
 def test_shared_mask_predictor_is_one():
