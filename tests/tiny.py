@@ -21,8 +21,8 @@ SIZE = (8, 8)
 def jit(function=None, **options):
   """jax.jit for programs of tiny networks, which are compiled once and run a few times.
 
-  XLA's fusion emitters take two thirds of that compilation, where jaxlib can do without them.
-  In whole networks what takes their place is slower by far, so that those tests use jax.jit.
+  XLA's fusion emitters take up to two thirds of that compilation, where jaxlib can do without
+  them. Of the programs of a whole run what takes their place makes some slower by far.
   """
   if function is None:
     return functools.partial(jit, **options)
