@@ -69,7 +69,8 @@ def _data(c: ml_collections.ConfigDict, recipe: str) -> None:
   c.data.split_lists = ''
   c.data.pixel_range = ()  # (black, white) of images of 16 bits, which become 8; (): there are none
   c.data.crop = 321  # pixels a side
-  c.data.image_scale = 1.0  # factor on every image, in training and in evaluation
+  # Factor on every image, in training and in evaluation; to 1/8 and below, of means of blocks.
+  c.data.image_scale = 1.0
   # Range of the random scale, on top of image_scale. With a value between, half of the images are
   # scaled below it and half above, as in the released recipe.
   c.data.scale = (0.5, 1.0, 2.0) if recipe == 'released' else (0.5, 2.0)

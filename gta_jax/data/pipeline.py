@@ -43,7 +43,8 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
 def training_stream(
     dataset: Dataset, *, stream: str, batch_size: int, crop_size: int, seed: int,
     scale: tuple[float, ...] = (0.5, 2.0), flip: bool = True,
-    fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE, jitter: float = 0.0,
+    fill: tuple[int, int, int] = (124, 116, 104), padding_label: int = IGNORE, block: int = 1,
+    jitter: float = 0.0,
     label_sampling: str = 'reshuffled', oracle: bool = False, pseudo: bool = False,
     confidence: bool = False, start_step: int = 0, process_index: int = 0, process_count: int = 1,
     threads: int = 2, workers: int = 0, prefetch: int = 4,
@@ -61,7 +62,7 @@ def training_stream(
   Args:
     stream: 'labelled' or 'unlabelled'.
     batch_size: examples a batch in this process.
-    crop_size, scale, flip, fill, padding_label: see RandomCrop.
+    crop_size, scale, flip, fill, padding_label, block: see RandomCrop.
     jitter: of labelled crops alone, see ColourJitter.
     seed: of the whole run; each stream derives random numbers of its own from it.
     label_sampling: 'reshuffled' permutes the labelled ids anew in every pass over them; 'once', as
@@ -84,7 +85,8 @@ def training_stream(
   if batch_size < 1 or start_step < 0:
     raise ValueError(f'batch_size {batch_size} must be positive and start_step {start_step} not '
                      'negative; correct them.')
-  crop = RandomCrop(crop_size, scale=scale, flip=flip, fill=fill, padding_label=padding_label)
+  crop = RandomCrop(crop_size, scale=scale, flip=flip, fill=fill, padding_label=padding_label,
+                    block=block)
   seeds = np.random.SeedSequence((seed, STREAMS.index(stream))).generate_state(3)
   list_seed, order_seed, crop_seed = map(int, seeds)
   ids = _stream_ids(dataset, stream, label_sampling, list_seed)

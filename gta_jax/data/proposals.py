@@ -72,13 +72,13 @@ def propose(found: Inspection, machine: Machine, given: Values) -> list[Proposal
 
 
 def image_scale(found: Inspection, machine: Machine, values: Values) -> tuple[float, str]:
-  """1, or halved twice at most: while nothing becomes fine, or for the context of a crop."""
+  """1, or halved: twice at most while nothing becomes fine, and for the context of a crop."""
   side, (width, name) = min(found.size), thinnest(found)
   crop = values.get('data.crop') or (_GPU_CROP if machine.gpu else _CPU_CROP)
   scale, reason = 1.0, ''
-  while scale > 0.25:
+  while True:
     smaller = scale / 2
-    if side * smaller >= _LEAST_SIDE and width * smaller >= _FINE:
+    if scale > 0.25 and side * smaller >= _LEAST_SIDE and width * smaller >= _FINE:
       reason = (f'the thinnest class, {name}, is {width:.3g} pixels wide and stays above '
                 f'{_FINE:.0f} at this scale')
     elif crop < _CONTEXT * side * scale and width * smaller >= _THREAD:

@@ -1,6 +1,9 @@
 """Geometry and colours of training crops, on NumPy arrays."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -8,6 +11,36 @@ import numpy as np
 from gta_jax.data.files import IGNORE
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_BILINEAR = 0.25  # the scale down to which images are resized without averages
+
+
+def block_side(image_scale: float) -> int:
+  """The side of the blocks whose means are what an image is resized from; 1 for its pixels.
+
+  A bilinear pixel is made of four, whatever lies between them. Down to a quarter that is what
+  networks are published with; of a photograph of 12 megapixels that shrinks to a sixteenth it would
+  leave chance. So what is below a quarter is averaged away, in powers of two.
+  """
+  return 2 ** max(0, math.floor(math.log2(_BILINEAR / image_scale)))
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], *, block: int = 1) -> np.ndarray:
+  """Bilinear resizing without antialiasing, of means of blocks.
+
+  Args:
+    image: uint8 [h,w,3].
+    size: (H,W).
+    block: side of the blocks, see block_side.
+  Returns: uint8 [H,W,3].
+  """
+  if block > 1:
+    height, width = (max(1, round(side / block)) for side in image.shape[:2])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +60,7 @@ class RandomCrop:
     fill: RGB of the padding.
     padding_label: label of the padding. With another one than 255 the padding is a pixel like any
       other, also of unlabelled images; the release uses 0.
+    block: side of the blocks whose means images are resized from, see block_side.
   """
 
   size: int
@@ -34,6 +68,7 @@ class RandomCrop:
   flip: bool = True
   fill: tuple[int, int, int] = (124, 116, 104)
   padding_label: int = IGNORE
+  block: int = 1
 
   def __post_init__(self):
     if self.size < 1:
@@ -62,8 +97,8 @@ class RandomCrop:
     y, x = (self.size - out_height) // 2, (self.size - out_width) // 2
     target = np.s_[y:y + out_height, x:x + out_width]
 
-    def place(array: np.ndarray, interpolation: int, padding) -> np.ndarray:
-      resized = cv2.resize(array[source], (out_width, out_height), interpolation=interpolation)
+    def place(array: np.ndarray, resize: Callable[..., np.ndarray], padding) -> np.ndarray:
+      resized = resize(array[source], (out_height, out_width))
       out = np.empty((self.size, self.size, *array.shape[2:]), np.uint8)
       if resized.shape != out.shape:
         out[:] = padding
@@ -73,8 +108,8 @@ class RandomCrop:
     valid = np.full((self.size, self.size), self.padding_label != IGNORE)
     valid[target] = True
     if label is not None:
-      label = place(label, cv2.INTER_NEAREST_EXACT, self.padding_label)
-    return place(image, cv2.INTER_LINEAR, self.fill), label, valid
+      label = place(label, _resize_label, self.padding_label)
+    return place(image, functools.partial(resize_image, block=self.block), self.fill), label, valid
 
   def _draw_factor(self, rng: np.random.Generator) -> float:
     """The factor on the image, from one number of rng."""

@@ -47,11 +47,11 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
 
-import cv2
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
 from gta_jax.data.sources import ImageReader, Reader
+from gta_jax.data.transforms import block_side, resize_image
 from gta_jax.evaluation.protocols import Protocol, View
 from gta_jax.evaluation.windows import Images, Size
 
@@ -193,7 +193,7 @@ def _load(
       size = images.shape[1], images.shape[2]
     original = image.shape[:2]
     if size != original:
-      image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+      image = resize_image(image, size, block=block_side(image_scale))
       ratios[row] = np.divide(size, original)
     images[row, : size[0], : size[1]] = image
     sizes[row] = size

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
+from gta_jax.data.transforms import block_side
 from gta_jax.data.writing import replace_bytes
 from gta_jax.inference.model import Model
 from gta_jax.models import pretrained
@@ -84,7 +85,13 @@ def make_function(
 
   Where model.image_scale is not 1 the resized image's values, 0 to 255, may differ by 1 from the
   model's, which OpenCV computes in integers.
+
+  Raises: ValueError for sides that an image_scale below a quarter does not cut into whole blocks.
   """
+  block = block_side(model.image_scale)
+  if any(side % block for side in size):
+    raise ValueError(f'size={size[0]}x{size[1]} is averaged in blocks of {block} x {block} pixels '
+                     f'(data.image_scale={model.image_scale:g}); give multiples of {block}.')
   network, variables = model.network, model.variables[name]
   scaled = tuple(max(1, round(side * model.image_scale)) for side in size)
   padded = tuple(side + (model.crop - side) % model.multiple for side in scaled)
@@ -93,7 +100,7 @@ def make_function(
   def function(images: jax.Array) -> jax.Array:
     x = images.astype(jnp.float32)
     if scaled != size:
-      x = _resize_image(x, scaled)
+      x = _resize_image(_averaged(x, block), scaled)
     # Subtracted and added: then what is padded is zero.
     margins = ((0, 0), (0, padded[0] - scaled[0]), (0, padded[1] - scaled[1]), (0, 0))
     x = jnp.pad(x - colour, margins) + colour
@@ -102,6 +109,15 @@ def make_function(
     return jax.nn.softmax(logits if scaled == size else _resize_centred(logits, size))
 
   return function
+
+
+def _averaged(x: jax.Array, block: int) -> jax.Array:
+  """Means of blocks, rounded to whole numbers; [B,h,w,C] to [B,h/block,w/block,C]."""
+  if block == 1:
+    return x
+  rows, height, width, channels = x.shape
+  blocks = x.reshape(rows, height // block, block, width // block, block, channels)
+  return jnp.round(blocks.mean((2, 4)))
 
 
 def _resize_image(x: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 from gta_jax.data.pipeline import training_stream
 from gta_jax.data.skipping import Skipped
 from gta_jax.data.sources import Dataset
+from gta_jax.data.transforms import block_side
 from gta_jax.devices import sharding
 from gta_jax.methods.contract import Host, Stage, TrainState, same_state
 from gta_jax.ops.network import Network
@@ -229,7 +230,8 @@ def _stream(
     dataset, stream='labelled' if labelled else 'unlabelled', batch_size=size // processes,
     crop_size=data.crop, scale=tuple(factor * data.image_scale for factor in data.scale),
     flip=data.flip,
-    fill=fill_colour(run.network), padding_label=data.padding_label, jitter=data.jitter,
+    fill=fill_colour(run.network), padding_label=data.padding_label,
+    block=block_side(data.image_scale), jitter=data.jitter,
     label_sampling=data.label_sampling, oracle=data.oracle, pseudo=pseudo,
     confidence=pseudo and hasattr(dataset.reader, 'confidence'),
     seed=run.config.seed, start_step=start_step, process_index=jax.process_index(),

@@ -182,6 +182,15 @@ def test_images_shrink_until_a_crop_shows_a_third_of_them_but_not_threads(
   assert scale == 1 or 'of the shorter side' in propose(found, machine, GIVEN)[0].reason
 
 
+def test_photographs_of_a_camera_shrink_further_for_a_crop_alone(tmp_path):
+  _, found = look_at(make(tmp_path))
+  for width, of_cpu, of_gpu in ((40.0, 0.0625, 0.25), (16.0, 0.125, 0.25)):
+    photographs = dataclasses.replace(
+      found, sizes={'labelled': [3000, 4000]}, widths=[width] * len(found.classes))
+    assert values(photographs)['data.image_scale'] == of_cpu
+    assert values(photographs, GPUS)['data.image_scale'] == of_gpu
+
+
 def test_a_transformer_gets_its_decoder_and_whole_patches(tmp_path):
   given = {'model.backbone': 'dinov2_b_reg'}
   _, small = look_at(make(tmp_path / 'small'))

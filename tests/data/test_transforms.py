@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gta_jax.data.transforms import ColourJitter, RandomCrop
+from gta_jax.data.transforms import ColourJitter, RandomCrop, block_side, resize_image
 
 
 def tagged(height, width):
@@ -15,11 +15,11 @@ def tagged(height, width):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 50), st.floats(0.1, 3),
-       st.integers(0, 2**32 - 1))
-def test_shapes_and_padding_hold_for_every_size(height, width, size, factor, seed):
+       st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 8]))
+def test_shapes_and_padding_hold_for_every_size(height, width, size, factor, seed, block):
   image = np.full((height, width, 3), 200, np.uint8)
   label = np.full((height, width), 3, np.uint8)
-  crop = RandomCrop(size, scale=(factor, factor), fill=(1, 2, 3))
+  crop = RandomCrop(size, scale=(factor, factor), fill=(1, 2, 3), block=block)
   image, label, valid = crop(image, label, np.random.default_rng(seed))
   assert image.shape == (size, size, 3) and label.shape == valid.shape == (size, size)
   assert image.dtype == label.dtype == np.uint8 and valid.dtype == bool
@@ -49,14 +49,15 @@ def test_without_scaling_a_crop_is_a_window_or_its_mirror():
   assert {row for row, _ in seen} >= {0, 24} and max(column for _, column in seen) == 34
 
 
-@pytest.mark.parametrize('factor', [0.5, 0.73, 1.6, 2.0])
-def test_image_and_label_share_their_geometry(factor):
+@pytest.mark.parametrize('factor, block, blob', [
+  (0.5, 1, 16), (0.73, 1, 16), (1.6, 1, 16), (2.0, 1, 16), (0.11, 2, 96)])
+def test_image_and_label_share_their_geometry(factor, block, blob):
   """Blobs of one value: away from their borders, the bilinear image must equal the label."""
   rng = np.random.default_rng(3)
-  label = np.kron(rng.integers(0, 250, (8, 8)), np.ones((16, 16))).astype(np.uint8)
+  label = np.kron(rng.integers(0, 250, (8, 8)), np.ones((blob, blob))).astype(np.uint8)
   image = np.repeat(label[..., None], 3, axis=2)
   for seed in range(20):
-    cropped, cropped_label, valid = RandomCrop(48, scale=(factor, factor))(
+    cropped, cropped_label, valid = RandomCrop(48, scale=(factor, factor), block=block)(
         image, label, np.random.default_rng(seed))
     flat = np.ones_like(valid)
     for axis in (0, 1):
@@ -75,6 +76,20 @@ def test_labels_are_not_shifted_against_the_image():
       image, label, np.random.default_rng(0))
   shift = cropped[..., 0].astype(int) - cropped_label
   assert np.abs(shift).max() <= 1
+
+
+def test_what_shrinks_below_a_quarter_is_averaged_and_what_does_not_is_left_as_it_was():
+  sides = {0.3: 1, 0.25: 1, 0.13: 1, 0.125: 2, 0.1: 2, 0.0625: 4, 0.03: 8, 2.0: 1}
+  assert {scale: block_side(scale) for scale in sides} == sides
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (96, 160, 3), dtype=np.uint8)
+  small = resize_image(image, (6, 10), block=block_side(1 / 16))
+  means = image.reshape(24, 4, 40, 4, 3).mean((1, 3))
+  expected = cv2.resize(means, (10, 6), interpolation=cv2.INTER_LINEAR)
+  assert np.abs(small - expected).max() <= 1
+  assert small.std() < 0.6 * resize_image(image, (6, 10)).std()  # chance
+  crop = RandomCrop(6, scale=(1 / 16, 1 / 16), flip=False, block=4)
+  np.testing.assert_array_equal(crop(image[:, :96], None, rng)[0], small[:, :6])
 
 
 def test_a_crop_equals_cutting_the_resized_image():

@@ -193,7 +193,7 @@ def test_crops_and_windows_are_of_resized_images_and_scored_at_full_size(weights
 
 
 @pytest.mark.parametrize('name', ['whole', 'sliding'])
-@pytest.mark.parametrize('image_scale', [0.25, 0.5, 2.0])
+@pytest.mark.parametrize('image_scale', [0.0625, 0.25, 0.5, 2.0])
 def test_an_edge_stays_where_it_is_whatever_the_scale(image_scale, name):
   def apply(variables, images, **_):
     return jax.numpy.stack([images.mean(-1), 0 * images.mean(-1)], -1)

@@ -38,6 +38,13 @@ def test_image_scale_is_inside(model, tmp_path):
   found = make_function(half, 'teacher', SIZE)(image[None])[0]
   expected = half.probabilities(image)
   np.testing.assert_allclose(found, expected, atol=1e-2)  # OpenCV rounds.
+  tenth = Model(model.network, model.variables, classes=model.classes, palette=model.palette,
+                crop=17, multiple=16, image_scale=0.1)
+  with pytest.raises(ValueError, match='size=20x27 is averaged in blocks of 2 x 2 .* multiples of'):
+    make_function(tenth, 'teacher', SIZE)
+  even = np.repeat(np.repeat(image, 4, 0), 4, 1)
+  found = make_function(tenth, 'teacher', even.shape[:2])(even[None])[0]
+  np.testing.assert_allclose(found, tenth.probabilities(even), atol=1e-2)
   said = export(half, tmp_path / 'm.stablehlo', layout='stablehlo', size=SIZE)
   assert float(said.split('predict within ')[1].split(',')[0]) > 1e-5
 

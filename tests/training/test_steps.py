@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from gta_jax.data.skipping import Skipped
+from gta_jax.data.transforms import resize_image
 from gta_jax.devices import sharding
+from gta_jax.evaluation.batches import make_batches
+from gta_jax.evaluation.protocols import WHOLE
 from gta_jax.ops.network import Network
 from gta_jax.training import setup, steps
 from gta_jax.training.steps import _mean
@@ -47,6 +50,19 @@ def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
 
   one, other = batch(), batch(**{field: value})
   assert any((one[name] != other[name]).any() for name in ('image', 'label'))
+
+
+def test_crops_and_scores_are_of_the_same_averages(monkeypatch):
+  run, asked = setup.make_run(tiny_config(**{'data.image_scale': 0.1})), {}
+  monkeypatch.setattr(steps, 'training_stream', lambda *_, **options: asked.update(options))
+  steps._stream(run, run.dataset, 'labelled', {}, 0, Skipped(0))
+  image = run.dataset.reader.image(run.dataset.validation[0])
+  batch = next(make_batches(
+    (0.5,) * 3, run.dataset.reader, run.dataset.validation[:1], (WHOLE,), batch_size=1,
+    image_scale=0.1, crop=4, multiple=1, threads=1, masks=False))
+  seen = batch.arrays.images[WHOLE.views[0]].image[0]
+  np.testing.assert_array_equal(seen, resize_image(image, (4, 4), block=asked['block']))
+  assert asked['block'] == 2
 
 
 def test_a_stage_that_begins_is_told_before_its_first_step_is_compiled():
