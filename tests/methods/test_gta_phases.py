@@ -177,7 +177,7 @@ def test_oracle_labels_are_only_measured():
   masks = np.random.default_rng(0).integers(0, tiny.CLASSES, unlabelled['valid'].shape)
   without, _ = s.step(s.state, labelled, unlabelled)
   with_masks, metrics = s.step(s.state, labelled, {**unlabelled, 'label': masks.astype(np.uint8)})
-  assert_equal(plain(without), plain(with_masks))
+  assert_close(plain(without), plain(with_masks))  # Two programs may round apart.
   assert 0 < float(metrics['oracle_accuracy']) < 1
 
 
