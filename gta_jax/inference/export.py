@@ -86,7 +86,7 @@ def make_function(
   Where model.image_scale is not 1 the resized image's values, 0 to 255, may differ by 1 from the
   model's, which OpenCV computes in integers.
 
-  Raises: ValueError for sides that an image_scale below a quarter does not cut into whole blocks.
+  Raises: ValueError for sides that the blocks of a small image_scale do not divide.
   """
   block = block_side(model.image_scale)
   if any(side % block for side in size):
