@@ -21,7 +21,7 @@ import numpy as np
 
 from gta_jax.devices import sharding
 from gta_jax.methods.accumulation import WHOLE, Accumulation
-from gta_jax.methods.contract import Method, Stage, Tools, TrainState
+from gta_jax.methods.contract import Method, Stage, Tools, TrainState, same_state
 from gta_jax.methods.registry import METHODS, make_method, option_names
 from gta_jax.training.checkpoint import Checkpoints
 from tests import tiny
@@ -99,6 +99,8 @@ class Runner:
     programs = {}  # Stages may share a step.
     self.steps = [programs.setdefault(stage.step, sharding.compile_step(stage.step, self.mesh))
                   for stage in self.stages]
+    self.enters = [stage.enter if stage.enter is same_state else
+                   sharding.compile_hand_over(stage.enter, self.mesh) for stage in self.stages]
 
   def run(
     self, state: TrainState | None = None, *, start: int = 0,
@@ -112,13 +114,13 @@ class Runner:
     """
     state = sharding.replicate(state or self.first(), self.mesh)
     metrics, done = {}, 0
-    for stage, step in zip(self.stages, self.steps, strict=True):
+    for stage, enter, step in zip(self.stages, self.enters, self.steps, strict=True):
       for k in range(min(STEPS, stage.steps)):
         done += 1
         if done <= start:
           continue
         inspect(state, done - 1)
-        state = stage.enter(state) if k == 0 else state
+        state = enter(state) if k == 0 else state
         given = {stream: sharding.global_batch(batch, self.mesh)
                  for stream, batch in batches(stage, done).items()}
         state, found = step(sharding.replicate(state, self.mesh), given)
@@ -189,11 +191,11 @@ def check_padding(runner: Runner) -> None:
     return batch | ({'valid': np.zeros_like(batch['valid'])} if 'valid' in batch else
                     {'label': np.full_like(batch['label'], 255)})
 
-  for stage, step in zip(runner.stages, runner.steps, strict=True):
+  for stage, enter, step in zip(runner.stages, runner.enters, runner.steps, strict=True):
     given = batches(stage, 3)
     noisy = {name: noise(batch) if 'valid' in batch else batch for name, batch in given.items()}
     plain, changed, (empty, metrics) = (
-      step(sharding.replicate(stage.enter(runner.first()), runner.mesh),
+      step(sharding.replicate(enter(sharding.replicate(runner.first(), runner.mesh)), runner.mesh),
            {name: sharding.global_batch(batch, runner.mesh) for name, batch in found.items()})
       for found in (given, noisy, {name: nothing(batch) for name, batch in given.items()}))
     assert_close(plain[0], changed[0], rtol=0, atol=0)
