@@ -11,15 +11,15 @@ import numpy as np
 from gta_jax.data.files import IGNORE
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_BILINEAR = 0.25  # the scale down to which images are resized without averages
+_BILINEAR = 0.25  # means of blocks are not resized by more than this
 
 
 def block_side(image_scale: float) -> int:
   """The side of the blocks whose means are what an image is resized from; 1 for its pixels.
 
-  A bilinear pixel is made of four, whatever lies between them. Down to a quarter that is what
-  networks are published with; of a photograph of 12 megapixels that shrinks to a sixteenth it would
-  leave chance. So what is below a quarter is averaged away, in powers of two.
+  A bilinear pixel is made of four, whatever lies between them: of a photograph that shrinks to a
+  sixteenth, of four in 256. So the part of an image_scale below a quarter is done by averaging, in
+  powers of two; a scale above 1/8 has no such part, and is the plain resizing of the release.
   """
   return 2 ** max(0, math.floor(math.log2(_BILINEAR / image_scale)))
 
