@@ -36,33 +36,38 @@ def test_padding_is_almost_the_published_codes_zero():
   assert 0.008 < float(abs(network.normalize(fill)).max()) < 0.009
 
 
+def labelled_batch(**fields):
+  run = setup.make_run(tiny_config(**fields))
+  stream = steps._stream(run, run.dataset, 'labelled', {'labelled': 8}, 0, Skipped(0))
+  found = next(stream)
+  stream.close()
+  return found
+
+
 @pytest.mark.parametrize('field, value', [
   ('data.jitter', 0.4), ('data.flip', False), ('data.scale', (1.0, 1.0)),
   ('data.scale', (0.5, 1.0, 2.0)), ('data.image_scale', 0.5),
   ('data.padding_label', 0)])
 def test_what_the_config_says_of_crops_reaches_the_labelled_ones(field, value):
-  def batch(**fields):
-    run = setup.make_run(tiny_config(**fields))
-    stream = steps._stream(run, run.dataset, 'labelled', {'labelled': 8}, 0, Skipped(0))
-    found = next(stream)
-    stream.close()
-    return found
-
-  one, other = batch(), batch(**{field: value})
+  one, other = labelled_batch(), labelled_batch(**{field: value})
   assert any((one[name] != other[name]).any() for name in ('image', 'label'))
 
 
-def test_crops_and_scores_are_of_the_same_averages(monkeypatch):
-  run, asked = setup.make_run(tiny_config(**{'data.image_scale': 0.1})), {}
-  monkeypatch.setattr(steps, 'training_stream', lambda *_, **options: asked.update(options))
-  steps._stream(run, run.dataset, 'labelled', {}, 0, Skipped(0))
-  image = run.dataset.reader.image(run.dataset.validation[0])
+def test_crops_and_scores_are_of_averages_where_images_shrink_to_an_eighth(monkeypatch):
+  averaged = labelled_batch(**{'data.image_scale': 0.125})
+  with monkeypatch.context() as patch:
+    patch.setattr(steps, 'block_side', lambda image_scale: 1)
+    plain = labelled_batch(**{'data.image_scale': 0.125})
+  np.testing.assert_array_equal(averaged['label'], plain['label'])
+  assert (averaged['image'] != plain['image']).any()
+
+  data = setup.make_run(tiny_config()).dataset
   batch = next(make_batches(
-    (0.5,) * 3, run.dataset.reader, run.dataset.validation[:1], (WHOLE,), batch_size=1,
-    image_scale=0.1, crop=4, multiple=1, threads=1, masks=False))
-  seen = batch.arrays.images[WHOLE.views[0]].image[0]
-  np.testing.assert_array_equal(seen, resize_image(image, (4, 4), block=asked['block']))
-  assert asked['block'] == 2
+    (0.5,) * 3, data.reader, data.validation[:1], (WHOLE,), batch_size=1, image_scale=0.125,
+    crop=5, multiple=1, threads=1, masks=False))
+  image, (seen,) = data.reader.image(data.validation[0]), batch.arrays.images[WHOLE.views[0]].image
+  np.testing.assert_array_equal(seen, resize_image(image, (5, 5), block=2))
+  assert (seen != resize_image(image, (5, 5))).any()
 
 
 def test_a_stage_that_begins_is_told_before_its_first_step_is_compiled():
