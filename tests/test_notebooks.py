@@ -116,6 +116,7 @@ def test_a_first_run(run_notebook, capsys):
   assert len(names['rows']) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_from_convert_to_label_next(run_notebook, capsys):
   training = ('--config.train.epochs=2 --config.train.evaluate_epochs=2 '
               '--config.method.warmup_epochs=1 --config.model.weights= '
@@ -162,7 +163,8 @@ def test_methods_compared(run_notebook, capsys):
     assert (names['OUT'] / name).is_file()
 
 
-@pytest.mark.parametrize('layout', ['stablehlo', pytest.param('onnx', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('layout', ['stablehlo', 'onnx'])
 def test_a_deployed_model_says_what_the_run_says(layout, run_notebook, monkeypatch, capsys):
   find = importlib.util.find_spec
   if layout == 'onnx' and not (find('jax2onnx') and find('onnxruntime')):

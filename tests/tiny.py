@@ -1,6 +1,7 @@
 """Networks and batches small enough for invariants of the step."""
 
 import functools
+import os
 import types
 
 import jax
@@ -38,6 +39,13 @@ def quick_compilation():
   except jax.errors.JaxRuntimeError:  # Another jaxlib, which has no such option.
     return {}
   return options
+
+
+def quick_flags() -> str:
+  """XLA_FLAGS of a process that has tiny programs alone: this one's and `jit`'s options."""
+  flags = [os.environ.get('XLA_FLAGS', '')]
+  flags += [f'--{name}={str(value).lower()}' for name, value in quick_compilation().items()]
+  return ' '.join(flags).strip()
 
 
 def linear_network(

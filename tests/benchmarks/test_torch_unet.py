@@ -66,6 +66,7 @@ def test_a_training_pass_is_ours_and_leaves_frozen_statistics(networks):
   assert moved == set(before) - frozen
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_gradient(networks):
   theirs, ours, variables = networks
   frozen = {name.split('.')[1] if 'blocks' not in name else '_'.join(name.split('.')[1:3])

@@ -167,6 +167,9 @@ def prove_float32(name: str) -> None:
     whole, metrics = one.run(inspect=save)
     assert_same_kind(one.first(), whole)
     assert_finite(whole, metrics)
+    for network in whole.optimizers:
+      params = (state.networks[network]['params'] for state in (one.first(), whole))
+      assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), *params))), network
     for number in range(1, int(whole.step)):
       with checkpoints(number) as kept:
         state = kept.restore(number, one.first())

@@ -57,7 +57,9 @@ DISTINCT = [name for name, named in METHODS.items() if issubclass(named.kind, Su
             and named.kind.__module__.endswith(('gta', 'mean_teacher', 'supervised'))
             and not name.startswith(('gta_alpha', 'gta_warmup')) and name != 'ema_encoder']
 
-every_method = pytest.mark.parametrize('name', DISTINCT)
+every_method = pytest.mark.parametrize('name', [
+  pytest.param(name, marks=pytest.mark.slow) if METHODS[name].note.startswith('Table') else name
+  for name in DISTINCT])
 
 every_recipe = pytest.mark.parametrize('recipe', ['paper', 'released'])
 

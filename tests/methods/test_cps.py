@@ -64,18 +64,6 @@ def test_three_steps_agree_with_the_oracle(name, options):
         metrics[f'{ours}_labelled_loss'], losses[theirs]['labelled'], rtol=1e-5)
 
 
-@pytest.mark.parametrize('method', [Cps(), CpsCutMix()])
-def test_contract(method):
-  _, metrics = kit.assert_contract(method)
-  assert 0 <= float(metrics['agreement']) <= 1
-  assert np.sum(metrics['kept_share_by_class']) == pytest.approx(1)
-
-
-@pytest.mark.parametrize('method', [Cps(), CpsCutMix()])
-def test_cut_batches(method):
-  kit.assert_cut_batches_are_the_whole_step(method)
-
-
 def test_without_weight_each_network_takes_a_supervised_step():
   """Invariant 1."""
   method = Cps(cross_weight=0.0)

@@ -10,7 +10,6 @@ import pytest
 
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods import labelling
-from gta_jax.methods.accumulation import WHOLE, Accumulation
 from gta_jax.methods.contract import Host
 from gta_jax.methods.dmt import NETWORKS, dynamic_weights
 from gta_jax.methods.registry import make_method
@@ -23,12 +22,12 @@ from tests.oracles import linear_model as lm
 RATE = 0.05
 
 
-def make(*, batch=2, steps=3, accumulation=WHOLE, **options):
+def make(*, batch=2, steps=3, **options):
   """Method, tools, stages by name of so many steps in each round, and the first state."""
   method = make_method('dmt', **{'rounds': 1, 'supervised_share': 0.01, **options})
   tools = tiny.make_tools(
     tiny.linear_network(), rate=RATE, total_steps=2 * method.rounds * steps + 2, batch=batch,
-    weight_decay=0.01, multiplier=1.0, accumulation=accumulation)
+    weight_decay=0.01, multiplier=1.0)
   return method, tools, {stage.name: stage for stage in method.stages(tools)}
 
 
@@ -108,30 +107,6 @@ def test_gamma_zero_is_plain_cross_entropy_in_the_code_and_with_certain_labels()
     found.append(np.asarray(state.networks['assistant']['params']['backbone']['kernel']))
   np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
   assert np.abs(found[0] - found[2]).max() > 1e-5
-
-
-def test_padding_has_no_influence_cut_batches_are_whole_ones_and_nothing_kept_is_finite():
-  networks, labelled, pseudo = problem()
-  guessed = pseudo[0]
-  assert 0 < guessed['valid'].mean() < 1
-  hidden = ~guessed['valid']
-  other = {**guessed, **{k: np.where(hidden[..., None] if k == 'image' else hidden, 1, guessed[k])
-                         .astype(np.uint8) for k in ('image', 'label', 'confidence')}}
-  found = []
-  for batch, per_device in ((guessed, 0), (other, 0), (guessed, 1)):
-    method, tools, stages = make(accumulation=Accumulation(per_device))
-    state = first_state(method, tools, networks)
-    found.append(tiny.jit(stages['round1_student'].step)(
-      state, {'labelled': labelled[0], 'pseudo_labelled': batch})[0].networks)
-  jax.tree.map(np.testing.assert_array_equal, found[0], found[1])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-               found[0], found[2])
-  method, tools, stages = make()
-  nothing = {'labelled': {**labelled[0], 'label': np.full_like(labelled[0]['label'], 255)},
-             'pseudo_labelled': {**guessed, 'label': np.full_like(guessed['label'], 255)}}
-  state, metrics = tiny.jit(stages['round1_student'].step)(
-    first_state(method, tools, networks), nothing)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.networks, metrics)))
 
 
 def test_round_0_has_a_rate_of_its_own_and_each_stage_a_new_optimiser():

@@ -108,14 +108,6 @@ def batches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', BOTH)
-def test_a_step_keeps_the_contract(name):
-  after, metrics = kit.assert_contract(make_method(name, detector_blocks=1))
-  assert set(after.networks) == {*gct.NETWORKS, 'detector'}
-  assert float(metrics['student_follows_share'] + metrics['assistant_follows_share']) > 0
-
-
-@pytest.mark.slow
 def test_without_guidance_both_networks_learn_as_supervised(with_linear_detector):
   options = {'supervised_divisor': 'known', 'linear': True}
   s = prepared('gct', consistency_weight=0.0, flaw_weight=0.0, **options)

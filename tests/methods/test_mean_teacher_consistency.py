@@ -88,12 +88,6 @@ def test_three_steps_on_mixed_images_agree_with_the_oracle(options):
     np.testing.assert_allclose(metrics['kept_share'], losses['confidence'], rtol=1e-6)
 
 
-@pytest.mark.parametrize('method', [MeanTeacherConsistency(), CutMixConsistency(threshold=0.3)])
-def test_contract(method):
-  kit.assert_contract(method)
-  kit.assert_cut_batches_are_the_whole_step(method)
-
-
 def test_squared_error_is_torchs_and_so_is_its_gradient():
   rng = np.random.default_rng(0)
   logits, target = rng.normal(size=(2, 3, 4, 5)), rng.dirichlet(np.ones(5), size=(2, 3, 4))

@@ -169,17 +169,6 @@ def test_strong_views_change_labels_to_255_alone_and_inside_their_boxes_alone():
   assert of[0]['kept_share'] < of[1]['kept_share']
 
 
-def test_cut_batches_give_the_step_of_the_whole_batch():
-  found = []
-  for accumulation in (Accumulation(), Accumulation(per_device=2)):
-    method, tools, stages = make(batch=4, accumulation=accumulation)
-    state = tiny.first_state(method, tools)
-    given = {'labelled': tiny.make_batches(0)[0], 'pseudo_labelled': pseudo_batch(1)}
-    found.append(tiny.jit(stages['all'].step)(state, given)[0])
-  for a, b in zip(*(jax.tree.leaves(s.networks) for s in found), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 def test_steps_are_divided_by_shares_and_every_stage_has_one():
   def divide(total, **shares):
     return list(labelling.divide(tiny.make_tools(None, total_steps=total), shares).values())

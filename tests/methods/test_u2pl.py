@@ -107,14 +107,6 @@ def convolutional(stage='main', **options):
   return step_of(method, tools, stage), state
 
 
-def noisy(batches):
-  """The same batches with other values where pixels are not valid."""
-  unlabelled = dict(batches['unlabelled'])
-  noise = np.random.default_rng(0).integers(0, 256, unlabelled['image'].shape, dtype=np.uint8)
-  unlabelled['image'] = np.where(unlabelled['valid'][..., None], unlabelled['image'], noise)
-  return {**batches, 'unlabelled': unlabelled}
-
-
 def assert_equal(one, other):
   for a, b in zip(plain(one), plain(other), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -132,12 +124,6 @@ def test_the_state_keeps_its_tree_shapes_and_dtypes(stage):
   assert bool(after.memory.held.any()) == (stage == 'main')
   pointers = [leaf.unsafe_buffer_pointer() for leaf in plain(state)]
   assert len(set(pointers)) == len(pointers)
-
-
-def test_padding_has_no_influence():
-  step, state = convolutional()
-  batches = as_batches(*tiny.make_batches(9))
-  assert_equal(step(state, batches)[0], step(state, noisy(batches))[0])
 
 
 @pytest.mark.parametrize('kind', ['unlabelled', 'labelled', 'both'])

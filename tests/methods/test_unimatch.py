@@ -77,21 +77,6 @@ def test_three_steps_agree_with_the_oracle(kind, oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', [FixMatch(threshold=0.4), UniMatch(threshold=0.4)])
-def test_contract(method):
-  _, metrics = kit.assert_contract(method)
-  assert 0 < float(metrics['kept_share']) < 1
-  assert np.sum(metrics['kept_share_by_class']) == pytest.approx(1)
-
-
-@pytest.mark.slow
-def test_cut_batches_are_the_whole_step():
-  """Dropped channels are drawn anew for each part, so that UniMatch is FixMatch's case here."""
-  kit.assert_cut_batches_are_the_whole_step(FixMatch(threshold=0.4))
-  kit.assert_cut_batches_are_the_whole_step(UniMatch(threshold=0.4, features_weight=0.0))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize('kind', [FixMatch, UniMatch])
 def test_without_confident_pixels_half_the_labelled_loss_is_left(kind):
   """Invariant (a): the step is that of half the supervised loss."""

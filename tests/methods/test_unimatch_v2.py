@@ -36,18 +36,17 @@ def make_tools(network, *, adamw=True, batch=4, size=tiny.SIZE, **options):
 
 
 @functools.cache
-def compiled(name='unimatch_v2', kind='linear', per_device=0, **options):
+def compiled(name='unimatch_v2', **options):
   """(first state, jitted step) of a method on a tiny network; without colours unless asked."""
-  network = tiny.linear_network() if kind == 'linear' else tiny.conv_network(dropout=False)
-  tools = make_tools(network, accumulation=Accumulation(per_device))
+  tools = make_tools(tiny.linear_network())
   method = make_method(name, **{'threshold': 0.5, **QUIET, **options})
   assert not method.check(tools)
   stage, = method.stages(tools)
   return tiny.first_state(method, tools), tiny.jit(stage.step)
 
 
-def take(state, step, seed=0, batch=4, **changes):
-  labelled, unlabelled = tiny.make_batches(seed, batch=batch)
+def take(state, step, seed=0, **changes):
+  labelled, unlabelled = tiny.make_batches(seed)
   return step(state, {'labelled': labelled, 'unlabelled': {**unlabelled, **changes}})
 
 
@@ -179,33 +178,6 @@ def test_divisor_counts_pixels_that_are_not_kept():
   np.testing.assert_allclose(
     4 * whole['student_strong_1_loss'], losses[valid].mean(), rtol=1e-5)
   assert half['kept_share'] < whole['kept_share']
-
-
-def test_padding_has_no_influence():
-  state, step = compiled('unimatch_v2', 'conv', threshold=0.35, jitter=0.8, greyscale=0.2, blur=0.5)
-  _, unlabelled = tiny.make_batches(0)
-  image = np.where(unlabelled['valid'][..., None], unlabelled['image'], 7)
-  assert not np.array_equal(image, unlabelled['image'])
-  (one, of_one), (other, of_other) = take(state, step), take(state, step, image=image)
-  assert_close((one.networks, of_one), (other.networks, of_other), rtol=0, atol=0)
-  assert of_one['kept_share'] > 0
-
-
-def test_all_padding_gives_finite_steps():
-  state, step = compiled('unimatch_v2', 'conv', threshold=0.35)
-  after, metrics = take(state, step, valid=np.zeros((4, *tiny.SIZE), bool))
-  assert metrics['student_strong_1_loss'] == 0
-  for leaf in jax.tree.leaves((after.networks, after.optimizers, metrics)):
-    assert np.isfinite(leaf).all()
-  assert jax.tree.structure(after) == jax.tree.structure(state)
-  assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
-
-
-@pytest.mark.parametrize('name', ['unimatch_v2', 'fixmatch_ema'])
-def test_cut_batches_give_the_step_of_the_whole_batch(name):
-  (state, whole), (_, cut) = compiled(name), compiled(name, per_device=2)
-  (one, of_one), (other, of_other) = take(state, whole), take(state, cut)
-  assert_close((one.networks, of_one), (other.networks, of_other))
 
 
 @pytest.mark.parametrize('name, moves', [('unimatch_v2', 2), ('fixmatch_ema', 1)])

@@ -114,6 +114,7 @@ class _Decoder(nn.Module):
     return Conv(3)(nn.relu(BatchNorm()(Conv(5)(x), train=True)))
 
 
+@pytest.mark.slow
 def test_virtual_adversarial_training_goes_through_layers_without_forward_mode():
   x, d = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 2))
   variables = _Decoder().init(jax.random.key(1), x)

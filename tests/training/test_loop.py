@@ -94,6 +94,7 @@ def test_supervised_run_has_no_assistant_and_skips_what_it_cannot_read(tmp_path,
   assert capsys.readouterr().err.count("skips 'train/000002' (1 of at most 10)") == 1
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_is_written_a_line_later_and_the_device_never_waits(
   tmp_path, monkeypatch
 ):

@@ -23,6 +23,7 @@ from tests.runs import final_state, lines, tiny_config
 from tests.torch_names import torch_state
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(finished, tmp_path, monkeypatch):
   """In the warm-up between two lines of the log (3), at the hand-over where networks are to be
   scored (4), while they are scored (8), and in the middle of an epoch of the second phase (9)."""

@@ -137,8 +137,11 @@ def test_nothing_is_prepared_before_the_state_that_it_is_made_with_is_kept(tmp_p
   assert done == ['kept', 'prepared']
 
 
-@pytest.mark.parametrize('method', [
+each_method = pytest.mark.parametrize('method', [
   pytest.param(name, marks=pytest.mark.slow) if name != 'st' else name for name in METHODS])
+
+
+@each_method
 def test_a_run_goes_on_within_and_between_stages_as_if_it_had_never_stopped(
   whole, method, tmp_path, monkeypatch
 ):
@@ -159,7 +162,7 @@ def test_a_run_goes_on_within_and_between_stages_as_if_it_had_never_stopped(
   assert counts.images <= images + 2 * len(STOPS[method])
 
 
-@pytest.mark.parametrize('method', METHODS)
+@each_method
 def test_a_finished_run_started_again_labels_nothing(whole, method, tmp_path, monkeypatch):
   workdir, *_ = whole(method)
   before = {path: (workdir / path).stat().st_mtime_ns for path in stage_files(workdir)}
