@@ -24,7 +24,7 @@ from gta_jax.devices import sharding
 from gta_jax.evaluation.batches import ValidationBatch, make_batches
 from gta_jax.evaluation.protocols import WHOLE
 from gta_jax.evaluation.windows import Images, predict_batch
-from gta_jax.inference.model import TILE, Model, is_tiled
+from gta_jax.inference.model import Model
 from gta_jax.ops.network import Array, Network, Variables
 from gta_jax.training.logs import Progress
 
@@ -105,7 +105,7 @@ def _look_at(
   smaller copy.
   """
   variables, reader = model.variables[network], dataset.reader
-  large = [id for id in dataset.unlabelled if is_tiled(reader.size(id))]
+  large = [id for id in dataset.unlabelled if model.is_tiled(reader.size(id))]
 
   def batches(reader: ImageReader, ids: Sequence[str], rows: int) -> Iterator[ValidationBatch]:
     return make_batches(
@@ -127,15 +127,15 @@ def _look_at(
   for id in large:
     image = reader.image(id)
     (_, found), = model.label([image], network=network)
-    batch, = batches(_Copy(image), (id,), 1)
+    batch, = batches(_Copy(image, model.tile), (id,), 1)
     yield id, found.confidence, pooled(sharding.place_locally(batch.arrays).images[view])[0]
 
 
 class _Copy:
-  """Reads a smaller copy of one image, at most TILE pixels a side."""
+  """Reads a smaller copy of one image, at most so many pixels a side."""
 
-  def __init__(self, image: np.ndarray):
-    factor = TILE / max(image.shape[:2])
+  def __init__(self, image: np.ndarray, largest: int):
+    factor = largest / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
     self._image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 

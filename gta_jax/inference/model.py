@@ -16,8 +16,10 @@ from gta_jax.evaluation.windows import Prediction, predict_batch, predict_probab
 from gta_jax.inference.tiles import Size, tiles_of
 from gta_jax.ops.network import Network, Variables
 
-TILE = 1024  # side of a tile in pixels
-OVERLAP = 256  # of neighbouring tiles, in pixels
+TILE = 1024  # side of a tile where images are not made smaller, in pixels
+OVERLAP = 256  # of neighbouring tiles, likewise
+# Of images that are made smaller by more, tiles grow no further: logits come out at full size.
+_SMALLEST_SCALE = 1 / 4
 # A larger image is cut into tiles, and a longer one: bringing logits to the size of an image takes
 # matrices of a side by that side.
 _WHOLE_PIXELS, _WHOLE_SIDE = 4 * TILE**2, 4 * TILE
@@ -31,8 +33,7 @@ class Model:
       mask = model.predict(image)  # uint8 [H,W] of ids in model.classes
 
   Images are seen as in the evaluation of the run, at their own sizes, and results have these sizes.
-  Above 4 megapixels, or 4096 pixels along a side, an image is cut into tiles of 1024 pixels a side
-  that overlap by 256.
+  A large image is cut into tiles that overlap (is_tiled).
 
   Attributes:
     names: of the networks, the one that predicts by default first.
@@ -133,7 +134,7 @@ class Model:
     """Yields (position, what the function gives at the image's own size)."""
     variables = self.variables[self.check_network(name)]
     arrays = [_as_rgb(image, index, self.pixel_range) for index, image in enumerate(images)]
-    small = [i for i, array in enumerate(arrays) if not is_tiled(array.shape[:2])]
+    small = [i for i, array in enumerate(arrays) if not self.is_tiled(array.shape[:2])]
     for index, outputs in self._batches([arrays[i] for i in small], variables, function):
       yield small[index], outputs
     for index in sorted({*range(len(arrays))} - {*small}):
@@ -150,10 +151,28 @@ class Model:
     return padded_size(
       size, image_scale=self.image_scale, crop=self.crop, multiple=self.multiple)
 
+  def is_tiled(self, size: Size) -> bool:
+    """Whether an image of this height and width is cut into tiles.
+
+    It is above 4 megapixels, or 4096 pixels along a side. A tile has a side of 1024 pixels as the
+    network sees them, but 4096 at most in the image (there too an image of its size is not cut),
+    and overlaps its neighbours by a quarter.
+    """
+    return size[0] * size[1] > max(_WHOLE_PIXELS, self.tile**2) or max(size) > _WHOLE_SIDE
+
+  @property
+  def tile(self) -> int:
+    """The side of a tile, in pixels of the image."""
+    return self._in_image(TILE)
+
+  def _in_image(self, seen: int) -> int:
+    return round(seen / min(1.0, max(self.image_scale, _SMALLEST_SCALE)))
+
   def _tiled(
     self, image: np.ndarray, variables: Variables, function: Callable[..., Sequence[Any]]
   ) -> _Outputs:
-    tiles, whole = list(tiles_of(image.shape[:2], TILE, OVERLAP)), ()
+    tiles = list(tiles_of(image.shape[:2], self.tile, self._in_image(OVERLAP)))
+    whole: _Outputs = ()
     parts = [image[tile.seen] for tile in tiles]
     for index, outputs in self._batches(parts, variables, function, rows=1):
       if not whole:
@@ -192,11 +211,6 @@ class _Arrays:
   def size(self, id: str) -> Size:
     height, width = self._images[int(id)].shape[:2]
     return height, width
-
-
-def is_tiled(size: Size) -> bool:
-  """Whether an image of this height and width is cut into tiles."""
-  return size[0] * size[1] > _WHOLE_PIXELS or max(size) > _WHOLE_SIDE
 
 
 def _labels(network: Network, variables: Variables, images: Any, size: Size) -> Prediction:

@@ -18,7 +18,7 @@ from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import begun_prediction
 from gta_jax.inference.image_folder import FOLDERS, ImageFolder, check_folders
-from gta_jax.inference.model import Model, is_tiled
+from gta_jax.inference.model import Model
 from gta_jax.inference.tiles import Size
 from gta_jax.training.logs import Progress
 
@@ -169,7 +169,7 @@ def _chunks(
   for id in sorted(sizes, key=lambda id: (model.padded(sizes[id]), sizes[id], id)):
     before, padded = padded, model.padded(sizes[id])
     full = not chunks or len(chunks[-1]) == model.batch_size
-    if full or padded != before or is_tiled(sizes[id]):
+    if full or padded != before or model.is_tiled(sizes[id]):
       chunks.append([])
     chunks[-1].append(id)
   return chunks

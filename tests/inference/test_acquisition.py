@@ -79,7 +79,6 @@ def test_large_images_are_cut_into_tiles_as_their_masks_are(monkeypatch):
   monkeypatch.setattr(model_module, '_WHOLE_PIXELS', 500)
   for name, value in (('TILE', 16), ('OVERLAP', 8)):
     monkeypatch.setattr(model_module, name, value)
-  monkeypatch.setattr(acquisition, 'TILE', 16)
   make = acquisition.make_batches
 
   def make_batches(mean, reader, ids, *args, **options):

@@ -7,15 +7,22 @@ import pytest
 
 import gta_jax
 from gta_jax.inference import model as inference_model
-from gta_jax.inference.model import Model, is_tiled
+from gta_jax.inference.model import Model
 from gta_jax.inference.tiles import tiles_of
 from tests import tiny
 from tests.test_launch import ROOT
 
 NETWORK = tiny.linear_network()
-MODEL = Model(
-  NETWORK, {name: NETWORK.init(jax.random.key(i), (8, 8)) for i, name in enumerate('ab')},
-  classes=('x', 'y', 'z'), palette=np.eye(3, dtype=np.uint8), batch_size=2, multiple=8, crop=8)
+
+
+def make(**options):
+  return Model(
+    NETWORK, {name: NETWORK.init(jax.random.key(i), (8, 8)) for i, name in enumerate('ab')},
+    classes=('x', 'y', 'z'), palette=np.eye(3, dtype=np.uint8), batch_size=2, multiple=8, crop=8,
+    **options)
+
+
+MODEL = make()
 
 
 def image(*shape, seed=0):
@@ -48,8 +55,9 @@ def test_networks_by_name():
 
 
 def test_a_long_image_is_cut_as_a_large_one_is():
-  assert not is_tiled((2048, 2048)) and is_tiled((2048, 2049))
-  assert not is_tiled((8, 4096)) and is_tiled((8, 4097)) and is_tiled((66_000, 8))
+  assert not MODEL.is_tiled((2048, 2048)) and MODEL.is_tiled((2048, 2049))
+  assert not MODEL.is_tiled((8, 4096)) and MODEL.is_tiled((8, 4097))
+  assert MODEL.is_tiled((66_000, 8))
 
 
 @pytest.mark.parametrize(('array', 'message'), [
@@ -102,6 +110,23 @@ def test_a_large_image_in_tiles_is_the_whole_image(monkeypatch):
   tiled, other = MODEL.probabilities([one, small])
   np.testing.assert_allclose(tiled, whole, atol=1e-6)
   np.testing.assert_allclose(other, MODEL.probabilities(small), atol=1e-6)
+
+
+@pytest.mark.parametrize('scale, tile, whole', [
+  (2.0, 1024, 2048), (0.5, 2048, 2048), (0.3, 3413, 3413), (1 / 16, 4096, 4096)])
+def test_a_tile_is_measured_in_pixels_that_the_network_sees(scale, tile, whole):
+  """A photograph of 12 megapixels at a sixteenth is scored whole, and so it is predicted."""
+  scaled = make(image_scale=scale)
+  assert scaled.tile == tile
+  assert not scaled.is_tiled((whole, whole)) and scaled.is_tiled((whole + 1, whole))
+
+
+def test_an_image_that_fits_into_a_tile_is_predicted_as_it_is_scored(monkeypatch):
+  scaled, one = make(image_scale=1 / 4), image(37, 61, 3)
+  whole = scaled.probabilities(one)
+  for name, value in (('_WHOLE_PIXELS', 500), ('TILE', 16), ('OVERLAP', 4)):
+    monkeypatch.setattr(inference_model, name, value)
+  np.testing.assert_array_equal(scaled.probabilities(one), whole)
 
 
 def test_the_package_imports_nothing_heavy():
