@@ -126,10 +126,12 @@ class Ael(Supervised):
 
   def check(self, tools: Tools) -> tuple[str, ...]:
     """See Method."""
-    for name, size in (('labelled', tools.labelled_batch), ('unlabelled', tools.unlabelled_batch)):
-      if size < 2 and self.paste_probability:
-        raise ValueError(f'train.{name}_batch={size} has no second image to paste from; use at '
-                         'least 2.')
+    if tools.labelled_batch < 2 and self.paste_probability:
+      raise ValueError(f'train.labelled_batch={tools.labelled_batch} has no second image to paste '
+                       'from; use at least 2, or method.paste_probability=0.')
+    if tools.unlabelled_batch < 2:
+      raise ValueError(f'train.unlabelled_batch={tools.unlabelled_batch} has no second image to '
+                       'cut from; use at least 2.')
     if unknown := [c for c in self.not_pasted if c not in range(tools.num_classes)]:
       raise ValueError(f'method.not_pasted holds {unknown}, none of the {tools.num_classes} '
                        'classes; name ids of classes.')
@@ -163,6 +165,12 @@ class Ael(Supervised):
       confidence, unlabelled = state.memory['confidence'], batches['unlabelled']
       labelled = self.paste(keys[0], batches['labelled'], confidence)
       valid = unlabelled['valid']
+      pseudo = None
+      if self.labelled_term:  # First, as the teacher's statistics then end on unlabelled images.
+        of_labelled = tools.network.normalize(labelled['image'])
+        everywhere = jnp.ones(labelled['label'].shape, bool)
+        state, *said = self.teach(tools, state, of_labelled, everywhere, keys[3])
+        pseudo = (said[0], said[1], jax.random.uniform(keys[4], everywhere.shape))
       images = unlabelled_images(tools, unlabelled)
       state, labels, kappa = self.teach(tools, state, images, valid, keys[1])
       metrics = {'confidence': jnp.sum(kappa * valid) / jnp.maximum(jnp.sum(valid), 1)}
@@ -175,12 +183,6 @@ class Ael(Supervised):
       labels = labels.astype(jnp.int32)  # IGNORE, also a donor's, is where padding is.
       images = unlabelled_images(tools, {'image': images, 'valid': labels != IGNORE})
 
-      pseudo = None
-      if self.labelled_term:
-        of_labelled = tools.network.normalize(labelled['image'])
-        everywhere = jnp.ones(labelled['label'].shape, bool)
-        state, *said = self.teach(tools, state, of_labelled, everywhere, keys[3])
-        pseudo = (said[0], said[1], jax.random.uniform(keys[4], everywhere.shape))
       objective, move = self.labelled_objective(tools, labelled, pseudo, confidence, keys[5])
       variables = state.networks['student']
       by_labelled, variables = move_on(slope(tools, variables, objective), variables)

@@ -102,6 +102,7 @@ class DynamicMutualTraining(Learners):
     """See Method."""
     labelling.refuse_ohem(tools, 'dynamic mutual training')
     check_joint(tools, 'dynamic mutual training')
+    tools.accumulation.count(tools.labelled_batch + tools.unlabelled_batch)  # or raises
     return ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:

@@ -93,6 +93,7 @@ class SelfTraining(StrongView, Learners):
     """See Method."""
     labelling.refuse_ohem(tools, 'self-training')
     check_joint(tools, 'self-training')
+    tools.accumulation.count(tools.labelled_batch + tools.unlabelled_batch)  # or raises
     return ()
 
   def init(self, key: Array, draw: Callable[..., Variables], tools: Tools) -> TrainState:

@@ -146,7 +146,7 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
   notes = tuple(filter(None, (
     *of_data, *config_rules.unread(config), _pooling_note(config, method, stages),
-    _teacher_note(config, method), *method.check(tools))))
+    _teacher_note(config), *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, stages, notes, inspected)
 
@@ -225,18 +225,24 @@ def _pooling_note(
           'fall far behind training; set model.pool_norm=False, or larger batches or parts.')
 
 
-def _teacher_note(config: ml_collections.ConfigDict, method: Method) -> str:
+def _teacher_note(config: ml_collections.ConfigDict) -> str:
   """Says where the teacher of train.init_from is replaced as the run begins."""
-  if not (config.train.init_from and method.uses_unlabelled):
+  if not config.train.init_from or 'warmup' not in config.method:
     return ''
-  options = {'method.warmup_epochs=0.0': config.method.get('warmup') == 'all' and
-             config.method.get('warmup_epochs', 0.0) > 0,
-             'method.ema_ramp=False': config.method.get('ema_ramp', False)}
+  method = config.method
+  options = {
+    # The published warm-up leaves the teacher alone, but is followed by a hand-over.
+    'method.warmup=all': method.warmup == 'student',
+    'method.warmup_epochs=0.0': method.warmup_epochs > 0,
+    'method.handover_epochs=0.0': method.handover_epochs > 0,
+    'method.ema_ramp=False': method.get('ema_ramp', False)}
   needed = [option for option, replaces in options.items() if replaces]
   if not needed:
     return ''
+  # Refused without warm-up and hand-over, as nobody would have taught the teacher anything.
+  needed += ['method.initial_networks=one'] if method.get('initial_networks') == 'own' else []
   return ('The teacher of train.init_from is replaced by the student in the first steps and '
-          f'averages anew from there; to go on with it set {" and ".join(needed)}.')
+          f'averages anew from there; to go on with it set {", ".join(needed)}.')
 
 
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:

@@ -9,6 +9,7 @@ import pytest
 
 from configs import cityscapes, voc
 from gta_jax.methods.accumulation import Accumulation
+from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.methods.registry import make_method
 from gta_jax.ops.class_pasting import choose_donors
 from gta_jax.ops.equalisation import (
@@ -269,4 +270,19 @@ def test_what_does_not_fit_is_refused(options, message):
 
 def test_where_nothing_is_pasted_nothing_is_needed_for_it():
   tools = tiny.make_tools(tiny.linear_network(), batch=1)
-  make_method('ael', paste_probability=0.0, not_pasted=(0, 1, 2)).check(tools)
+  method = make_method('ael', paste_probability=0.0, not_pasted=(0, 1, 2))
+  method.check(tools._replace(unlabelled_batch=2))
+  with pytest.raises(ValueError, match='unlabelled_batch=1 has no second image to cut from'):
+    method.check(tools)
+
+
+def test_the_teacher_sees_labelled_images_first():
+  setup = _, tools, _, before = compiled('ael_released', network='conv', paste_probability=0.0)
+  labelled, unlabelled = tiny.make_batches(0)
+  state, _ = step_on(setup, (labelled, unlabelled))
+  expected = before.networks['teacher']
+  for images in (tools.network.normalize(labelled['image']),
+                 unlabelled_images(tools, unlabelled)):
+    _, stats = tools.network.apply(expected, images, train=True)
+    expected = {**expected, 'batch_stats': stats}
+  assert_close(state.networks['teacher']['batch_stats'], expected['batch_stats'])

@@ -190,6 +190,9 @@ def test_what_does_not_fit_is_refused(name):
   with pytest.raises(ValueError, match='into 1 and 3 parts, which .* use batches of one size'):
     method.check(tools._replace(
       accumulation=Accumulation(per_device=2), labelled_batch=2, unlabelled_batch=6))
+  with pytest.raises(ValueError, match='per_device_batch=6 .* does not divide a batch of 8'):
+    method.check(tools._replace(
+      accumulation=Accumulation(per_device=6), labelled_batch=2, unlabelled_batch=6))
   with pytest.raises(ValueError, match='supervised_share=1.5 is out of range'):
     make_method(name, supervised_share=1.5)
 

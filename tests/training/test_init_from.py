@@ -32,15 +32,29 @@ def test_networks_are_taken_over_by_role_and_the_rest_is_new(finished):
 
 
 @pytest.mark.parametrize('arg, overrides, needed', [
-  ('4', {'method.warmup_epochs': 0.0}, ''), ('4', {}, 'method.warmup_epochs=0.0'),
-  ('4,method=sup_only', {}, ''),
-  ('4,method=fixmatch_ema', {}, 'method.warmup_epochs=0.0 and method.ema_ramp=False'),
-  ('4,method=fixmatch_ema', {'method.warmup_epochs': 0.0}, 'method.ema_ramp=False')])
+  ('4', {'method.warmup_epochs': 0.0}, {}),
+  ('4', {}, {'method.warmup_epochs': 0.0}),
+  ('4', {'method.warmup_epochs': 0.0, 'method.handover_epochs': 1.0},
+   {'method.handover_epochs': 0.0}),
+  ('4,recipe=released', {'method.ema_ramp': False}, {
+    'method.warmup': 'all', 'method.warmup_epochs': 0.0, 'method.handover_epochs': 0.0,
+    'method.initial_networks': 'one'}),
+  ('4,method=u2pl', {'method.warmup_epochs': 0.0}, {
+    'method.warmup': 'all', 'method.handover_epochs': 0.0, 'method.ema_ramp': False}),
+  ('4,method=sup_only', {}, {'method.warmup_epochs': 0.0}),
+  ('4,method=cps', {}, {}),
+  ('4,method=fixmatch_ema', {}, {'method.warmup_epochs': 0.0, 'method.ema_ramp': False})])
 def test_a_teacher_that_gives_way_at_once_is_said(finished, arg, overrides, needed):
-  run = setup.make_run(tiny_config(arg, **{'train.init_from': str(finished[0]), **overrides}))
-  said = [text for text in run.notes if 'The teacher of train.init_from' in text]
+  def make(options):
+    run = setup.make_run(tiny_config(
+      arg, **{'train.init_from': str(finished[0]), **overrides, **options}))
+    return run, [text for text in run.notes if 'The teacher of train.init_from' in text]
+
+  _, said = make({})
   assert [text.partition('to go on with it set ')[2] for text in said] == (
-    [f'{needed}.'] if needed else [])
+    [', '.join(f'{key}={value}' for key, value in needed.items()) + '.'] if needed else [])
+  run, said = make(needed)
+  assert not said and [stage.name for stage in run.stages] == ['main']
 
 
 def test_an_older_runs_config_may_lack_fields(finished, tmp_path):
