@@ -37,8 +37,9 @@ class Protocol:
       rest counts as background. Void pixels of the mask are never counted.
     window: side of the sliding windows; 0 for the image at once. Windows step by two thirds of
       their side, the last one of a row or column is shifted inside, and where several overlap
-      their *logits* are averaged, as in the published Cityscapes evaluation. An image smaller than
-      the window lies in the middle of the mean colour.
+      their *logits* are averaged, as in the Cityscapes evaluation of GTA-Seg's and U2PL's code
+      (UniMatch's sums probabilities). An image smaller than the window lies in the middle of the
+      mean colour.
     scales: factors at which the image is shown.
     flip: whether it is also shown mirrored.
 

@@ -120,7 +120,9 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   'u2pl_released': Named(U2pl, {
     'negative_rule': 'released', 'queue_rule': 'position', 'anchors': 256, 'negatives': 50,
     'contrast_weight': 0.25}, 'U2PL with the negatives and the index of its published code',
-    {'cityscapes': {'method.contrast_weight': 0.125}}),  # on 8 GPUs there, and 4 on VOC
+    {'voc': {'data.label_sampling': 'once'},
+     'cityscapes': {'data.label_sampling': 'once',
+                    'method.contrast_weight': 0.125}}),  # on 8 GPUs there, and 4 on VOC
   'st': Named(SelfTraining),
   'st_plus_plus': Named(SelfTrainingPlusPlus),
   'cct': Named(Cct),

@@ -264,6 +264,9 @@ def test_dinov2_leaves_a_method_its_own_options(config, method):
 def test_published_code_has_the_options_of_its_data_set():
   assert cityscapes.get_config('186,method=u2pl_released').method.contrast_weight == 0.125
   assert voc.get_config('183,method=u2pl_released').method.contrast_weight == 0.25
+  for module in (voc, cityscapes):  # U2PL's code draws its list once; the paper says nothing.
+    assert [module.get_config(f'method={name}').data.label_sampling
+            for name in ('u2pl', 'u2pl_released')] == ['reshuffled', 'once']
   for config, threshold in ((voc, 0.7), (cityscapes, 0.0)):
     method = config.get_config('183,method=ael_released').method
     assert (method.threshold, method.not_pasted) == (threshold, (0, 1, 2, 8, 10))
