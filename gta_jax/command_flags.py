@@ -1,6 +1,8 @@
 """The flags of the command: what they are, how they are read, and configs found by name."""
 
 import difflib
+import functools
+import os
 import re
 import runpy
 import textwrap
@@ -50,6 +52,9 @@ _GROUPS = {
   ('report',): ('workdirs', 'serve', 'port'),
   ('convert', 'predict', 'export', 'label_next', 'report'): ('out',),
 }
+_PATHS = ('workdir', 'workdirs', 'images', 'source', 'classes', 'out')
+_PATH_FIELDS = frozenset({
+  'data.dir', 'data.split_lists', 'data.store', 'train.init_from', 'model.weights'})
 # Where they are refused depends on more; see command.
 _PROCESSES = ('coordinator', 'process_count', 'process_index', 'distributed')
 _EXAMPLES = """\
@@ -86,6 +91,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     stray = values(argv)[1:]
     if values.config is not None:
       values.config.seed  # noqa: B018  A file that failed says why when a field is asked for.
+      _find_home(values.config)
+    for name in _PATHS:
+      values[name].value = _at_home(values[name].value)
   except UsageError:
     raise
   except Exception as error:  # A config file is code: it may raise anything.
@@ -112,6 +120,9 @@ def _check_read(values: flags.FlagValues) -> None:
                          f'{", ".join(modes)}; leave it out.')
   if values['port'].present and not values.serve:
     raise UsageError(f'{values["port"].serialize()} has no effect without --serve; add it.')
+  if values.serve and values['out'].present:
+    raise UsageError(f'{values["out"].serialize()} has no effect with --serve, which writes '
+                     'nothing; leave one of them out.')
 
 
 def _missing_in_report(values: flags.FlagValues) -> list[str]:
@@ -172,7 +183,22 @@ def load_config(
   for field in fields:
     _check_field(config, field)
   config.update_from_flattened_dict(dict(fields))
+  _find_home(config)
   return config
+
+
+def _find_home(config: ml_collections.ConfigDict) -> None:
+  for name in set(_fields(config)) & _PATH_FIELDS:
+    *groups, field = name.split('.')
+    of = functools.reduce(lambda node, group: node[group], groups, config)
+    of[field] = _at_home(of[field])
+
+
+def _at_home(value: Any) -> Any:
+  """A path, or several, with a leading ~ as a shell has it: none looks behind an equals sign."""
+  if isinstance(value, list):
+    return [_at_home(one) for one in value]
+  return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _known_configs() -> Mapping[str, Path]:

@@ -213,11 +213,24 @@ def test_every_flag_is_read_by_the_modes_in_its_heading_alone(capsys):
   ('train --config shapes --workdir w --protocols a,b', '--protocols=a,b has no effect in '),
   ('export --workdir w --format onnx --out o --config shapes', '--config=shapes has no effect in '),
   ('report --workdir w --port 80', '--port=80 has no effect without --serve'),
+  ('report --workdir w --serve --out o', '--out=o has no effect with --serve'),
   ('predict --workdir w --images i --out o --count 10', '--count=10 has no effect in '),
 ])
 def test_a_flag_that_the_mode_does_not_read_is_refused(arguments, message):
   with pytest.raises(command_flags.UsageError, match=re.escape(message)):
     command_flags.parse(['', '--mode', *arguments.split()])
+
+
+def test_a_home_behind_an_equals_sign_is_found(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  values = command_flags.parse([
+    '', '--config=folder:4', '--config.data.dir=~/data', '--config.model.weights=~/w.pth',
+    '--workdir=~/run'])
+  assert (values.workdir, values.config.data.dir) == ('/home/me/run', '/home/me/data')
+  assert values.config.model.weights == '/home/me/w.pth'
+  assert command_flags.parse(['', '--mode=report', '--workdirs=~/a,b', '--out=~/c']).workdirs == [
+    '/home/me/a', 'b']
+  assert gta_jax.load_config('folder:4', {'data.dir': '~/data'}).data.dir == '/home/me/data'
 
 
 def test_prepare_fetches_what_a_machine_without_a_network_lacks(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Other layouts into the folder layout: VOC's, COCO's, and a pair of folders."""
 
 import dataclasses
+import errno
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,8 @@ from gta_jax.data.numbering import Numbering, number
 
 FORMATS: dict[str, Callable[[Path, Classes | None], Source]] = {
   'voc': convert_masks.read_voc, 'coco': convert_coco.read_coco, 'masks': convert_masks.read_pair}
+# What disks say that have no symbolic links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HELD_OUT = ('val', 'test')
 _LABELLED, _UNLABELLED = 'labeled', 'unlabeled'
 
@@ -179,8 +182,14 @@ def _place(item: Item, path: Path, *, copy: bool) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   if copy:
     shutil.copyfile(item.image, path)
-  else:
+    return
+  try:
     path.symlink_to(item.image.resolve())
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    raise DataError(f'{path.parent} cannot hold symbolic links ({error.strerror}), as on disks '
+                    'formatted for Windows; add --copy.') from error
 
 
 def _write_lists(

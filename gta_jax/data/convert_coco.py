@@ -162,10 +162,16 @@ def _source(
           for path, stem in stem_of.items()}
   found = {path: _locate(said[path], stem_of[path], one, images, left_out)
            for path, one in content.items()}
-  stems = collections.Counter(
-    file.stem for file in {file for files in found.values() for file in files.values()})
+  strangers = _unnamed(images, content)
+  stems = collections.Counter(file.stem for file in {
+    *strangers, *(file for files in found.values() for file in files.values())})
   items: dict[str, Item] = {}
   lists: dict[str, list[str]] = {'train': [], 'val': [], 'test': []}
+  listed: dict[Path, set[str]] = {}  # lists that images of a folder are in
+
+  def id_of(file: Path) -> str:
+    return file.stem if stems[file.stem] == 1 else file.with_suffix('').as_posix()
+
   for path, one in content.items():
     words = {*re.split('[^a-z]+', stem_of[path].lower())}
     name = next((name for name in ('val', 'test') if words & LISTS[name]), 'train')
@@ -176,19 +182,42 @@ def _source(
       file = found[path].get(str(image['file_name']))
       if file is None:
         continue
-      id = file.stem if stems[file.stem] == 1 else file.with_suffix('').as_posix()
+      id = id_of(file)
       if id in items:
         left_out[f'{image["file_name"]} of {said[path]}'] = 'there is one of this name already'
         continue
       drawn = by_image.get(image['id'], [])
       items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
       lists[name].append(id)
+      listed.setdefault(file.parent, set()).add(name)
+  # Tools such as labelme's name nothing but what was annotated. Elsewhere files may be anything,
+  # pictures of the masks for example, or held out.
+  others: collections.Counter[Path] = collections.Counter()
+  for file in strangers:
+    if 'train' in listed.get(file.parent, ()):
+      id = id_of(file)
+      items[id] = Item(id, root / file)
+      lists['train'].append(id)
+    else:
+      others[file.parent] += 1
+  for folder, count in others.items():
+    beside = 'only val or test images are' if folder in listed else 'no image is'
+    left_out[f'{count} files in {folder}'] = (
+      f'no annotation file names them, and beside them {beside} named')
   bare = sum(items[id].mask is None for id in lists['train'])
   notes = (f'{bare} training images have no annotation: they are unlabelled images, not images of '
-           'nothing.',) if bare else ()
+           'nothing. List in splits/test.txt what must stay out.',) if bare else ()
   return Source(
     list(items.values()), lists, left_out, Classes(classes, default_palette(len(classes))),
     notes, numbered=True)
+
+
+def _unnamed(images: _Images, content: Mapping[Path, dict[str, Any]]) -> list[Path]:
+  """Images that no annotation file can mean: none has such a name."""
+  named = {PurePosixPath(str(image['file_name']).replace('\\', '/')).name
+           for one in content.values() for image in one['images']}
+  return sorted(file for name, files in images.by_name.items() if name not in named
+                for file in files)
 
 
 def _locate(
@@ -273,7 +302,7 @@ def _panoptic(path: Path, annotation: dict[str, Any], numbers: Mapping[int, int]
 
 def _read(path: Path) -> dict[str, Any]:
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(path.read_text(encoding='utf-8-sig'))  # Some tools on Windows write a mark.
   except (ValueError, RecursionError) as error:
     raise DataError(f'{path} is damaged ({error}); get it again.') from error
   needed = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}

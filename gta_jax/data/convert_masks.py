@@ -9,7 +9,7 @@ import numpy as np
 
 from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
-from gta_jax.data.listing import composed, id_of, readings, visible_files
+from gta_jax.data.listing import composed, id_of, readings, refuse_look_alikes, visible_files
 from gta_jax.data.mask_code import MaskCode
 from gta_jax.data.mask_palettes import classes_of_palette, of_palettes
 from gta_jax.data.masks import MASK_SUFFIXES, check_bits, in_8_bits, mask_kind, without_alpha
@@ -65,6 +65,7 @@ def read_voc(root: Path, classes: Classes | None = None) -> Source:
                       'SegmentationClass. For any folder of images and one of masks use --format '
                       'masks.')
   folder = root / 'ImageSets' / 'Segmentation'
+  refuse_look_alikes(folder, LISTS)
   paths = {name: path for name in LISTS if (path := folder / f'{name}.txt').is_file()}
   return _pair(root, images, masks, paths, classes)
 
@@ -77,12 +78,18 @@ def read_pair(root: Path, classes: Classes | None = None) -> Source:
   """
   def only(names: Sequence[str], kind: str) -> Path:
     found = [root / name for name in names if (root / name).is_dir()]
-    if len(found) != 1:
-      raise DataError(f'{root} has {len(found) or "no"} folder{"s" * (len(found) > 1)} of {kind} '
-                      f'under a known name; give one of them the name {" or ".join(names)}.')
+    if not found:
+      raise DataError(f'{root} has no folder of {kind} under a known name; give it the name '
+                      f'{" or ".join(names)}.')
+    if len(found) > 1:
+      raise DataError(f'{" and ".join(map(str, found))} may each be the folder of {kind}; give all '
+                      'but one another name.')
     return found[0]
 
   splits = root / 'splits'
+  refuse_look_alikes(splits, LISTS)
+  for folder in sorted(path for path in splits.glob('*') if path.is_dir()):
+    refuse_look_alikes(folder, ('labeled', 'unlabeled'))
   drawn = [*splits.glob('*/labeled.txt'), *splits.glob('*/unlabeled.txt')]
   paths = {path.relative_to(splits).with_suffix('').as_posix(): path
            for path in (*(splits / f'{name}.txt' for name in LISTS), *sorted(drawn))

@@ -37,8 +37,9 @@ _BITS, _SAMPLE_FORMAT, _ORIENTATION, _SUBFILE, _PHOTOMETRIC = 258, 339, 274, 254
 _PLANES, _SAMPLES = 284, 277
 _REDUCED = 1  # in _SUBFILE: a smaller copy of another page
 _CONVERT = 'convert it to grey or RGB of 8 or 16 bits a channel.'
-_UNKNOWN_PIXELS = ('pixels that are not read: floating-point or signed numbers, or another number '
-                   f'of bits than 8 or 16; {_CONVERT}')
+_UNKNOWN_PIXELS = ('pixels that are not read: floating-point or signed numbers, another number of '
+                   'bits than 8 or 16, or channels of a TIFF that it does not call RGB (GDAL\'s '
+                   f'default; gdal_translate -co PHOTOMETRIC=RGB does); {_CONVERT}')
 
 
 class DataError(ValueError):

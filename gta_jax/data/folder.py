@@ -22,15 +22,13 @@ from gta_jax.data.files import (
   read_bytes,
 )
 from gta_jax.data.folder_notes import OTHER_IMAGES, of_masks, of_turned, of_unlisted
-from gta_jax.data.listing import id_of, readings, visible_files
+from gta_jax.data.listing import id_of, readings, refuse_look_alikes, visible_files
 from gta_jax.data.mask_code import MaskCode, ids_of_greys
 from gta_jax.data.mask_palettes import of_palettes
 from gta_jax.data.masks import MASK_SUFFIXES, decode_any_mask, mask_kind, values_of_mask
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
 from gta_jax.data.sources import Dataset, draw_covering
 
-_LOOK_ALIKES = {'labelled': 'labeled', 'unlabelled': 'unlabeled', 'valid': 'val',
-                'validation': 'val', 'testing': 'test', 'training': 'train'}
 _THREADS = 8
 _SAMPLE = 200  # images or masks that are decoded to learn how all of them are meant
 
@@ -108,8 +106,8 @@ def read_folder(
   notes += of_masks(images.read, masks.read, masks.others)
   notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE), classes.code)
   splits = pathlib.Path(lists) if lists else root / 'splits'
-  _refuse_look_alikes(splits, ('train', 'val', 'test'))
-  _refuse_look_alikes(splits / labelled, ('labeled', 'unlabeled'))
+  refuse_look_alikes(splits, ('train', 'val', 'test'))
+  refuse_look_alikes(splits / labelled, ('labeled', 'unlabeled'))
   validation = _read_validation(splits / 'val.txt', images, reader)
   test = _read_optional_list(splits / 'test.txt', images)
   if test is None and lists:  # What is kept for the end is so whichever lists train.
@@ -128,8 +126,11 @@ def read_folder(
   else:
     candidates = [id for id in (sorted(images.read) if train is None else train)
                   if reader.has_mask(id) and id not in elsewhere]
+    limits = [] if train is None else [f'Only the {len(train)} of {splits / "train.txt"} are drawn '
+                                       'from; add ids there, or take it out.']
     chosen, note = _draw(
-      labelled, candidates, reader, splits, classes=classes.names, seed=seed, notes=notes)
+      labelled, candidates, reader, splits, classes=classes.names, seed=seed,
+      notes=[*limits, *notes])
     notes.append(note)
   listed = {*elsewhere, *chosen, *(train or ()), *(unlabelled or ())}
   notes += of_unlisted(images.read, images.others, listed, reader.masks, used=unlabelled is None)
@@ -238,18 +239,6 @@ def _find_files(folder: pathlib.Path, suffixes: Sequence[str]) -> _Files:
                     f'{f", but {len(others)} of {there}" if there else ""}; put them there.'
                     f'{lossy if ".jpg" in there or ".jpeg" in there else ""}')
   return _Files(found, {id: path for id, path in others.items() if id not in found})
-
-
-def _refuse_look_alikes(folder: pathlib.Path, names: Collection[str]) -> None:
-  """Refuses lists that would not be read because of how they are called.
-
-  Raises: DataError for one, such as unlabelled.txt, whose name is meant to be one of `names`.
-  """
-  for path in sorted(folder.glob('*.[tT][xX][tT]')) if folder.is_dir() else ():
-    stem = path.stem.lower()
-    meant = _LOOK_ALIKES.get(stem, stem)
-    if meant in names and not (folder / f'{meant}.txt').exists():
-      raise DataError(f'{path} is no name of a list and would not be read; call it {meant}.txt.')
 
 
 def _read_validation(

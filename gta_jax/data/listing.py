@@ -3,10 +3,13 @@
 import collections
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gta_jax.data.files import DataError
+
+_LOOK_ALIKES = {'labelled': 'labeled', 'unlabelled': 'unlabeled', 'valid': 'val',
+                'validation': 'val', 'testing': 'test', 'training': 'train'}
 
 
 def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
@@ -68,6 +71,18 @@ def readings(line: str, suffixes: Sequence[str]) -> tuple[str, ...]:
   found = [reading for text in (composed(line), composed(line.strip())) for reading in (
     (text, text[:text.rfind('.')]) if text.lower().endswith(known) else (text,))]
   return tuple(dict.fromkeys(found))
+
+
+def refuse_look_alikes(folder: Path, names: Collection[str]) -> None:
+  """Refuses lists that would not be read because of how they are called.
+
+  Raises: DataError for one, such as unlabelled.txt, whose name is meant to be one of `names`.
+  """
+  for path in sorted(folder.glob('*.[tT][xX][tT]')) if folder.is_dir() else ():
+    stem = path.stem.lower()
+    meant = _LOOK_ALIKES.get(stem, stem)
+    if meant in names and not (folder / f'{meant}.txt').exists():
+      raise DataError(f'{path} is no name of a list and would not be read; call it {meant}.txt.')
 
 
 def named(ids: Sequence[str | Path]) -> str:

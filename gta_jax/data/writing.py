@@ -39,15 +39,23 @@ def replace_bytes(path: Path, data: bytes | memoryview, *, durable: bool = False
       partial.unlink(missing_ok=True)
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, flag: str = '--out') -> None:
   """Refuses a folder that is none, or can neither be written nor made.
 
+  flag: that names it on a command line.
   Raises: DataError.
   """
   there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
   if not there.is_dir() or not os.access(there, os.W_OK):
     raise DataError(f'{out} cannot be written, as {there} is no folder or is read-only; give '
-                    'another --out.')
+                    f'another {flag}.')
+
+
+def is_of_data(folder: Path, data: Path) -> bool:
+  """Whether results there would be taken for data: it is the data's folder, or one in it."""
+  place, root = folder.resolve(), data.resolve()
+  return place == root or any(
+    place.is_relative_to(root / name) for name in ('images', 'masks', 'splits'))
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -80,10 +80,11 @@ def make_protocols(names: Sequence[str], *, crop: int) -> tuple[Protocol, ...]:
   769
 
   Args:
-    names: at least one, no two the same.
+    names: at least one, no two the same; several may be one text, with commas between them.
     crop: side of training crops in pixels.
   Raises: ValueError for an unknown or repeated name.
   """
+  names = [name for text in names for name in text.split(',')]
   if not names or len(set(names)) < len(names):
     raise ValueError(f'protocols={",".join(names)} is empty or repeats a name; name each once.')
   return tuple(_make(name, crop) for name in names)

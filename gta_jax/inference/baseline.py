@@ -46,7 +46,7 @@ def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dic
     config_rules.check(config)
     dataset = setup.make_dataset(config)
   sources.check_classes(dataset, sources.check(dataset))
-  check_writable(workdir)
+  check_writable(workdir, '--workdir')
   forest, grey, pixels = _fit(dataset, config.seed)
   confusions = []
   for i, id in enumerate(dataset.validation):

@@ -113,7 +113,8 @@ def choose_images(
 
   Args:
     workdir: of the run.
-    config: None for the run's own; another one names another place of the data.
+    config: None for the run's own; another one names another place of the data, evaluate.batch
+      and data.threads.
     count: of images.
     out: folder for the results; WORKDIR/label_next by default.
     which: 'last' or 'best' checkpoint.
@@ -137,13 +138,13 @@ def choose_images(
     taken = dict.fromkeys(id for id in kept if id in every)
     dataset = dataclasses.replace(
       dataset, labelled=tuple(taken), unlabelled=tuple(id for id in every if id not in taken))
-  model = load_model(workdir, which=which)
+  model = load_model(workdir, which=which, batch_size=config.evaluate.batch if config else None)
   _tell_of_step(workdir, model)
   asked, known = (
     acquisition.without_masks(dataset) if own.data.source == 'folder' else (dataset, 0))
   ranking = acquisition.rank(
     model, asked, count=count, network=network,
-    drop_share=own.method.get('drop_fraction', 0.2), threads=own.data.threads)
+    drop_share=own.method.get('drop_fraction', 0.2), threads=data.threads)
   lists = label_next.write(
     ranking, model, dataset, out, network=network, overwrite=overwrite)
   print(f'{len(ranking.ids)} of {len(asked.unlabelled)} unlabelled images are in {out}: '

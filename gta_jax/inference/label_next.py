@@ -17,7 +17,7 @@ from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
 from gta_jax.data.folder import FolderReader
 from gta_jax.data.sources import Dataset
-from gta_jax.data.writing import check_writable, replace_bytes
+from gta_jax.data.writing import check_writable, is_of_data, replace_bytes
 from gta_jax.evaluation.pictures import IGNORE_COLOUR, UNCERTAIN_COLOUR, write_image, write_mask
 from gta_jax.inference.acquisition import Ranking
 from gta_jax.inference.model import Model
@@ -25,7 +25,7 @@ from gta_jax.training.workdir_files import write_lists
 
 FILE = 'label_next.csv'
 _EARLIER, _THUMBNAILS = 'earlier', 'thumbnails'
-_FOLDERS = ('images', 'masks', _THUMBNAILS)
+_OTHERS = ('images', 'masks', _THUMBNAILS, 'splits', 'classes.txt')  # beside the table
 _THUMBNAIL = 320  # pixels
 _NAME = 50  # letters of an id in a thumbnail's name, of up to four bytes each
 
@@ -90,7 +90,7 @@ def _set_aside(out: Path) -> None:
   while folder.exists():
     folder = out / f'{_EARLIER}-{next(numbers)}'
   folder.mkdir()
-  for name in (FILE, *_FOLDERS):  # The table first: where it is, the rest is.
+  for name in (FILE, *_OTHERS):  # The table first: where it is, the rest is.
     if (out / name).exists():
       (out / name).rename(folder / name)
 
@@ -119,12 +119,10 @@ def check_out(out: Path, *, overwrite: bool, data: Path | None = None) -> None:
   data: the folder of the data, if they lie in one.
   """
   check_writable(out)
-  if data is not None:
-    place, root = out.resolve(), data.resolve()
-    if root.is_relative_to(place) or any(
-        place.is_relative_to(root / name) for name in ('images', 'masks', 'splits')):
-      raise ValueError(f'{out} is the folder of the data, around it, or one of its folders, whose '
-                       'files would be taken for results; give another --out.')
+  if data is not None and (
+      is_of_data(out, data) or data.resolve().is_relative_to(out.resolve())):
+    raise ValueError(f'{out} is the folder of the data, around it, or one of its folders, whose '
+                     'files would be taken for results; give another --out.')
   if not overwrite and out.is_dir() and any(out.iterdir()):
     raise ValueError(f'{out} holds files already, perhaps corrected masks; give another --out, or '
                      '--overwrite to replace them.')

@@ -14,7 +14,7 @@ from gta_jax.data.proposals import Proposal, shown
 from gta_jax.data.twins import of_twins
 from gta_jax.data.writing import replace_text
 from gta_jax.training import config_rules, from_data, setup
-from gta_jax.training.workdir_files import read_json
+from gta_jax.training.workdir_files import has_checkpoint, read_json
 
 _WIDTH = 100
 _KINDS = 8  # rows of kinds of images; the others are counted
@@ -25,11 +25,13 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
 
   Returns: a table. What training would refuse stands in it too, where the files themselves are
     whole.
-  Raises: ValueError for a config, and DataError for files that cannot be used; or where another
-    file of this name is in the folder.
+  Raises: ValueError for a config, and DataError for files that cannot be used; where another
+    file of this name is in the folder, or the inspection that a run there began with, of other
+    files.
   """
   path = folder / 'inspection.json'
-  if path.exists() and 'digest' not in read_json(path):
+  before = read_json(path) if path.exists() else {}
+  if path.exists() and 'digest' not in before:
     raise ValueError(f'{path} is no inspection; move it, or give another --workdir.')
   config_rules.check(config)
   dataset = setup.make_dataset(config)
@@ -40,6 +42,9 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
     notes = [f'Training will refuse this: {error}']
   notes += of_twins(dataset)
   found = from_data.inspect(dataset, folder)
+  if has_checkpoint(folder) and before.get('digest', found.digest) != found.digest:
+    raise ValueError(f'{path} is what the run there began with, of other files than {found.name} '
+                     'has now; give another --workdir, or none.')
   # Nothing follows from masks without a label, which training refuses.
   proposed = from_data.proposals(found, config) if found.has_labels else []
   folder.mkdir(parents=True, exist_ok=True)

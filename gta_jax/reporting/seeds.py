@@ -1,7 +1,7 @@
 """mIoU over seeds, beside the paper's figures."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from gta_jax.inference import evaluations, run_data
 from gta_jax.reporting import paper
 from gta_jax.reporting.runs import Record, differences, short
 
+_TEST = ' (test)'  # behind a protocol's name
 _ABOUT = (
   'mIoU in percent of the last step, mean ± sample deviation over seeds: whole images as scored in '
   'training, and the protocols of evaluation.json where all seeds have it.')
@@ -44,6 +45,13 @@ def seeds_table(found: Sequence[Record]) -> tuple[list[list[str]], list[str]]:
       notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, differ in their '
                    'labelled images, not in the seed alone; so their deviation holds both.')
     sheets = [_scores(one) for one in group]
+    tested = [frozenset(_test_images(one)) for one in group]
+    if all(tested) and len({*tested}) > 1:
+      notes.append(f'The runs of {method} ({recipe}) on {source}, split {split}, were tested on '
+                   'different images; these scores are left out. Evaluate all of them with --split '
+                   'test on one list.')
+      sheets = [{name: of for name, of in sheet.items() if not name.endswith(_TEST)}
+                for sheet in sheets]
     for protocol in (name for name in sheets[0] if all(name in sheet for sheet in sheets)):
       scores = [_mean([sheet[protocol][network]['miou'] for sheet in sheets
                        if network in sheet[protocol]]) for network in networks]
@@ -111,9 +119,16 @@ def _scores(one: Record) -> dict[str, dict[str, Any]]:
   sheet = {'whole': one.results['last']}
   for evaluation in evaluations.read(one.workdir):
     if evaluation.get('step') == one.results['last']['step'] and not _foreign(one, evaluation):
-      suffix = ' (test)' if evaluation.get('split') == 'test' else ''
+      suffix = _TEST if evaluation.get('split') == 'test' else ''
       sheet |= {f'{name}{suffix}': of for name, of in evaluation.get('protocols', {}).items()}
   return sheet
+
+
+def _test_images(one: Record) -> Iterator[str | None]:
+  """Of each evaluation of the last step on test images, the digest of their ids."""
+  for evaluation in evaluations.read(one.workdir):
+    if (evaluation.get('split'), evaluation.get('step')) == ('test', one.results['last']['step']):
+      yield evaluation.get('validation_sha256')
 
 
 def _foreign(one: Record, evaluation: dict[str, Any]) -> str:

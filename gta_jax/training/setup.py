@@ -16,6 +16,7 @@ import optax
 from gta_jax.data import folder, pipeline, published, shapes, sources
 from gta_jax.data.sources import Dataset
 from gta_jax.data.twins import of_twins
+from gta_jax.data.writing import is_of_data
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
 from gta_jax.evaluation.windows import check_protocols
@@ -108,6 +109,9 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
     ValueError: a bad value in the config, or a DataError about the data set's files.
   """
   given = config_rules.complete(config)
+  if workdir and given.data.source == 'folder' and is_of_data(workdir, Path(given.data.dir)):
+    raise ValueError(f'{workdir} is the folder of the data, or one of its folders, where the lists '
+                     'of the run would take the place of yours; give another --workdir.')
   begun = workdir if workdir and has_checkpoint(workdir) else None
   config = from_data.as_begun(given, begun)
   kept = from_data.kept(given, config, begun)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import zlib
 
 import numpy as np
@@ -423,6 +425,63 @@ def test_coco_images_without_annotations_are_unlabelled_and_never_held_out(tmp_p
   with pytest.raises(DataError, match='leave --classes out'):
     convert(tmp_path / 'in', tmp_path / 'new', layout='coco',
             classes=tmp_path / 'out' / 'classes.txt')
+
+
+def test_coco_images_that_no_file_names_are_unlabelled_beside_those_that_train(tmp_path):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for path in ('a/1', 'a/more', 'v/2', 'v/kept', 'drawn/1_overlay'):
+    photo(root / f'{path}.png')
+  panoptic(root, 'panoptic_train', ['a/1.png'])
+  panoptic(root, 'panoptic_val', ['v/2.png'])
+  for path in (root / 'annotations').glob('*.json'):
+    path.write_text('\ufeff' + path.read_text())  # as some tools on Windows begin a file
+  report = convert(root, out, layout='coco')
+  assert report.lists == {'train': 2, 'val': 1} and report.images == 3
+  assert (out / 'images' / 'more.png').exists() and not (out / 'masks' / 'more.png').exists()
+  assert report.left_out == {
+    '1 files in v': 'no annotation file names them, and beside them only val or test images are '
+                    'named',
+    '1 files in drawn': 'no annotation file names them, and beside them no image is named'}
+  assert '1 training images have no annotation' in report.text()
+
+
+@pytest.mark.parametrize('wrong', ['testing.txt', 'Val.txt', '2/labelled.txt'])
+def test_lists_under_a_name_that_is_not_read_are_refused(tmp_path, wrong):
+  root = tmp_path / 'in'
+  for id in 'ab':
+    photo(root / 'images' / f'{id}.png')
+    save(root / 'masks' / f'{id}.png', np.eye(*SIZE))
+  path = root / 'splits' / wrong
+  path.parent.mkdir(parents=True)
+  path.write_text('a')
+  with pytest.raises(DataError, match=f'{wrong} is no name of a list'):
+    convert(root, tmp_path / 'out', layout='masks')
+  path.unlink()
+  (root / 'labels').mkdir()
+  with pytest.raises(DataError, match='masks and .*labels may each be the folder of masks'):
+    convert(root, tmp_path / 'out', layout='masks')
+
+
+def test_lists_of_voc_under_a_name_that_is_not_read_are_refused(tmp_path):
+  photo(tmp_path / 'in' / 'JPEGImages' / 'a.jpg')
+  save(tmp_path / 'in' / 'SegmentationClass' / 'a.png', np.eye(*SIZE))
+  (tmp_path / 'in' / 'ImageSets' / 'Segmentation').mkdir(parents=True)
+  (tmp_path / 'in' / 'ImageSets' / 'Segmentation' / 'valid.txt').write_text('a')
+  with pytest.raises(DataError, match='call it val.txt'):
+    convert(tmp_path / 'in', tmp_path / 'out', layout='voc')
+
+
+def test_a_disk_without_links_is_named_with_the_remedy(tmp_path, monkeypatch):
+  photo(tmp_path / 'in' / 'images' / 'a.png')
+  save(tmp_path / 'in' / 'masks' / 'a.png', np.eye(*SIZE))
+
+  def refuse(source, target, *_, **__):
+    raise OSError(errno.EPERM, 'Operation not permitted', str(source), None, str(target))
+
+  monkeypatch.setattr(os, 'symlink', refuse)
+  with pytest.raises(DataError, match='cannot hold symbolic links .*add --copy'):
+    convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  convert(tmp_path / 'in', tmp_path / 'out', layout='masks', copy=True)
 
 
 def test_coco_panoptic_void_is_no_second_class(tmp_path):

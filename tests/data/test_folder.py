@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+import struct
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from gta_jax.data.class_list import read_classes
 from gta_jax.data.convert import convert
-from gta_jax.data.files import IMAGE_SUFFIXES, DataError
+from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image
 from gta_jax.data.folder import read_folder
 from gta_jax.data.sources import check
 from gta_jax.data.twins import of_twins
@@ -113,6 +114,17 @@ def test_other_pixels_are_refused_by_name(tmp_path, array):
   save(root / 'images' / 'a.tif', array)
   with pytest.raises(DataError, match=r'a\.tif has pixels that are not read.*convert it to grey'):
     read_folder(root, labelled='1').reader.image('a')
+
+
+def test_a_tiff_that_does_not_call_its_channels_rgb_is_refused_with_the_reason(tmp_path):
+  """So GDAL writes three channels of 16 bits unless it is told otherwise."""
+  path = tmp_path / 'a.tif'
+  Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(path)
+  rgb, black_is_zero = (struct.pack('<HHIHH', 262, 3, 1, value, 0) for value in (2, 1))
+  assert path.read_bytes().count(rgb) == 1
+  path.write_bytes(path.read_bytes().replace(rgb, black_is_zero))
+  with pytest.raises(DataError, match='does not call RGB .*PHOTOMETRIC=RGB'):
+    decode_image(path.read_bytes(), str(path))
 
 
 @pytest.mark.parametrize(('suffix', 'array', 'message'), [
@@ -321,6 +333,9 @@ def test_masks_that_belong_to_no_image_are_said(tmp_path):
   assert '1 masks have the name of no image, such as' in note and 'F.png: a mask is called' in note
   assert '1 masks are not read, such as' in note and 'c.jpg; convert' in note
   with pytest.raises(DataError, match=r'(?s)3 labelled images are wanted, but 1 .*F\.png'):
+    read_folder(root, labelled='3')
+  (root / 'splits' / 'train.txt').write_text('a')
+  with pytest.raises(DataError, match=r'Only the 1 of .*train\.txt are drawn from'):
     read_folder(root, labelled='3')
 
 

@@ -75,6 +75,20 @@ def test_empty_masks_are_described_and_nothing_is_proposed(tmp_path):
     assert 'Proposed' not in text
 
 
+def test_what_a_run_began_with_is_not_written_over(tmp_path):
+  root, run = make(tmp_path / 'data'), tmp_path / 'run'
+  config = gta_jax.load_config('folder:2', {'data.dir': str(root)})
+  inspection_table.inspect_data(config, run)
+  (run / 'checkpoints').mkdir()
+  (run / 'checkpoints' / '4.json').touch()
+  inspection_table.inspect_data(config, run)
+  before = (run / 'inspection.json').read_bytes()
+  write(root / 'masks' / '00.png', np.ones((64, 80), np.uint8))
+  with pytest.raises(ValueError, match='what the run there began with, .*give another --workdir'):
+    inspection_table.inspect_data(config, run)
+  assert (run / 'inspection.json').read_bytes() == before
+
+
 def test_a_file_that_no_list_names_is_not_looked_at(tmp_path):
   root = make(tmp_path)
   (root / 'splits' / '2' / 'unlabeled.txt').write_text('04\n')

@@ -99,6 +99,11 @@ def naive_sliding(network, variables, image, side):
   return (total / count)[top : top + height, left : left + width]
 
 
+def test_names_may_come_as_one_text():
+  """As --config.evaluate.protocols=whole,crop gives them."""
+  assert make_protocols(['whole,crop'], crop=CROP) == make_protocols(['whole', 'crop'], crop=CROP)
+
+
 @pytest.mark.slow
 def test_sliding_windows_are_those_of_a_loop(weights):
   data = random_dataset(SIZES)

@@ -71,6 +71,17 @@ def test_masks_of_0_and_255_become_ids_in_another_folder_before_others_join_them
   np.testing.assert_array_equal(dataset.reader.mask(next(iter(before)).stem), truth)
 
 
+def test_batch_and_threads_of_the_command_are_taken(folder_run, monkeypatch, capsys):
+  def rank(model, *_, threads, **__):
+    raise ValueError(f'batches of {model.batch_size}, {threads} threads')
+
+  monkeypatch.setattr(acquisition, 'rank', rank)
+  assert launch.main([
+    *LABEL_NEXT, '--config=folder:2,model=tiny,method=sup_only', '--config.data.dir=data',
+    '--config.evaluate.batch=3', '--config.data.threads=7']) == 2
+  assert 'batches of 3, 7 threads' in capsys.readouterr().err
+
+
 def test_images_of_a_folder_that_have_a_mask_are_not_asked_for(folder_run, capsys):
   for number in range(4, 23):
     shutil.copy('data/masks/00.png', f'data/masks/{number:02}.png')
@@ -137,6 +148,8 @@ def test_a_ranking_leaves_no_mask_of_an_earlier_one_among_its_own(tmp_path):
     assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ['2.png', '3.png']
   assert sorted(path.name for path in (tmp_path / 'earlier' / 'masks').iterdir()) == [
     '0.png', '1.png']
+  lists = tmp_path / 'earlier' / 'splits' / '2' / 'labeled.txt'
+  assert lists.read_text().split() == ['0', '1']
 
 
 def test_results_that_could_not_be_written_are_refused_first(tmp_path, monkeypatch):

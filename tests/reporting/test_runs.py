@@ -63,6 +63,19 @@ def test_a_seed_counts_once(workdirs, tmp_path):
   assert '<title>gta, split 4, seed 0</title>' in page
 
 
+def test_scores_of_other_test_images_are_no_mean(workdirs, tmp_path):
+  folders = [copy(workdirs[f'gta{seed}'], tmp_path / str(seed)) for seed in range(2)]
+  for digests, rows in ((('a', 'a'), 2), (('a', 'b'), 1)):
+    for folder, digest in zip(folders, digests, strict=True):
+      (folder / 'evaluation.json').write_text(json.dumps({'evaluations': [{
+        'step': 4, 'split': 'test', 'dataset': 'shapes', 'images': 3, 'validation_sha256': digest,
+        'protocols': {'whole': {'teacher': {'miou': 0.6}}}}]}))
+    found, notes = table(*folders)
+    assert len(found) == rows and ('tested on different images' in notes) == (rows == 1)
+  (folders[1] / 'evaluation.json').unlink()
+  assert table(*folders) == ([('0, 1', '41.00 ± 1.41')], '')
+
+
 def test_data_are_known_by_what_they_hold_not_by_their_spelling(
     workdirs, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

@@ -234,6 +234,13 @@ def test_a_folder_is_not_turned_into_shapes():
     setup.make_dataset(config)
 
 
+@pytest.mark.parametrize('workdir', ['.', 'splits/run', 'images'])
+def test_a_run_among_the_data_is_refused(workdir, tmp_path):
+  config = gta_jax.load_config('folder:4', {'data.dir': str(tmp_path)})
+  with pytest.raises(ValueError, match='is the folder of the data, .*give another --workdir'):
+    setup.make_run(config, workdir=tmp_path / workdir)
+
+
 def test_weights_of_a_file_are_loaded_and_never_silently_random(tmp_path):
   """Only the backbone is taken; the decoder stays as it was drawn."""
   made = setup.make_run(tiny_config())
