@@ -194,8 +194,10 @@ def _source(
   # pictures of the masks for example, or held out.
   others: collections.Counter[Path] = collections.Counter()
   for file in strangers:
-    if 'train' in listed.get(file.parent, ()):
-      id = id_of(file)
+    id = id_of(file)
+    if id in items:
+      left_out[str(file)] = 'there is one of this name already'
+    elif 'train' in listed.get(file.parent, ()):
       items[id] = Item(id, root / file)
       lists['train'].append(id)
     else:

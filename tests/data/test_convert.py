@@ -431,6 +431,7 @@ def test_coco_images_that_no_file_names_are_unlabelled_beside_those_that_train(t
   root, out = tmp_path / 'in', tmp_path / 'out'
   for path in ('a/1', 'a/more', 'v/2', 'v/kept', 'drawn/1_overlay'):
     photo(root / f'{path}.png')
+  photo(root / 'a' / '1.jpg')
   panoptic(root, 'panoptic_train', ['a/1.png'])
   panoptic(root, 'panoptic_val', ['v/2.png'])
   for path in (root / 'annotations').glob('*.json'):
@@ -438,7 +439,9 @@ def test_coco_images_that_no_file_names_are_unlabelled_beside_those_that_train(t
   report = convert(root, out, layout='coco')
   assert report.lists == {'train': 2, 'val': 1} and report.images == 3
   assert (out / 'images' / 'more.png').exists() and not (out / 'masks' / 'more.png').exists()
+  assert (out / 'images' / 'a' / '1.png').exists() and (out / 'masks' / 'a' / '1.png').exists()
   assert report.left_out == {
+    'a/1.jpg': 'there is one of this name already',
     '1 files in v': 'no annotation file names them, and beside them only val or test images are '
                     'named',
     '1 files in drawn': 'no annotation file names them, and beside them no image is named'}
