@@ -190,22 +190,13 @@ def _source(
       items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
       lists[name].append(id)
       listed.setdefault(file.parent, set()).add(name)
-  # Tools such as labelme's name nothing but what was annotated. Elsewhere files may be anything,
-  # pictures of the masks for example, or held out.
-  others: collections.Counter[Path] = collections.Counter()
-  for file in strangers:
+  for file in _unlabelled(strangers, listed, left_out):
     id = id_of(file)
     if id in items:
       left_out[str(file)] = 'there is one of this name already'
-    elif 'train' in listed.get(file.parent, ()):
+    else:
       items[id] = Item(id, root / file)
       lists['train'].append(id)
-    else:
-      others[file.parent] += 1
-  for folder, count in others.items():
-    beside = 'only val or test images are' if folder in listed else 'no image is'
-    left_out[f'{count} files in {folder}'] = (
-      f'no annotation file names them, and beside them {beside} named')
   bare = sum(items[id].mask is None for id in lists['train'])
   notes = (f'{bare} training images have no annotation: they are unlabelled images, not images of '
            'nothing. List in splits/test.txt what must stay out.',) if bare else ()
@@ -220,6 +211,26 @@ def _unnamed(images: _Images, content: Mapping[Path, dict[str, Any]]) -> list[Pa
            for one in content.values() for image in one['images']}
   return sorted(file for name, files in images.by_name.items() if name not in named
                 for file in files)
+
+
+def _unlabelled(
+  unnamed: Sequence[Path], listed: Mapping[Path, Collection[str]], left_out: dict[str, str]
+) -> list[Path]:
+  """Of files that are not named those beside training images that are.
+
+  Tools such as labelme's name nothing but what was annotated. Elsewhere files may be anything,
+  pictures of the masks for example, or held out: they are counted by folder.
+
+  Args:
+    listed: folder -> the lists that named images in it belong to.
+  """
+  others = collections.Counter(
+    file.parent for file in unnamed if 'train' not in listed.get(file.parent, ()))
+  for folder, count in others.items():
+    beside = 'only val or test images are' if folder in listed else 'no image is'
+    left_out[f'{count} files in {folder}'] = (
+      f'no annotation file names them, and beside them {beside} named')
+  return [file for file in unnamed if file.parent not in others]
 
 
 def _locate(
