@@ -2,23 +2,28 @@
 
 import collections
 import dataclasses
-import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gta_jax.data.class_list import Classes
-from gta_jax.data.convert_masks import LISTS, Item, Source, read_mask
-from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError
-from gta_jax.data.listing import visible_files
+from gta_jax.data.coco_images import (
+  ANNOTATIONS,
+  BESIDE_IMAGES,
+  annotation_stem,
+  find_images,
+  locate_images,
+  unlabelled_images,
+  unnamed_images,
+)
+from gta_jax.data.coco_masks import mask_reader, require_pycocotools
+from gta_jax.data.convert_masks import LISTS, Item, Source
+from gta_jax.data.files import IGNORE, DataError
 from gta_jax.data.sources import default_palette
 
-_ANNOTATIONS, _BACKGROUND = 'annotations', 'background'
-_BESIDE_IMAGES = '_annotations.coco.json'  # Roboflow's: one in train/, valid/ and test/ each
+_BACKGROUND = 'background'
 
 
 def read_coco(root: Path, classes: Classes | None = None) -> Source:
@@ -28,7 +33,7 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
   Instances and stuff: class 0 is the background, larger segments are painted first. Panoptic:
   pixels of no segment are void. Categories that no annotation has are no classes. A file whose name
   holds the word val or test, as val2017, fills that list. An image is the file whose path ends with
-  file_name; where two do, see _Images.find, it is left out.
+  file_name; where two do, see Images.find, it is left out.
 
   An image without an annotation is an unlabelled one.
 
@@ -37,8 +42,8 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
   if classes:
     raise DataError('COCO\'s JSON names the classes; leave --classes out, and rename them in the '
                     'classes.txt that is written.')
-  folder = root / _ANNOTATIONS if (root / _ANNOTATIONS).is_dir() else root
-  paths = sorted(folder.glob('*.json')) or sorted(root.glob(f'*/{_BESIDE_IMAGES}'))
+  folder = root / ANNOTATIONS if (root / ANNOTATIONS).is_dir() else root
+  paths = sorted(folder.glob('*.json')) or sorted(root.glob(f'*/{BESIDE_IMAGES}'))
   if not paths:
     raise DataError(f'{folder} holds no .json file; COCO\'s layout has annotations/*.json.')
   content = {path: _read(path) for path in paths}
@@ -48,9 +53,30 @@ def read_coco(root: Path, classes: Classes | None = None) -> Source:
   first = () if panoptic == {True} else (_BACKGROUND,)
   numbers, names, notes = _number(folder, content, first)
   if panoptic == {False}:
-    _need_pycocotools()
+    require_pycocotools()
   source = _source(root, content, numbers, names)
   return dataclasses.replace(source, notes=(*source.notes, *notes))
+
+
+def _read(path: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding='utf-8-sig'))  # Some tools on Windows write a mark.
+  except (ValueError, RecursionError) as error:
+    raise DataError(f'{path} is damaged ({error}); get it again.') from error
+  needed = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}
+  for name, fields in needed.items():
+    rows = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(field in row for field in fields) for row in rows):
+      raise DataError(f'{path} has no list {name} of COCO\'s form; give instance, stuff or '
+                      'panoptic annotations.')
+  wrong = [row for name in ('images', 'categories') for row in found[name]
+           if not isinstance(row['id'], (int, str))]
+  if wrong or not all(isinstance(row['id'], int) for row in found['categories']):
+    raise DataError(f'{path} has ids that are no numbers; get it again.')
+  if not all(isinstance(row.get('image_id'), (int, str)) for row in found['annotations']):
+    raise DataError(f'{path} has an annotation without image_id; get it again.')
+  return found
 
 
 def _number(
@@ -95,74 +121,18 @@ def _categories_of(annotations: Iterable[dict[str, Any]]) -> Iterator[Any]:
         yield segment['category_id']
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-  """The images below a folder.
-
-  Attributes:
-    by_name: bare name -> paths below the folder.
-    folders: names of the folders on these paths.
-    stems: of the annotation files.
-  """
-
-  by_name: Mapping[str, Sequence[Path]]
-  folders: Collection[str]
-  stems: Collection[str]
-
-  def find(self, file_name: str, stem: str) -> list[Path]:
-    """What the annotation file `stem` may mean: file_name is relative to some folder of images.
-
-    That is the folder whose name `stem` ends with (instances_train2017: train2017), if the image is
-    there, and no folder that belongs to another annotation file in this way.
-    """
-    # Tools on Windows write backslashes, which names here hold in rare cases.
-    *folders, name = PurePosixPath('/', file_name.replace('\\', '/')).parts
-    # Folders in front that are not here are those of the machine that wrote the file.
-    here = [*itertools.takewhile(self.folders.__contains__, reversed(folders))]
-    end = (*reversed(here), name)
-    found = [path for path in self.by_name.get(name, ()) if path.parts[-len(end):] == end]
-    own = [path for path in found if _goes_with(stem, path.parts[:-len(end)])]
-    return own or [path for path in found if not any(
-      _goes_with(other, path.parts[:-len(end)]) for other in self.stems)]
-
-
-def _stem(path: Path, root: Path) -> str:
-  """What a file of annotations is called, where it belongs to a folder of images like that."""
-  beside = path.name == _BESIDE_IMAGES and path.parent != root
-  return path.parent.name if beside else path.stem
-
-
-def _goes_with(stem: str, folders: Sequence[str]) -> bool:
-  return any(re.search(rf'(^|[\W_]){re.escape(folder)}$', stem) for folder in folders)
-
-
-def _find_images(root: Path, content: Mapping[Path, dict[str, Any]]) -> _Images:
-  """All but the masks of panoptic annotations."""
-  masks = {path.with_suffix('') / Path(str(annotation.get('file_name'))).name
-           for path, one in content.items() for annotation in one['annotations']
-           if 'segments_info' in annotation}
-  by_name: dict[str, list[Path]] = {}
-  for path in visible_files(root):
-    inside = path.relative_to(root)
-    is_mask = inside.parts[0] == _ANNOTATIONS or path in masks
-    if path.suffix.lower() in IMAGE_SUFFIXES and not is_mask:
-      by_name.setdefault(path.name, []).append(inside)
-  folders = {folder for paths in by_name.values() for path in paths for folder in path.parts[:-1]}
-  return _Images(by_name, folders, {_stem(path, root) for path in content})
-
-
 def _source(
   root: Path, content: Mapping[Path, dict[str, Any]], numbers: Mapping[int, int],
   classes: tuple[str, ...],
 ) -> Source:
-  images, left_out = _find_images(root, content), {}
-  stem_of = {path: _stem(path, root) for path in content}
+  images, left_out = find_images(root, content), {}
+  stem_of = {path: annotation_stem(path, root) for path in content}
   # Files of one name are told apart by their folders.
   said = {path: path.name if stem == path.stem else f'{stem}/{path.name}'
           for path, stem in stem_of.items()}
-  found = {path: _locate(said[path], stem_of[path], one, images, left_out)
+  found = {path: locate_images(said[path], stem_of[path], one, images, left_out)
            for path, one in content.items()}
-  strangers = _unnamed(images, content)
+  strangers = unnamed_images(images, content)
   stems = collections.Counter(file.stem for file in {
     *strangers, *(file for files in found.values() for file in files.values())})
   items: dict[str, Item] = {}
@@ -187,10 +157,10 @@ def _source(
         left_out[f'{image["file_name"]} of {said[path]}'] = 'there is one of this name already'
         continue
       drawn = by_image.get(image['id'], [])
-      items[id] = Item(id, root / file, _reader(path, image, drawn, numbers) if drawn else None)
+      items[id] = Item(id, root / file, mask_reader(path, image, drawn, numbers) if drawn else None)
       lists[name].append(id)
       listed.setdefault(file.parent, set()).add(name)
-  for file in _unlabelled(strangers, listed, left_out):
+  for file in unlabelled_images(strangers, listed, left_out):
     id = id_of(file)
     if id in items:
       left_out[str(file)] = 'there is one of this name already'
@@ -203,140 +173,3 @@ def _source(
   return Source(
     list(items.values()), lists, left_out, Classes(classes, default_palette(len(classes))),
     notes, numbered=True)
-
-
-def _unnamed(images: _Images, content: Mapping[Path, dict[str, Any]]) -> list[Path]:
-  """Images that no annotation file can mean: none has such a name."""
-  named = {PurePosixPath(str(image['file_name']).replace('\\', '/')).name
-           for one in content.values() for image in one['images']}
-  return sorted(file for name, files in images.by_name.items() if name not in named
-                for file in files)
-
-
-def _unlabelled(
-  unnamed: Sequence[Path], listed: Mapping[Path, Collection[str]], left_out: dict[str, str]
-) -> list[Path]:
-  """Of files that are not named those beside training images that are.
-
-  Tools such as labelme's name nothing but what was annotated. Elsewhere files may be anything,
-  pictures of the masks for example, or held out: they are counted by folder.
-
-  Args:
-    listed: folder -> the lists that named images in it belong to.
-  """
-  others = collections.Counter(
-    file.parent for file in unnamed if 'train' not in listed.get(file.parent, ()))
-  for folder, count in others.items():
-    beside = 'only val or test images are' if folder in listed else 'no image is'
-    left_out[f'{count} files in {folder}'] = (
-      f'no annotation file names them, and beside them {beside} named')
-  return [file for file in unnamed if file.parent not in others]
-
-
-def _locate(
-  said: str, stem: str, one: dict[str, Any], images: _Images, left_out: dict[str, str]
-) -> dict[str, Path]:
-  """file_name -> the image below the folder, where there is no doubt about it."""
-  found = {name: images.find(name, stem)
-           for name in dict.fromkeys(str(image['file_name']) for image in one['images'])}
-  uses = collections.Counter(files[0] for files in found.values() if len(files) == 1)
-  located = {}
-  for name, files in found.items():
-    if len(files) == 1 and uses[files[0]] == 1:
-      located[name] = files[0]
-    elif len(files) == 1:
-      left_out[f'{name} of {said}'] = (
-        f'another file_name may mean {files[0]} as well; put both into the folders that they name')
-    else:
-      left_out[f'{name} of {said}'] = (
-        f'it may be {" or ".join(map(str, files[:3]))}; put the folder into file_name'
-        if files else 'no such file below the folder, or in that of another annotation file alone')
-  return located
-
-
-def _reader(
-  path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
-) -> Callable[[], np.ndarray]:
-  def read() -> np.ndarray:
-    try:
-      if 'segments_info' in annotations[0]:
-        return _panoptic(path, annotations[0], numbers)
-      return _segments(image, annotations, numbers)
-    except DataError:
-      raise
-    except Exception as error:  # A segment may be anything, and so is what pycocotools raises.
-      raise DataError(f'its annotations in {path.name} cannot be drawn ({error!r})') from error
-
-  return read
-
-
-def _segments(
-  image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
-) -> np.ndarray:
-  from pycocotools import mask as coco  # noqa: PLC0415  An extra.
-
-  height, width = int(image['height']), int(image['width'])
-  if not (0 < height < 2**15 and 0 < width < 2**15):
-    raise DataError(f'its annotations say {height} x {width} pixels')
-  drawn = []
-  for annotation in annotations:
-    segment = annotation.get('segmentation')
-    if not segment or segment in ([[]], [None]):
-      raise DataError(f'its annotation {annotation.get("id", "")} has no outline (a box alone, '
-                      'say), so that the mask would lack it')
-    if isinstance(segment, list):
-      encoded = coco.merge(coco.frPyObjects(segment, height, width))
-    elif isinstance(segment['counts'], list):
-      encoded = coco.frPyObjects(segment, height, width)
-    else:
-      encoded = segment
-    drawn.append((coco.decode(encoded).astype(bool), numbers[annotation['category_id']]))
-  ids = np.zeros((height, width), np.uint8)
-  for mask, number in sorted(drawn, key=lambda pair: -int(pair[0].sum())):
-    ids[mask] = number
-  return ids
-
-
-def _panoptic(path: Path, annotation: dict[str, Any], numbers: Mapping[int, int]) -> np.ndarray:
-  name = Path(str(annotation['file_name'])).name
-  folders = path.with_suffix(''), path.parent
-  found = [folder / name for folder in folders if (folder / name).is_file()]
-  if not found:
-    raise DataError(f'{path.with_suffix("") / name} does not exist')
-  mask = read_mask(found[0])
-  if mask.ndim != 3:
-    raise DataError(f'{found[0]} is not RGB, as panoptic masks are')
-  segments = mask.astype(np.int64) @ np.array([1, 256, 256**2])
-  ids = np.full(segments.shape, IGNORE, np.uint8)
-  for segment in annotation['segments_info']:
-    ids[segments == segment['id']] = numbers[segment['category_id']]
-  return ids
-
-
-def _read(path: Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text(encoding='utf-8-sig'))  # Some tools on Windows write a mark.
-  except (ValueError, RecursionError) as error:
-    raise DataError(f'{path} is damaged ({error}); get it again.') from error
-  needed = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}
-  for name, fields in needed.items():
-    rows = found.get(name) if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and all(field in row for field in fields) for row in rows):
-      raise DataError(f'{path} has no list {name} of COCO\'s form; give instance, stuff or '
-                      'panoptic annotations.')
-  wrong = [row for name in ('images', 'categories') for row in found[name]
-           if not isinstance(row['id'], (int, str))]
-  if wrong or not all(isinstance(row['id'], int) for row in found['categories']):
-    raise DataError(f'{path} has ids that are no numbers; get it again.')
-  if not all(isinstance(row.get('image_id'), (int, str)) for row in found['annotations']):
-    raise DataError(f'{path} has an annotation without image_id; get it again.')
-  return found
-
-
-def _need_pycocotools() -> None:
-  try:
-    import pycocotools.mask  # noqa: F401, PLC0415
-  except ImportError as error:
-    raise DataError('COCO\'s polygons and run lengths need pycocotools: '
-                    'pip install pycocotools.') from error
