@@ -1,4 +1,4 @@
-"""States of GTA and of what it is compared with, and comparisons of them."""
+"""States of GTA and of what it is compared with."""
 
 import functools
 
@@ -74,20 +74,3 @@ def pixelwise(name):
   """A model without neighbours or statistics, and no mixing."""
   mixing = {'mixing': 'none'} if 'mixing' in option_names(name) else {}
   return Setup(name, network=tiny.linear_network(), **mixing)
-
-
-def assert_equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a, b, rtol=1e-5, atol=1e-6):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-def plain(state):
-  """The state with its key as numbers, for comparisons."""
-  return state.replace(key=jax.random.key_data(state.key))
-
-
-def differs(a, b):
-  return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool(np.any(x != y)), a, b)))

@@ -40,6 +40,18 @@ def assert_networks(state, networks, **tolerance):
     assert_close(state.networks[name]['params'], params, **tolerance)
 
 
+def at_once(function):
+  """The function as one program that gives NumPy's arrays; op by op, each would be compiled."""
+  compiled = tiny.jit(function)
+  return lambda *arrays: jax.tree.map(np.asarray, compiled(*arrays))
+
+
+def corners(mask):
+  """First and last row and column + 1 of the box in a mask [H,W], as oracles take it."""
+  rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+  return (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else (0, 0, 0, 0)
+
+
 def plain(state):
   """The state with its key as numbers, for comparisons."""
   return state.replace(key=jax.random.key_data(state.key))

@@ -22,6 +22,7 @@ from gta_jax.ops.equalisation import (
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.training import config_rules
 from tests import tiny
+from tests.methods import kit
 from tests.oracles import ael as oracle
 from tests.oracles import ael_draws
 from tests.oracles import linear_model_b as lm
@@ -51,38 +52,32 @@ def step_on(setup, batches, state=None):
   return setup[2](state, dict(zip(('labelled', 'unlabelled'), batches, strict=True)))
 
 
-def assert_close(a, b, rtol=1e-5, atol=1e-6):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+def make_draws(method):
+  @kit.at_once
+  def draw(key, labelled, labels, confidence):
+    keys = jax.random.split(key, 7)
+    uniform = [jax.random.uniform(k, labels.shape)
+               for k in (jax.random.fold_in(keys[6], 0), keys[4])]
+    return (method.paste(keys[0], labelled, confidence), method.cut(keys[2], labels, confidence),
+            uniform)
+
+  return draw
 
 
-def plain(state):
-  return state.replace(key=jax.random.key_data(state.key))
-
-
-def corners(mask):
-  rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-  return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-
-
-def randomness(method, key, state, labelled, unlabelled):
+def randomness(draw, key, state, labelled, unlabelled):
   """The draws of the step, for the oracle, and the labelled batch after pasting."""
-  confidence = jnp.float32(state['memory']['confidence'])
-  keys = jax.random.split(key, 7)
-  pasted = jax.tree.map(np.asarray, method.paste(keys[0], labelled, confidence))
   n, *size = unlabelled['valid'].shape
   x = lm.pixels(unlabelled['image'], unlabelled['valid'])
   labels = lm.forward(state['networks']['teacher'], x).argmax(-1).reshape(n, *size)
-  donor, box = method.cut(
-    keys[2], jnp.int32(np.where(unlabelled['valid'], labels, lm.IGNORE)), confidence)
-  donor = np.asarray(donor)
+  pasted, (donor, box), drawn = draw(
+    key, labelled, np.int32(np.where(unlabelled['valid'], labels, lm.IGNORE)),
+    np.float32(state['memory']['confidence']))
   assert (donor != np.arange(n)).all()
-  uniform, of_labelled = (
-    np.broadcast_to(jax.random.uniform(k, (n, *size))[:, None], (n, K, *size))
-    for k in (jax.random.fold_in(keys[6], 0), keys[4]))
+  uniform, of_labelled = (np.broadcast_to(x[:, None], (n, K, *size)) for x in drawn)
   return pasted, {
     'source': labelled, 'pasted': np.zeros(n, bool), 'pasted_classes': np.array([], int),
     'donor': {**{k: v[donor] for k, v in unlabelled.items()}},
-    'boxes': np.array([corners(b) for b in np.asarray(box)]), 'uniform': uniform,
+    'boxes': np.array([kit.corners(b) for b in box]), 'uniform': uniform,
     'uniform_labelled': of_labelled}
 
 
@@ -100,16 +95,17 @@ def test_three_steps_agree_with_the_oracle(name, hyper, options):
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
   expected['memory']['confidence'] = np.float64(state.memory['confidence'])
+  draw = make_draws(method)
   for step in range(3):
     batch = {**unlabelled[step], 'index': np.arange(4)}
     pasted, draws = randomness(
-      method, jax.random.fold_in(state.key, step), expected, labelled[step], batch)
+      draw, jax.random.fold_in(state.key, step), expected, labelled[step], batch)
     assert (pasted['label'] != labelled[step]['label']).any()
     state, metrics = step_on(setup, (labelled[step], unlabelled[step]), state)
     expected, losses = oracle.step(expected, pasted, batch, **draws, hyper=hyper)
     for network, found in state.networks.items():
-      assert_close(found['params'], expected['networks'][network])
-    assert_close(state.memory['confidence'], expected['memory']['confidence'])
+      kit.assert_close(found['params'], expected['networks'][network])
+    kit.assert_close(state.memory['confidence'], expected['memory']['confidence'])
     for loss in losses.keys() - {'total'}:
       np.testing.assert_allclose(metrics[f'student_{loss}_loss'], losses[loss], rtol=1e-5)
   assert 0 < float(metrics['kept_share']) < 1
@@ -131,21 +127,26 @@ def test_weights_and_confidences_are_the_oracles(pool):
   expected = oracle.weights(
     confidence, *flat[:2], np.broadcast_to(uniform.reshape(3, 1, -1), (3, K, 20)), flat[2],
     options).reshape(shape)
-  loss, kept = equalised_cross_entropy(
-    jnp.float32(logits), jnp.int32(labels), *map(jnp.float32, (kappa, uniform)),
-    sampling_rates(jnp.float32(confidence), beta=0.7), threshold=0.5, pool=pool, images=3)
+
+  @kit.at_once
+  def run(logits, labels, kappa, uniform, confidence):
+    shares = class_shares(labels, num_classes=K, pool=pool)
+    moved = move_confidence(confidence, class_means(logits, labels, shares), shares, decay=0.6,
+                            absent='zero' if pooled else 'stays')
+    return equalised_cross_entropy(
+      logits, labels, kappa, uniform, sampling_rates(confidence, beta=0.7), threshold=0.5,
+      pool=pool, images=3), moved
+
+  (loss, kept), moved = run(
+    np.float32(logits), np.int32(labels), *map(np.float32, (kappa, uniform, confidence)))
   np.testing.assert_array_equal(kept, expected > 0)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   of_label = np.take_along_axis(log_p, np.where(labels == 255, 0, labels)[..., None], -1)[..., 0]
   np.testing.assert_allclose(loss, -(expected * of_label).sum(), rtol=1e-5)
 
-  shares = class_shares(jnp.int32(labels), num_classes=K, pool=pool)
-  found = move_confidence(
-    jnp.float32(confidence), class_means(jnp.float32(logits), jnp.int32(labels), shares), shares,
-    decay=0.6, absent='zero' if pooled else 'stays')
   expected = oracle.update_confidence(
     confidence, lm.softmax(logits).reshape(3, -1, K), labels.reshape(3, -1), options)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(moved, expected, rtol=1e-5)
 
 
 def test_classes_are_pasted_as_drawn():
@@ -206,7 +207,7 @@ def test_without_the_class_any_other_image_and_half_a_box():
   areas = np.asarray(box).mean((1, 2))
   assert abs(areas.mean() - 0.5) < 0.02 and areas.min() > 0.35 and areas.max() < 0.65
   for one in np.asarray(box):
-    top, left, bottom, right = corners(one)
+    top, left, bottom, right = kit.corners(one)
     assert one.sum() == (bottom - top) * (right - left)
   heights = np.asarray(box).any(2).sum(1)
   assert heights.min() == 4 and heights.max() == 8
@@ -252,7 +253,7 @@ def test_the_first_step_copies_the_student():
 def test_cut_batches_are_the_whole_batch():
   batches = tiny.make_batches(0)
   (whole, _), (cut, _) = (step_on(compiled(accumulation=n), batches) for n in (0, 2))
-  assert_close(plain(whole), plain(cut))
+  kit.assert_close(kit.plain(whole), kit.plain(cut))
 
 
 @pytest.mark.parametrize('options, message', [
@@ -285,4 +286,4 @@ def test_the_teacher_sees_labelled_images_first():
                  unlabelled_images(tools, unlabelled)):
     _, stats = tools.network.apply(expected, images, train=True)
     expected = {**expected, 'batch_stats': stats}
-  assert_close(state.networks['teacher']['batch_stats'], expected['batch_stats'])
+  kit.assert_close(state.networks['teacher']['batch_stats'], expected['batch_stats'])

@@ -51,28 +51,38 @@ def draws(params, unlabelled, step, feature):
   width = params[oracle.LAYER_ON_FEATURE[feature]]['kernel'].shape[0]
   logits = lm.forward(params, lm.pixels(unlabelled))['logits']
   foreground = (logits.argmax(1) != 0).reshape(batch, *size) & unlabelled['valid']
-  boxes = perturbations.component_boxes(
-    jnp.asarray(foreground), count=cct_perturbations.COMPONENTS, least=cct_perturbations.CONTOUR)
+  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
+  found, boxes = drawing(kinds, size, width, cct_perturbations.CONTOUR)(foreground, np.int32(step))
   assert boxes[:, 0, 2:].min() > 0
-  key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[1]
+  return {kind: (kind, found.get(kind)) for kind in kinds}
+
+
+@functools.cache
+def drawing(kinds, size, width, contour):
+  """(foreground [B,H,W], step) -> what each kind of perturbation draws, by kind, and boxes."""
   shape, uniform = (*size, width), jax.random.uniform
 
-  def value(kind, own):
-    keys = jax.vmap(functools.partial(jax.random.fold_in, own))(jnp.arange(batch))
+  def value(kind, own, boxes):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, own))(jnp.arange(len(boxes)))
     if kind == 'vat':
-      return np.stack([uniform(key, shape, minval=-0.5, maxval=0.5) for key in keys])
+      return jax.vmap(lambda key: uniform(key, shape, minval=-0.5, maxval=0.5))(keys)
     if kind == 'dropout':
-      return np.asarray(perturbations.channel_dropout(keys, width))
+      return perturbations.channel_dropout(keys, width)
     if kind == 'guided_cutout':
-      return np.asarray(perturbations.cut_out(keys, boxes, size))
+      return perturbations.cut_out(keys, boxes, size)
     if kind == 'feature_drop':
-      return float(uniform(own, minval=0.7, maxval=0.9))
-    noise = kind == 'feature_noise'
-    return np.asarray(uniform(own, shape, minval=-0.3, maxval=0.3)) if noise else None
+      return uniform(own, minval=0.7, maxval=0.9)
+    return uniform(own, shape, minval=-0.3, maxval=0.3) if kind == 'feature_noise' else None
 
-  kinds = cct.KINDS if feature == 'encoded' else cct.KINDS[1:]
-  return {kind: (kind, value(kind, jax.random.fold_in(key, number)))
-          for number, kind in enumerate(kinds)}
+  @kit.at_once
+  def draw(foreground, step):
+    boxes = perturbations.component_boxes(
+      foreground, count=cct_perturbations.COMPONENTS, least=contour)
+    key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))[1]
+    return {kind: value(kind, jax.random.fold_in(key, number), boxes)
+            for number, kind in enumerate(kinds)}, boxes
+
+  return draw
 
 
 @pytest.mark.parametrize('feature, supervised', [
@@ -133,12 +143,12 @@ def test_bootstrapped_cross_entropy_agrees_with_torch(threshold):
   given = torch.from_numpy(logits).requires_grad_()
   expected = torch_bootstrapped(given, torch.from_numpy(labels), threshold, 2)
   expected.backward()
-  loss, gradient = jax.value_and_grad(lambda x: bootstrapped_cross_entropy(
-    x, jnp.asarray(labels), threshold=jnp.float32(threshold), rank=2))(jnp.asarray(logits))
+  ours = tiny.jit(jax.value_and_grad(lambda x, labels, threshold: bootstrapped_cross_entropy(
+    x, labels, threshold=threshold, rank=2)))
+  loss, gradient = ours(logits, labels, np.float32(threshold))
   assert float(loss) == pytest.approx(expected.item(), rel=1e-5) and float(loss) > 0
   np.testing.assert_allclose(gradient, given.grad, rtol=1e-5, atol=1e-7)
-  none = bootstrapped_cross_entropy(
-    jnp.asarray(logits), jnp.full(labels.shape, 255), threshold=jnp.float32(1), rank=2)
+  none, _ = ours(logits, np.full_like(labels, 255), np.float32(1))
   assert float(none) == 0
 
 

@@ -19,6 +19,7 @@ from gta_jax.ops.joining import separate
 from gta_jax.ops.mixing import unimatch_boxes
 from gta_jax.ops.photometric import strong_view
 from tests import tiny
+from tests.methods import kit
 from tests.oracles import corrmatch as oracle
 
 RATE = 0.02
@@ -61,27 +62,26 @@ def take(state, step, seed=0, size=tiny.SIZE, **changes):
   return step(state, {'labelled': labelled, 'unlabelled': {**unlabelled, **changes}})
 
 
-def assert_close(one, other, rtol=1e-5, atol=1e-6):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+def make_randomness(network, method, counts):
+  """(state, unlabelled) -> what the step draws, as the oracle wants it."""
+  @kit.at_once
+  def draw(key, image, valid):
+    key_see, key_loss = jax.random.split(key)
+    key_colours, key_box = jax.random.split(key_see)
+    _, key_masks, _, key_rows = jax.random.split(key_loss, 4)
+    images = jnp.where(valid[..., None], image / np.float32(255), 0)
+    masks, = channel_masks(key_masks, sum(counts), (4,))
+    return {'strong': strong_view(key_colours, images, network),
+            'boxes': unimatch_boxes(
+              key_box, len(valid), valid.shape[1:], probability=method.box_probability),
+            'feature_masks': separate(masks, *counts)[1],
+            'rows': jax.random.randint(key_rows, (method.regions,), 0, valid[0].size - 1)}
 
+  def randomness(state, unlabelled):
+    drawn = draw(state.step_key(), unlabelled['image'], unlabelled['valid'])
+    return {**drawn, 'boxes': np.array([kit.corners(mask) for mask in drawn['boxes']])}
 
-def randomness_of(state, labelled, unlabelled, network, method):
-  """What the step draws, as the oracle wants it."""
-  key_see, key_loss = jax.random.split(state.step_key())
-  key_colours, key_box = jax.random.split(key_see)
-  _, key_masks, _, key_rows = jax.random.split(key_loss, 4)
-  valid = unlabelled['valid']
-  images = jnp.where(valid[..., None], unlabelled['image'] / np.float32(255), 0)
-  boxes = []
-  for mask in np.asarray(unimatch_boxes(
-      key_box, len(valid), valid.shape[1:], probability=method.box_probability)):
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else [0] * 4)
-  counts = len(labelled['label']), len(valid)
-  masks, = channel_masks(key_masks, sum(counts), (4,))
-  return {'strong': np.asarray(strong_view(key_colours, images, network)),
-          'boxes': np.array(boxes), 'feature_masks': np.asarray(separate(masks, *counts)[1]),
-          'rows': np.asarray(jax.random.randint(key_rows, (method.regions,), 0, valid[0].size - 1))}
+  return randomness
 
 
 LOSSES = {'labelled': 2, 'strong': 8, 'kl': 8, 'features': 8, 'strong_correlation': 16,
@@ -110,17 +110,18 @@ def _three_steps(name, seed, options, hyper):
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
   step = tiny.jit(method.stages(tools)[0].step)
+  randomness = make_randomness(network, method, (4, 4))
   pasted, spread = 0, 0
   for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
-    randomness = randomness_of(state, batch_l, batch_u, network, method)
-    expected, losses = oracle.step(expected, batch_l, batch_u, **randomness, hyper=hyper)
+    drawn = randomness(state, batch_u)
+    pasted += drawn['boxes'].any(-1).sum()
+    expected, losses = oracle.step(expected, batch_l, batch_u, **drawn, hyper=hyper)
     state, metrics = step(state, {'labelled': batch_l, 'unlabelled': batch_u})
     for loss, weight in LOSSES.items():
       np.testing.assert_allclose(weight * metrics[f'model_{loss}_loss'], losses[loss], rtol=1e-5)
     np.testing.assert_allclose(
       state.memory['threshold'], expected['memory']['threshold'], rtol=1e-6)
-    assert_close(state.networks['model']['params'], expected['networks']['model'])
-    pasted += randomness['boxes'].any(-1).sum()
+    kit.assert_close(state.networks['model']['params'], expected['networks']['model'])
     spread += metrics['region_share']
   assert pasted and spread > 0  # the problem shows boxes and regions
 
@@ -261,7 +262,7 @@ def test_padding_has_no_influence():
   image = np.where(unlabelled['valid'][..., None], unlabelled['image'], 7)
   assert not np.array_equal(image, unlabelled['image'])
   (one, of_one), (other, of_other) = take(state, step), take(state, step, image=image)
-  assert_close((one.networks, of_one), (other.networks, of_other), rtol=0, atol=0)
+  kit.assert_close((one.networks, of_one), (other.networks, of_other), rtol=0, atol=0)
   assert of_one['kept_share'] > 0
 
 

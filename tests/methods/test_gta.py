@@ -12,15 +12,12 @@ from tests import tiny
 from tests.methods.gta_setup import (
   DISTINCT,
   Setup,
-  assert_close,
-  assert_equal,
-  differs,
   every_method,
   every_recipe,
   pixelwise,
-  plain,
   setup,
 )
+from tests.methods.kit import assert_close, assert_equal, differs, plain
 
 
 @every_recipe

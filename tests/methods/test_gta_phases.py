@@ -13,15 +13,9 @@ from gta_jax.methods.registry import make_method
 from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.training.not_finite import skip_not_finite
 from tests import tiny
-from tests.methods.gta_setup import (
-  WARMUP,
-  Setup,
-  assert_close,
-  assert_equal,
-  differs,
-  plain,
-  setup,
-)
+from tests.methods import kit
+from tests.methods.gta_setup import WARMUP, Setup, setup
+from tests.methods.kit import assert_close, assert_equal, differs, plain
 
 
 def test_options_that_would_have_no_sense_or_effect_are_refused_or_said():
@@ -137,15 +131,25 @@ def test_thresholds_of_groups_drop_the_same_share_of_each():
     'method.threshold_images=4 does not divide the batch of 6; groups of 3 are used',)
 
 
+def taught(s, unlabelled):
+  """Images and labels that the assistant learns from, and what is measured."""
+  @kit.at_once
+  def run(teacher, unlabelled, key):
+    said = teach(s.tools, s.method, teacher, None, unlabelled, key, joint=False,
+                 own_statistics=False)
+    return said.term.images, said.term.targets[0], said.metrics
+
+  return run(s.state.networks['teacher'], unlabelled, s.state.key)
+
+
 def test_classmix_masks_know_nothing_of_the_threshold():
   """What is dropped is dropped after mixing: a kept class has no holes from the next image."""
   seen = {}
   for share in (0.0, 0.5):
     s = Setup('gta', mixing='classmix', mixing_probability=1.0, drop_fraction=share)
     labelled, unlabelled = tiny.make_batches(9, batch=6)
-    said = teach(s.tools, s.method, s.state.networks['teacher'], None, unlabelled, s.state.key,
-                 joint=False, own_statistics=False)
-    seen[share] = said.term.images, float(said.metrics['kept_share'])
+    images, _, metrics = taught(s, unlabelled)
+    seen[share] = images, float(metrics['kept_share'])
   assert_equal(seen[0.0][0], seen[0.5][0])
   assert seen[0.5][1] < 0.7 < seen[0.0][1]
 
@@ -154,10 +158,8 @@ def test_classmix_masks_know_nothing_of_the_threshold():
 def test_padding_and_what_is_cut_out_stay_blank_whatever_the_colours(mixing):
   s = Setup('gta', mixing=mixing, mixing_probability=1.0, jitter=1.0, greyscale=1.0, blur=1.0)
   labelled, unlabelled = tiny.make_batches(9, batch=6)
-  said = teach(s.tools, s.method, s.state.networks['teacher'], None, unlabelled, s.state.key,
-               joint=False, own_statistics=False)
-  counts = np.asarray(said.term.targets[0]) != 255
-  blank = ~np.asarray(said.term.images).any(-1)
+  images, labels, _ = taught(s, unlabelled)
+  counts, blank = labels != 255, ~images.any(-1)
   assert blank.any() and not (blank & counts).any()
   if mixing == 'cutmix':
     assert blank.sum() >= (~unlabelled['valid']).sum() // 2

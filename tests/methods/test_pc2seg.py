@@ -12,6 +12,7 @@ from gta_jax.methods.registry import make_method, table
 from gta_jax.ops.network import Logits
 from gta_jax.ops.photometric import strong_view
 from tests import tiny
+from tests.methods import kit
 from tests.methods.embedding_network import conv_network
 from tests.oracles import pc2seg as oracle
 
@@ -23,27 +24,28 @@ def make(**options):
   return make_method('pc2seg', **{**SMALL, **options})
 
 
-def as_batches(labelled, unlabelled):
-  return {'labelled': labelled, 'unlabelled': unlabelled}
-
-
 def plain(state):
   return jax.tree.leaves(state.replace(key=None))
 
 
-def draws_of(method, tools, state, unlabelled):
-  """What a step draws, as the oracle takes it."""
-  key_view, key_draws, _ = jax.random.split(state.step_key(), 3)
-  valid = unlabelled['valid']
-  weak = jnp.where(valid[..., None], tools.network.normalize(unlabelled['image']), 0.0)
-  strong = strong_view(key_view, weak, tools.network)
-  logits, _ = tools.network.apply(state.networks['model'], weak)
-  probabilities = jax.nn.softmax(logits.main).reshape(valid.size, -1)
-  anchors, candidates, chosen, drawn = method.draw(
-    key_draws, probabilities, valid.reshape(-1), len(valid))
-  assert drawn.all()
-  return {'strong': np.asarray(strong), 'anchors': np.asarray(anchors),
-          'negatives': np.asarray(candidates)[np.asarray(chosen)]}
+def make_draws(method, tools):
+  """(state, unlabelled) -> what the step draws, as the oracle takes it."""
+  @kit.at_once
+  def draw(key, variables, image, valid):
+    key_view, key_draws, _ = jax.random.split(key, 3)
+    weak = jnp.where(valid[..., None], tools.network.normalize(image), 0.0)
+    logits, _ = tools.network.apply(variables, weak)
+    probabilities = jax.nn.softmax(logits.main).reshape(valid.size, -1)
+    return (strong_view(key_view, weak, tools.network),
+            method.draw(key_draws, probabilities, valid.reshape(-1), len(valid)))
+
+  def draws(state, unlabelled):
+    strong, (anchors, candidates, chosen, drawn) = draw(
+      state.step_key(), state.networks['model'], unlabelled['image'], unlabelled['valid'])
+    assert drawn.all()
+    return {'strong': strong, 'anchors': anchors, 'negatives': candidates[chosen]}
+
+  return draws
 
 
 @pytest.mark.parametrize('options', [
@@ -62,11 +64,11 @@ def test_agrees_with_the_oracle(options):
   params = jax.tree.map(jnp.float32, expected['networks']['model'])
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
-  step = tiny.jit(method.step(tools))
+  step, draws = tiny.jit(method.step(tools)), make_draws(method, tools)
   for k in range(3):
-    draws = draws_of(method, tools, state, unlabelled[k])
-    expected, losses = oracle.step(expected, labelled[k], unlabelled[k], **draws, hyper=hyper)
-    state, metrics = step(state, as_batches(labelled[k], unlabelled[k]))
+    expected, losses = oracle.step(
+      expected, labelled[k], unlabelled[k], **draws(state, unlabelled[k]), hyper=hyper)
+    state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6),
                  state.networks['model']['params'], expected['networks']['model'])
     np.testing.assert_allclose(metrics['model_labelled_loss'], losses['labelled'], rtol=1e-5)
@@ -121,7 +123,8 @@ def test_equal_embeddings_cost_log_n_plus_one_at_any_scale():
 
 def test_embeddings_of_zero_have_a_finite_gradient():
   valid, zeros = jnp.ones((2, 2, 2), bool), jnp.zeros((2, 2, 2, 4))
-  gradient = jax.grad(lambda x: make().contrast(jax.random.key(0), seen(x), seen(x), valid))(zeros)
+  gradient = tiny.jit(jax.grad(
+    lambda x: make().contrast(jax.random.key(0), seen(x), seen(x), valid)))(zeros)
   assert np.isfinite(gradient).all()
 
 
@@ -134,7 +137,7 @@ def test_the_weak_view_gets_no_gradient_of_the_consistency(normalised):
     return make(normalised=normalised).consistency(
       *(seen(jnp.zeros((2, 2, 2, 4)), x) for x in logits), valid)
 
-  weak, strong = jax.grad(loss)(logits)
+  weak, strong = tiny.jit(jax.grad(loss))(logits)
   assert not weak.any() and strong.any()
 
 
@@ -143,9 +146,9 @@ def test_the_weak_view_learns_from_the_contrast_only_where_asked():
   valid = jnp.ones((2, 2, 2), bool)
   for key_gradient in (True, False):
     method = make(key_gradient=key_gradient)
-    weak, strong = jax.grad(
+    weak, strong = tiny.jit(jax.grad(
       lambda x, method=method: method.contrast(jax.random.key(0), seen(x[0]), seen(x[1]), valid)
-    )(embeddings)
+    ))(embeddings)
     assert bool(weak.any()) == key_gradient and strong.any()
 
 
@@ -158,7 +161,7 @@ def convolutional():
 def test_batches_without_a_valid_pixel_leave_everything_finite():
   step, state = convolutional()
   labelled, unlabelled = tiny.make_batches(9)
-  after, metrics = step(state, as_batches(
+  after, metrics = step(state, kit.batches(
     {**labelled, 'label': np.full_like(labelled['label'], 255)},
     {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])}))
   assert all(np.isfinite(leaf).all() for leaf in plain(after))

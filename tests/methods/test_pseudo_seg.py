@@ -19,6 +19,7 @@ from gta_jax.ops.mixing import squares
 from gta_jax.ops.network import Decoded, Logits, Network
 from gta_jax.training import config_rules
 from tests import tiny
+from tests.methods import kit
 from tests.oracles import linear_model_b as lm
 from tests.oracles import pseudo_seg as oracle
 from tests.oracles.tape_b import Node, map_tree
@@ -87,19 +88,6 @@ def step_on(setup, batches, state=None):
   return setup[2](state, dict(zip(('labelled', 'unlabelled'), batches, strict=True)))
 
 
-def assert_close(a, b, rtol=1e-5, atol=1e-6):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-def plain(state):
-  return state.replace(key=jax.random.key_data(state.key))
-
-
-def corners(mask):
-  rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-  return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-
-
 @pytest.mark.parametrize('options, hyper', [
   ({}, {}), ({'calibration': 'sum', 'version': 'v1', 'temperature': 0.8},
              {'calibration': 'sum', 'residual': False, 'norm': False, 'temperature': 0.8})])
@@ -108,21 +96,25 @@ def test_three_steps_agree_with_the_oracle(options, hyper):
   setup = compiled(cutout=0.5, **options)
   method, tools, _, _ = setup
   state = tiny.first_state(method, tools, variables_of(expected['networks']['model']))
-  for step in range(3):
-    keys = jax.random.split(jax.random.fold_in(state.key, step), 4)
-    valid = unlabelled[step]['valid']
-    batch, *size = valid.shape
-    images = jnp.where(valid[..., None], tools.network.normalize(unlabelled[step]['image']), 0)
+
+  @kit.at_once
+  def draw(key, image, valid):
+    keys, (batch, *size) = jax.random.split(key, 4), valid.shape
+    images = jnp.where(valid[..., None], tools.network.normalize(image), 0)
     strong, _ = method.strong_view(tools, images, jnp.ones_like(valid), keys[1])
-    box = np.array(
-      squares(jax.random.split(keys[1])[1], batch, size, side=round(0.5 * size[0])))
-    draws = {'strong': np.float64(strong), 'cutout': np.array([corners(b) for b in box]),
-             'dropout': np.float64(image_dropout(keys[3], (batch, F), 0.5))}
-    assert (np.asarray(strong)[box] == 0).all()
+    box = squares(jax.random.split(keys[1])[1], batch, size, side=round(0.5 * size[0]))
+    return strong, box, image_dropout(keys[3], (batch, F), 0.5)
+
+  for step in range(3):
+    strong, box, dropout = draw(
+      jax.random.fold_in(state.key, step), unlabelled[step]['image'], unlabelled[step]['valid'])
+    draws = {'strong': np.float64(strong), 'cutout': np.array([kit.corners(b) for b in box]),
+             'dropout': np.float64(dropout)}
+    assert (strong[box] == 0).all()
     state, metrics = step_on(setup, (labelled[step], unlabelled[step]), state)
     expected, losses = oracle.step(
       expected, labelled[step], unlabelled[step], **draws, hyper={**HYPER, **hyper})
-    assert_close(state.networks['model']['params'],
+    kit.assert_close(state.networks['model']['params'],
                  variables_of(expected['networks']['model'])['params'])
     names = {'unlabelled': 'pseudo'}
     for loss in losses.keys() - {'total'}:
@@ -233,7 +225,7 @@ def test_padding_has_no_influence_in_a_whole_network():
   other = {**unlabelled, 'image': np.where(unlabelled['valid'][..., None],
                                            unlabelled['image'], noise)}
   runs = [step_on(setup, (labelled, x))[0] for x in (unlabelled, other)]
-  jax.tree.map(np.testing.assert_array_equal, *map(plain, runs))
+  jax.tree.map(np.testing.assert_array_equal, *map(kit.plain, runs))
 
 
 @pytest.mark.slow
@@ -247,7 +239,7 @@ def test_the_tree_is_kept_and_finite_where_nothing_is_left():
     assert jax.tree.structure(state) == jax.tree.structure(setup[3])
     for new, old in zip(*map(jax.tree.leaves, (state, setup[3])), strict=True):
       assert (new.shape, new.dtype) == (old.shape, old.dtype)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(plain(state)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kit.plain(state)))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
 
 
@@ -258,7 +250,7 @@ def test_cut_batches_are_the_whole_batch_but_for_norms():
   options = {'version': 'v1', 'image_dropout': 0.0, 'batch': 4}
   (whole, _), (cut, _) = (
     step_on(compiled(accumulation=n, **options), (problem[1][0], problem[2][0])) for n in (0, 2))
-  assert_close(plain(whole), plain(cut))
+  kit.assert_close(kit.plain(whole), kit.plain(cut))
 
 
 def test_published_fields_are_known_to_the_config():

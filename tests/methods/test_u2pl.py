@@ -16,6 +16,7 @@ from gta_jax.ops.joining import join
 from gta_jax.ops.mixing import box_masks
 from gta_jax.training.checkpoint import Checkpoints
 from tests import tiny
+from tests.methods import kit
 from tests.methods.embedding_network import conv_network
 from tests.oracles import linear_model as lm
 from tests.oracles import u2pl as oracle
@@ -37,25 +38,35 @@ def step_of(method, tools, stage='main'):
   return tiny.jit(stages[stage])
 
 
-def as_batches(labelled, unlabelled):
-  return {'labelled': labelled, 'unlabelled': unlabelled}
-
-
 def plain(state):
   return jax.tree.leaves(state.replace(key=None))
 
 
+@functools.cache
+def drawing(size):
+  """(key, step) -> masks of boxes [B,H,W], and the keys of anchors and of negatives."""
+  @tiny.jit
+  def draw(key, step):
+    key = jax.random.split(jax.random.fold_in(key, step), 3)[0]
+    key_mix, key_draws, _ = jax.random.split(key, 3)
+    masks = box_masks(jax.random.split(key_mix)[0], size[0], size[1:])
+    return masks, jax.random.split(key_draws, 3)
+
+  return draw
+
+
+BELOW = {shape: kit.at_once(lambda key, n, shape=shape: draw_below(key, jnp.full(3, n), shape))
+         for shape in ((ANCHORS,), (ANCHORS, NEGATIVES))}
+
+
 def draws_of(key, step, size, mixed=True):
   """What a step draws, as the oracle takes it."""
-  key_mix, key_draws, _ = jax.random.split(
-    jax.random.split(jax.random.fold_in(key, step), 3)[0], 3)
-  _, key_anchors, key_keys = jax.random.split(key_draws, 3)
-  inside = np.asarray(box_masks(jax.random.split(key_mix)[0], size[0], size[1:])) & mixed
+  inside, (_, key_anchors, key_keys) = drawing(size)(key, step)
 
   def draw(key, shape):
-    return lambda c, n: np.asarray(draw_below(key, jnp.full(3, n), shape))[c]
+    return lambda c, n: BELOW[shape](key, n)[c]
 
-  return {'inside': inside, 'draw_anchors': draw(key_anchors, (ANCHORS,)),
+  return {'inside': np.asarray(inside) & mixed, 'draw_anchors': draw(key_anchors, (ANCHORS,)),
           'draw_keys': draw(key_keys, (ANCHORS, NEGATIVES))}
 
 
@@ -83,7 +94,7 @@ def test_agrees_with_the_oracle(rule, handover):
   for k in range(3):
     draws = draws_of(state.key, k, unlabelled[k]['valid'].shape)
     expected, losses = oracle.step(expected, labelled[k], unlabelled[k], **draws, hyper=hyper)
-    state, metrics = step(state, as_batches(labelled[k], unlabelled[k]))
+    state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
     for name, params in expected['networks'].items():
       jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
                    state.networks[name]['params'], params)
@@ -115,7 +126,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize('stage', ['warmup', 'main'])
 def test_the_state_keeps_its_tree_shapes_and_dtypes(stage):
   step, state = convolutional(stage)
-  after, metrics = step(state, as_batches(*tiny.make_batches(9)))
+  after, metrics = step(state, kit.batches(*tiny.make_batches(9)))
   assert jax.tree.structure(after) == jax.tree.structure(state)
   for new, old in zip(plain(after), plain(state), strict=True):
     assert (new.shape, new.dtype) == (old.shape, old.dtype)
@@ -134,7 +145,7 @@ def test_batches_without_a_valid_pixel_leave_everything_finite(kind):
     labelled = {**labelled, 'label': np.full_like(labelled['label'], 255)}
   if kind != 'labelled':
     unlabelled = {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])}
-  after, metrics = step(state, as_batches(labelled, unlabelled))
+  after, metrics = step(state, kit.batches(labelled, unlabelled))
   assert all(np.isfinite(leaf).all() for leaf in plain(after) + list(metrics.values()))
   if kind == 'both':
     assert not after.memory.held.any() and metrics['student_contrast_loss'] == 0
@@ -146,7 +157,7 @@ def test_one_class_alone_is_contrasted_with_nothing():
   labelled, unlabelled = tiny.make_batches(9)
   labelled = {**labelled, 'label': np.zeros_like(labelled['label'])}
   unlabelled = {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])}
-  after, metrics = step(state, as_batches(labelled, unlabelled))
+  after, metrics = step(state, kit.batches(labelled, unlabelled))
   assert metrics['student_contrast_loss'] == 0 == metrics['contrasted_classes']
   assert all(np.isfinite(leaf).all() for leaf in plain(after))
 
@@ -155,7 +166,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_queues(tmp_path):
   step, state = convolutional()
   alone = state
   for k in range(4):
-    alone, _ = step(alone, as_batches(*tiny.make_batches(k)))
+    alone, _ = step(alone, kit.batches(*tiny.make_batches(k)))
     if k == 1:
       with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, alone)
@@ -163,11 +174,11 @@ def test_a_run_that_was_stopped_goes_on_with_its_queues(tmp_path):
     resumed = checkpoints.restore(2, jax.tree.map(jnp.zeros_like, state))
   assert resumed.memory.held.any()
   for k in (2, 3):
-    resumed, _ = step(resumed, as_batches(*tiny.make_batches(k)))
+    resumed, _ = step(resumed, kit.batches(*tiny.make_batches(k)))
   assert_equal(alone, resumed)
   # Queues that were lost would show.
-  lost, _ = step(alone.replace(memory=state.memory), as_batches(*tiny.make_batches(4)))
-  kept, _ = step(alone, as_batches(*tiny.make_batches(4)))
+  lost, _ = step(alone.replace(memory=state.memory), kit.batches(*tiny.make_batches(4)))
+  kept, _ = step(alone, kit.batches(*tiny.make_batches(4)))
   with pytest.raises(AssertionError):
     assert_equal(lost.replace(memory=()), kept.replace(memory=()))
 
@@ -178,7 +189,7 @@ def test_without_contrast_and_drops_it_is_the_mean_teacher():
   labelled, unlabelled = tiny.make_batches(9)
   ours, state = convolutional(
     contrast_weight=0.0, drop_percent=0.0, mixing='none', ema_ramp=False)
-  after, metrics = ours(state, as_batches(labelled, unlabelled))
+  after, metrics = ours(state, kit.batches(labelled, unlabelled))
   kept = round(float(metrics['kept_share']) * 256)
   assert 200 < kept < 224
   theirs = MeanTeacher(
@@ -188,7 +199,7 @@ def test_without_contrast_and_drops_it_is_the_mean_teacher():
   tools = tiny.make_tools(conv_network(CHANNELS))
   variables = state.networks['student']
   expected, of_theirs = step_of(theirs, tools)(
-    tiny.first_state(theirs, tools, variables), as_batches(labelled, unlabelled))
+    tiny.first_state(theirs, tools, variables), kit.batches(labelled, unlabelled))
   assert metrics['kept_share'] == of_theirs['kept_share']
   for a, b in zip(jax.tree.leaves(after.networks), jax.tree.leaves(expected.networks), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -205,7 +216,7 @@ def test_contrast_moves_features_and_head_but_no_classifier_and_no_teacher():
     method, tools = make(contrast_weight=weight, handover_epochs=0.0, teacher_decay=1.0,
                          ema_ramp=False, warmup='all'), linear_tools()
     state = tiny.first_state(method, tools)
-    after[weight], metrics = step_of(method, tools)(state, as_batches(*tiny.make_batches(9)))
+    after[weight], metrics = step_of(method, tools)(state, kit.batches(*tiny.make_batches(9)))
     assert metrics['student_contrast_loss'] > 0
     for new, old in zip(*(jax.tree.leaves(s.networks['teacher']) for s in (after[weight], state)),
                         strict=True):
@@ -223,7 +234,7 @@ def test_cut_batches_give_the_step_of_the_whole_batch():
     method, tools = make(contrast_weight=3.0, handover_epochs=0.0), linear_tools(
       accumulation=accumulation)
     state, metrics = step_of(method, tools)(
-      tiny.first_state(method, tools), as_batches(*tiny.make_batches(9)))
+      tiny.first_state(method, tools), kit.batches(*tiny.make_batches(9)))
     found.append([*plain(state), metrics['student_contrast_loss']])
   assert found[0][-1] > 0
   for whole, parts in zip(*found, strict=True):
@@ -234,7 +245,7 @@ def test_the_dropped_share_falls_by_epochs():
   step, state = convolutional()
   dropped = {}
   for number in (0, 1, 19):
-    _, metrics = step(state.replace(step=jnp.int32(number)), as_batches(*tiny.make_batches(9)))
+    _, metrics = step(state.replace(step=jnp.int32(number)), kit.batches(*tiny.make_batches(9)))
     dropped[number] = 1 - float(metrics['kept_share']) * 8 / 7
   for number, share in dropped.items():  # 20 epochs of one step
     assert share == pytest.approx(0.2 * (1 - number / 20), abs=0.06)

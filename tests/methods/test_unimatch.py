@@ -24,33 +24,33 @@ SIZE = (4, 5)
 PLAIN = {'jitter': 0.0, 'hue': 0.0, 'greyscale': 0.0, 'blur': 0.0, 'box_probability': 0.0}
 
 
-def drawn(method, key, images, network):
-  """The strong view before mixing and its box, as corners, that a step draws with this key."""
-  key_view, key_box = jax.random.split(key)
-  view = strong_view(key_view, images, network, jitter=method.jitter, hue=method.hue,
-                     greyscale=method.greyscale, blur=method.blur)
-  boxes = []
-  for mask in np.asarray(unimatch_boxes(key_box, len(images), SIZE,
-                                        probability=method.box_probability)):
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if mask.any() else (0,) * 4)
-  return np.asarray(view, float), np.array(boxes)
+def make_randomness(method, network, features):
+  """(state, unlabelled) -> what the step draws, as the oracle takes it."""
+  def view(key, images):
+    """The strong view before mixing, and masks of its boxes."""
+    key_view, key_box = jax.random.split(key)
+    view = strong_view(key_view, images, network, jitter=method.jitter, hue=method.hue,
+                       greyscale=method.greyscale, blur=method.blur)
+    return view, unimatch_boxes(key_box, len(images), SIZE, probability=method.box_probability)
 
+  @kit.at_once
+  def draw(key, unlabelled):
+    key, key_strong = jax.random.split(key)
+    images = fixmatch.unlabelled_images(tiny.make_tools(network), unlabelled)
+    if not isinstance(method, UniMatch):
+      return (*view(key_strong, images), None)
+    views, boxes = zip(*(view(k, images) for k in jax.random.split(key_strong)), strict=True)
+    count = len(images)
+    factors, = channel_masks(jax.random.split(key)[0], 2 * count, (features,))
+    return jnp.stack(views), jnp.stack(boxes), separate(factors, count, count)[1]
 
-def randomness(method, state, unlabelled, network, features):
-  """What the step that is about to be taken draws, as the oracle takes it."""
-  key, key_strong = jax.random.split(state.step_key())
-  images = fixmatch.unlabelled_images(
-    tiny.make_tools(network), {k: jnp.asarray(x) for k, x in unlabelled.items()})
-  if not isinstance(method, UniMatch):
-    view, boxes = drawn(method, key_strong, images, network)
-    return {'strong': view, 'boxes': boxes}
-  views = [drawn(method, k, images, network) for k in jax.random.split(key_strong)]
-  count = len(images)
-  factors, = channel_masks(jax.random.split(key)[0], 2 * count, (features,))
-  return {'strong': np.stack([view for view, _ in views]),
-          'boxes': np.stack([boxes for _, boxes in views]),
-          'feature_masks': np.asarray(separate(factors, count, count)[1])}
+  def randomness(state, unlabelled):
+    strong, boxes, factors = draw(state.step_key(), unlabelled)
+    corners = np.array([kit.corners(mask) for mask in boxes.reshape(-1, *SIZE)])
+    drawn = {'strong': np.float64(strong), 'boxes': corners.reshape(*boxes.shape[:-2], 4)}
+    return drawn if factors is None else {**drawn, 'feature_masks': factors}
+
+  return randomness
 
 
 @pytest.mark.parametrize('kind, oracle', [
@@ -62,10 +62,10 @@ def test_three_steps_agree_with_the_oracle(kind, oracle):
   tools = tiny.make_tools(network, batch=2, size=SIZE)
   state = kit.state_of(method, tools, expected['networks'])
   step, kept = tiny.jit(method.step(tools)), []
+  randomness = make_randomness(method, network, 4)
   for k in range(kit.STEPS):
-    drawn_now = randomness(method, state, unlabelled[k], network, 4)
     expected, losses = oracle.step(
-      expected, labelled[k], unlabelled[k], **drawn_now,
+      expected, labelled[k], unlabelled[k], **randomness(state, unlabelled[k]),
       hyper={'threshold': 0.6, 'rate': 0.05, 'total_steps': 20})
     state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
     kit.assert_networks(state, expected['networks'])
@@ -111,11 +111,16 @@ def test_the_divisor_counts_all_valid_pixels():
   said = Said(jnp.array([[[0, 1, 0]]]), jnp.array([[[0.95, 0.5, 0.99]]]),
               jnp.array([[[True, True, False]]]))
   tools = tiny.make_tools(tiny.linear_network())
-  term = FixMatch(**PLAIN).strong(
-    tools, jnp.zeros((1, 1, 3, 3)), said, said, jax.random.key(0), weight=0.5)
-  assert term.targets.tolist() == [[[0, 255, 255]]]
-  logits = fixmatch.Logits(jnp.log(jnp.array([[[[0.2, 0.8], [0.5, 0.5], [0.5, 0.5]]]])))
-  assert float(term.loss(logits, term.targets)) == pytest.approx(-0.5 * np.log(0.2) / 2)
+
+  @kit.at_once
+  def run(said, p):
+    term = FixMatch(**PLAIN).strong(
+      tools, jnp.zeros((1, 1, 3, 3)), said, said, jax.random.key(0), weight=0.5)
+    return term.targets, term.loss(fixmatch.Logits(jnp.log(p)), term.targets)
+
+  targets, loss = run(said, np.float32([[[[0.2, 0.8], [0.5, 0.5], [0.5, 0.5]]]]))
+  assert targets.tolist() == [[[0, 255, 255]]]
+  assert float(loss) == pytest.approx(-0.5 * np.log(0.2) / 2)
 
 
 def test_image_label_confidence_and_padding_agree_inside_of_boxes():
@@ -128,9 +133,14 @@ def test_image_label_confidence_and_padding_agree_inside_of_boxes():
   following = Said(jnp.roll(labels, -1, 0) + 10, own.confidence, jnp.roll(valid, -1, 0))
   images = jnp.repeat(labels[..., None], 3, -1).astype(jnp.float32) + 1
   method = FixMatch(**PLAIN | {'box_probability': 1.0})
-  term = method.strong(
-    tiny.make_tools(tiny.linear_network()), images, own, following, jax.random.key(3), weight=1.0)
-  shown, target = np.asarray(term.images[..., 0]), np.asarray(term.targets)
+
+  @kit.at_once
+  def run(images, own, following):
+    term = method.strong(tiny.make_tools(tiny.linear_network()), images, own, following,
+                         jax.random.key(3), weight=1.0)
+    return term.images[..., 0], term.targets
+
+  shown, target = run(images, own, following)
   known = target != 255
   assert np.any(target[known] >= 10) and np.any(target[known] < 10)
   np.testing.assert_array_equal(shown[known], target[known] % 10 + 1)

@@ -19,6 +19,7 @@ from gta_jax.ops.optim import make_adam, poly_schedule
 from gta_jax.ops.photometric import strong_view
 from gta_jax.training import setup
 from tests import tiny
+from tests.methods import kit
 from tests.models.tiny_dinov2 import make_dinov2
 from tests.oracles import unimatch_v2 as oracle
 
@@ -50,25 +51,26 @@ def take(state, step, seed=0, **changes):
   return step(state, {'labelled': labelled, 'unlabelled': {**unlabelled, **changes}})
 
 
-def assert_close(one, other, rtol=1e-5, atol=1e-6):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+def make_randomness(network, width):
+  """(state, unlabelled) -> what the step draws, for the oracle; float64 would change no draw."""
+  @kit.at_once
+  def draw(key, image, valid):
+    keys = jax.random.split(key, 4)
+    images = jnp.where(valid[..., None], image / np.float32(255), 0)
+    key_colours, key_box = jax.random.split(keys[0])
+    return (strong_view(key_colours, jnp.repeat(images, 2, axis=0), network),
+            unimatch_boxes(key_box, 2 * len(valid), valid.shape[1:]),
+            complementary_masks(keys[1], len(valid), (width,))[0])
 
+  def randomness(state, unlabelled):
+    image, valid = unlabelled['image'], unlabelled['valid']
+    strong, boxes, masks = draw(state.step_key(), image, valid)
+    corners = np.array([kit.corners(mask) for mask in boxes])
+    return {'strong': strong.reshape(-1, 2, *image.shape[1:]).swapaxes(0, 1),
+            'boxes': corners.reshape(-1, 2, 4).swapaxes(0, 1),
+            'bernoulli': (masks[:, 0] > 0).astype(int), 'undropped': (masks[:, 0] == 1).all(1)}
 
-def randomness_of(state, unlabelled, network, width):
-  """What the step draws, as the oracle wants it; float64 would not change a draw."""
-  keys = jax.random.split(state.step_key(), 4)
-  valid = unlabelled['valid']
-  images = jnp.where(valid[..., None], unlabelled['image'] / np.float32(255), 0)
-  key_colours, key_box = jax.random.split(keys[0])
-  strong = strong_view(key_colours, jnp.repeat(images, 2, axis=0), network)
-  boxes = []
-  for mask in np.asarray(unimatch_boxes(key_box, 2 * len(valid), valid.shape[1:])):
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else [0] * 4)
-  masks = np.asarray(complementary_masks(keys[1], len(valid), (width,))[0])
-  return {'strong': np.asarray(strong).reshape(-1, 2, *images.shape[1:]).swapaxes(0, 1),
-          'boxes': np.array(boxes).reshape(-1, 2, 4).swapaxes(0, 1),
-          'bernoulli': (masks[:, 0] > 0).astype(int), 'undropped': (masks[:, 0] == 1).all(1)}
+  return randomness
 
 
 def to_jax(params):
@@ -91,14 +93,14 @@ def _three_steps(optimizer):
   tools = make_tools(network, adamw=optimizer == 'adamw', batch=5)
   method = make_method('unimatch_v2', threshold=0.6)
   state = tiny.first_state(method, tools, to_jax(expected['networks']['student']))
-  step = tiny.jit(method.stages(tools)[0].step)
+  step, randomness = tiny.jit(method.stages(tools)[0].step), make_randomness(network, 4)
   pasted = 0
   for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
-    randomness = randomness_of(state, batch_u, network, 4)
-    pasted += randomness['boxes'].any(-1).sum()
-    expected, losses = oracle.step(expected, batch_l, batch_u, **randomness, hyper=hyper)
+    drawn = randomness(state, batch_u)
+    pasted += drawn['boxes'].any(-1).sum()
+    expected, losses = oracle.step(expected, batch_l, batch_u, **drawn, hyper=hyper)
     state, metrics = step(state, {'labelled': batch_l, 'unlabelled': batch_u})
-    assert_close({name: v['params'] for name, v in state.networks.items()}, expected['networks'])
+    kit.assert_networks(state, expected['networks'])
     for name, weight in {'labelled': 2, 'strong_1': 4, 'strong_2': 4}.items():
       np.testing.assert_allclose(weight * metrics[f'student_{name}_loss'], losses[name], rtol=1e-5)
   assert pasted
@@ -126,7 +128,7 @@ def test_teacher_equals_student_after_the_first_step_and_averages_then():
     state, metrics = take(state, step, seed)
     students.append(state.networks['student']['params'])
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *students)
-    assert_close(state.networks['teacher']['params'], mean)
+    kit.assert_close(state.networks['teacher']['params'], mean)
   assert metrics['teacher_decay'] == pytest.approx(2 / 3)
 
 
@@ -139,7 +141,7 @@ def test_equal_views_without_boxes_and_dropout_are_fixmatch():
   assert of_two['student_strong_1_loss'] == of_two['student_strong_2_loss'] > 0
   np.testing.assert_allclose(
     2 * of_two['student_strong_1_loss'], of_one['student_strong_1_loss'], rtol=1e-6)
-  assert_close(two.networks, one.networks)
+  kit.assert_close(two.networks, one.networks)
 
 
 def test_nothing_kept_leaves_half_of_the_supervised_gradient():
@@ -156,7 +158,7 @@ def test_nothing_kept_leaves_half_of_the_supervised_gradient():
     moved[name] = jax.tree.map(lambda a, b: a - b, *(
       s.networks['student']['params'] for s in (after, state)))
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(metrics))
-  assert_close(moved['unimatch_v2'], jax.tree.map(lambda x: x / 2, moved['sup_only']))
+  kit.assert_close(moved['unimatch_v2'], jax.tree.map(lambda x: x / 2, moved['sup_only']))
 
 
 @pytest.mark.slow
@@ -227,7 +229,7 @@ def test_a_step_on_dinov2_with_its_head():
   before, after = state.networks['student']['params'], moved.networks['student']['params']
   for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
     assert not np.array_equal(one, other)
-  assert_close(after, moved.networks['teacher']['params'], atol=1e-7)
+  kit.assert_close(after, moved.networks['teacher']['params'], atol=1e-7)
 
 
 def test_cost_is_the_sheets():
