@@ -32,6 +32,7 @@ def test_stablehlo_gives_the_models_probabilities_without_the_model(model, tmp_p
   assert [one.name for one in path.parent.iterdir()] == ['m.stablehlo']
 
 
+@pytest.mark.slow
 def test_image_scale_is_inside(model, tmp_path):
   half = Model(model.network, model.variables, classes=model.classes, palette=model.palette,
                crop=17, multiple=16, image_scale=0.5)

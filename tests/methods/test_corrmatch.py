@@ -92,9 +92,10 @@ LOSSES = {'labelled': 2, 'strong': 8, 'kl': 8, 'features': 8, 'strong_correlatio
 # differently for each choice of padding.
 @pytest.mark.parametrize('name, seed, options, hyper', [
   ('corrmatch', 1, {'threshold_init': 0.4, 'regions': 24, 'box_probability': 1.0}, {}),
-  ('corrmatch_released', 4, {'threshold_init': 0.6, 'regions': 12, 'backbone_learns': False},
-   {'unmixed_kl': True, 'mixed_threshold_pads': True, 'padding_counts': True,
-    'backbone_learns': False})])
+  pytest.param(
+    'corrmatch_released', 4, {'threshold_init': 0.6, 'regions': 12, 'backbone_learns': False},
+    {'unmixed_kl': True, 'mixed_threshold_pads': True, 'padding_counts': True,
+     'backbone_learns': False}, marks=pytest.mark.slow)])
 def test_three_steps_agree_with_numpy(name, seed, options, hyper):
   with jax.enable_x64(True):
     _three_steps(name, seed, options, {**hyper, 'rate': RATE, 'total_steps': 10})

@@ -70,7 +70,9 @@ def draws_of(key, step, size, mixed=True):
           'draw_keys': draw(key_keys, (ANCHORS, NEGATIVES))}
 
 
-@pytest.mark.parametrize('rule, handover', [('paper', 0), ('code', 0), ('paper', 3)])
+@pytest.mark.parametrize('rule, handover', [
+  ('paper', 0), pytest.param('code', 0, marks=pytest.mark.slow),
+  pytest.param('paper', 3, marks=pytest.mark.slow)])
 def test_agrees_with_the_oracle(rule, handover):
   expected, labelled, unlabelled, _ = problem(3)
   expected['networks']['teacher'] = expected['networks']['student']

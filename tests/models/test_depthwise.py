@@ -24,7 +24,8 @@ def test_an_odd_pixel_of_padding_is_at_the_end(side, stride, expected):
 
 @pytest.mark.parametrize('kernel, stride, dilation', [
   (3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (5, 1, 2), (3, 1, 4)])
-@pytest.mark.parametrize('size', [(8, 19), (5, 4), (1, 2)])
+@pytest.mark.parametrize('size', [
+  (8, 19), pytest.param((5, 4), marks=pytest.mark.slow), (1, 2)])
 def test_values_and_gradients_are_those_of_the_grouped_convolution(size, kernel, stride, dilation):
   x, weights = case(size, kernel)
   grouped = functools.partial(module._grouped, stride=stride, dilation=dilation)

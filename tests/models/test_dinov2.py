@@ -199,7 +199,8 @@ def gradient_of(network, variables):
   return gradient(variables['params'])
 
 
-@pytest.mark.parametrize('stages, registers', [(0, 0), (2, 4), (4, 0)])
+@pytest.mark.parametrize('stages, registers', [
+  pytest.param(0, 0, marks=pytest.mark.slow), (2, 4), pytest.param(4, 0, marks=pytest.mark.slow)])
 def test_frozen_stages_have_no_gradient(stages, registers):
   network = make_dinov2(frozen_stages=stages, registers=registers)
   found = gradient_of(network, network.init(jax.random.key(0), (28, 28)))['backbone']
@@ -218,6 +219,7 @@ def test_rematerialised_gradients_are_the_plain_ones():
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   network, half = make_dinov2(), make_dinov2(dtype='bfloat16')
   variables = network.init(jax.random.key(0), (28, 28))

@@ -32,7 +32,8 @@ PYRAMIDS = [name for name, kind in BACKBONES.items() if not kind.head]
 # The larger EfficientNets differ from the first in the number of blocks alone.
 @pytest.mark.parametrize('backbone, output_stride', [
   *((name, stride) for name in ('resnet', 'efficientnet_lite0') for stride in (8, 16, 32)),
-  *((name, 16) for name in PYRAMIDS if name not in ('resnet', 'efficientnet_lite0'))])
+  *(pytest.param(name, 16, marks=pytest.mark.slow) for name in PYRAMIDS
+    if name not in ('resnet', 'efficientnet_lite0'))])
 @pytest.mark.parametrize('decoder', [name for name in DECODERS if name != 'dpt'])
 def test_every_pair_gives_logits(backbone, decoder, output_stride):
   stages, decoded = shapes_of((61, 97), backbone=backbone, decoder=decoder, auxiliary=True,
@@ -45,7 +46,8 @@ def test_every_pair_gives_logits(backbone, decoder, output_stride):
 
 
 @pytest.mark.parametrize('backbone, decoder, enlarged', [
-  *((name, 'dpt', 8) for name in BACKBONES if name not in PYRAMIDS),
+  *(pytest.param(name, 'dpt', 8, marks=pytest.mark.slow if name.startswith('dinov2_l') else ())
+    for name in BACKBONES if name not in PYRAMIDS),
   ('dinov2_s', 'deeplab', 1), ('dinov2_s_reg', 'deeplab', 1)])
 def test_every_transformer_gives_logits(backbone, decoder, enlarged):
   """Four stages of one size; images need not be as large as those in training."""
@@ -66,6 +68,7 @@ def test_unet_joins_every_stride(stem):
   assert stages[0][-1] == decoded.features.shape[-1] == 24
 
 
+@pytest.mark.slow
 def test_unet_sees_single_pixels():
   """Logits of a pixel answer to it: what is coarser than the image does not decide alone."""
   network = make_segmenter(**TINY, decoder='unet')
@@ -89,8 +92,8 @@ def test_image_pooling_without_batch_norm_has_a_bias():
   assert 'conv1_2' not in without and set(without['conv1_1']) == {'kernel', 'bias'}
 
 
-@pytest.mark.parametrize('make_optimizer', [
-  make_sgd, pytest.param(make_adam, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('make_optimizer', [make_sgd, make_adam])
 def test_frozen_stages_stay(make_optimizer):
   """Parameters under weight decay and statistics of a train-mode step; the rest moves."""
   network = make_segmenter(**TINY, decoder='unet', frozen_stages=1, output_stride=8)

@@ -75,6 +75,7 @@ def test_networks_that_saw_other_images_are_refused_or_said(finished, capsys):
     start(finished[0], **{'model.mean': (0.5, 0.5, 0.5)})
 
 
+@pytest.mark.slow
 def test_a_role_that_the_other_run_lacks_begins_as_its_student(finished):
   """A second one that learns by itself has a classifier of its own, or it would stay the first."""
   workdir, _ = finished
@@ -103,6 +104,7 @@ def test_a_method_that_begins_again_begins_as_the_other_run_ended(finished):
   assert_equal(found.memory['initial'], student)
 
 
+@pytest.mark.slow
 def test_heads_that_the_other_run_lacks_are_drawn(finished):
   workdir, _ = finished
   end = final_state(workdir, tiny_config()).networks

@@ -79,6 +79,7 @@ def test_too_many_skipped_in_a_row_end_the_run():
     count.observe(120, {'skipped_steps': 1.0})
 
 
+@pytest.mark.slow
 def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path, capsys):
   config = tiny_config(**{'optim.rate': 1e12, 'method.warmup_epochs': 3.0})
   with pytest.raises(NotFiniteError, match=r'not finite at step \d+.*last good checkpoint is none'):
@@ -87,6 +88,7 @@ def test_infinite_loss_stops_with_step_and_checkpoint(tmp_path, capsys):
   assert 'the warm-up lasts to the end' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_state_that_overflowed_is_not_saved_though_its_losses_were_finite(
   finished, tmp_path, monkeypatch
 ):

@@ -151,6 +151,7 @@ def test_a_last_step_without_scores_is_named():
     loop._results(SimpleNamespace(total_steps=12), checkpoints, 0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
   finished, tmp_path, capsys, monkeypatch
 ):

@@ -141,6 +141,7 @@ each_method = pytest.mark.parametrize('method', [
   pytest.param(name, marks=pytest.mark.slow) if name != 'st' else name for name in METHODS])
 
 
+@pytest.mark.slow
 @each_method
 def test_a_run_goes_on_within_and_between_stages_as_if_it_had_never_stopped(
   whole, method, tmp_path, monkeypatch
@@ -188,6 +189,7 @@ def test_masks_of_another_run_are_not_taken(whole, tmp_path):
     loop.train(make_run('st', seed=1), tmp_path)
 
 
+@pytest.mark.slow
 def test_stages_with_one_step_share_its_program_and_all_read_what_they_ask_for(
   tmp_path, monkeypatch
 ):
