@@ -74,7 +74,14 @@ def _goes_with(stem: str, folders: Sequence[str]) -> bool:
 def locate_images(
   said: str, stem: str, one: dict[str, Any], images: Images, left_out: dict[str, str]
 ) -> dict[str, Path]:
-  """file_name -> the image below the folder, where there is no doubt about it."""
+  """file_name -> the image below the folder, where there is no doubt about it.
+
+  Args:
+    said: what messages call the annotation file.
+    stem: of that file, see annotation_stem.
+    one: its content.
+    left_out: gets the others, each with its reason.
+  """
   found = {name: images.find(name, stem)
            for name in dict.fromkeys(str(image['file_name']) for image in one['images'])}
   uses = collections.Counter(files[0] for files in found.values() if len(files) == 1)

@@ -13,6 +13,16 @@ from gta_jax.data.files import IGNORE, DataError
 def mask_reader(
   path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
 ) -> Callable[[], np.ndarray]:
+  """A function that draws the mask of an image when it is called.
+
+  Args:
+    path: of the annotation file, beside which panoptic masks lie.
+    image: its entry, with `height` and `width` where there are outlines.
+    annotations: of this image, one or more.
+    numbers: category -> class.
+  Returns: () -> class ids uint8 [H,W]; DataError, which the conversion reports by image, where an
+    annotation cannot be drawn.
+  """
   def read() -> np.ndarray:
     try:
       if 'segments_info' in annotations[0]:
@@ -70,6 +80,7 @@ def _panoptic(path: Path, annotation: dict[str, Any], numbers: Mapping[int, int]
 
 
 def require_pycocotools() -> None:
+  """Raises: DataError with the command that installs it, where it is missing."""
   try:
     import pycocotools.mask  # noqa: F401, PLC0415
   except ImportError as error:
