@@ -55,8 +55,10 @@ def drawing(size):
   return draw
 
 
-BELOW = {shape: kit.at_once(lambda key, n, shape=shape: draw_below(key, jnp.full(3, n), shape))
-         for shape in ((ANCHORS,), (ANCHORS, NEGATIVES))}
+@functools.cache
+def below(shape):
+  """(key, n) -> numbers below n for each class, [3,*shape]."""
+  return kit.at_once(lambda key, n: draw_below(key, jnp.full(3, n), shape))
 
 
 def draws_of(key, step, size, mixed=True):
@@ -64,7 +66,7 @@ def draws_of(key, step, size, mixed=True):
   inside, (_, key_anchors, key_keys) = drawing(size)(key, step)
 
   def draw(key, shape):
-    return lambda c, n: BELOW[shape](key, n)[c]
+    return lambda c, n: below(shape)(key, n)[c]
 
   return {'inside': np.asarray(inside) & mixed, 'draw_anchors': draw(key_anchors, (ANCHORS,)),
           'draw_keys': draw(key_keys, (ANCHORS, NEGATIVES))}
