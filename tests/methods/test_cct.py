@@ -17,6 +17,7 @@ from gta_jax.methods.registry import make_method
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders, pixel_shuffle
 from gta_jax.ops import feature_perturbations as perturbations
 from gta_jax.ops.losses import SupervisedLoss, bootstrapped_cross_entropy
+from gta_jax.ops.network import Logits
 from gta_jax.training import config_rules, setup
 from tests import tiny
 from tests.methods import kit
@@ -151,6 +152,17 @@ def test_bootstrapped_cross_entropy_agrees_with_torch(threshold):
   np.testing.assert_allclose(gradient, given.grad, rtol=1e-5, atol=1e-7)
   none, _ = ours(logits, np.full_like(labels, 255), np.float32(1))
   assert float(none) == 0
+
+
+def test_as_many_pixels_as_images_are_hard_however_sure_the_network_is():
+  logits = np.zeros((2, 4, 4, tiny.CLASSES), np.float32)
+  logits[..., 0] = np.linspace(3, 6, 32).reshape(2, 4, 4)
+  label = np.zeros((2, 4, 4), np.uint8)
+  method, tools = make_method('cct', vat=0, **ONE_EACH), tiny.make_tools(tiny.linear_network())
+  term = method.labelled(
+    tools, {'image': np.zeros((2, 4, 4, 3), np.uint8), 'label': label}, jnp.int32(0))
+  expected = np.log(1 + 2 * np.exp(-np.linspace(3, 6, 32)[:2])).mean()
+  assert float(term.loss(Logits(logits), label)) == pytest.approx(expected, rel=1e-5)
 
 
 @functools.cache
