@@ -1,6 +1,8 @@
 """What one test compiles serves the others, on every worker and in processes that they start."""
 
+import atexit
 import gc
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -12,21 +14,33 @@ import pytest
 from gta_jax.devices import runtime
 
 
-def pytest_configure(config: pytest.Config) -> None:
-  # In the environment, before any test imports jax; workers and processes of tests inherit it.
+def prepare_environment() -> None:
+  """Before anything imports jax; workers and processes of tests inherit it."""
   runtime.disable_faulty_cpu_fusion()
   # Several workers would share a GPU's memory; JAX_PLATFORMS=cuda with -n 0 asks for it.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # Servers of tests are on this machine, whatever proxy the network has.
   os.environ['no_proxy'] = os.environ['NO_PROXY'] = '127.0.0.1,localhost'
-  # Tests compute little and compile much: without LLVM's optimisations they take two thirds of the
-  # time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
-  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  # Tests compute little and compile much: without LLVM's optimisations and XLA's fusion emitters
+  # they take half the time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
+  if os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1') == '1':
+    _disable_fusion_emitters()
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     folder = tempfile.mkdtemp(prefix='gta_jax_tests_')
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+
+
+def _disable_fusion_emitters() -> None:
+  # Only of a jaxlib that is known to have the flag: others would end the process.
+  flags, flag = os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters='
+  if importlib.metadata.version('jaxlib') == '0.10.2' and flag not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} {flag}false'.strip()
+
+
+# On import and not in a hook: conftest.py of a folder may import jax before hooks are called.
+prepare_environment()
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -1,7 +1,5 @@
 """Networks and batches small enough for invariants of the step."""
 
-import functools
-import os
 import types
 
 import jax
@@ -17,35 +15,6 @@ from gta_jax.ops.optim import make_sgd, poly_schedule
 
 CLASSES = 3
 SIZE = (8, 8)
-
-
-def jit(function=None, **options):
-  """jax.jit for programs of tiny networks, which are compiled once and run a few times.
-
-  XLA's fusion emitters take up to two thirds of that compilation, where jaxlib can do without
-  them. Of the programs of a whole run what takes their place makes some slower by far.
-  """
-  if function is None:
-    return functools.partial(jit, **options)
-  return jax.jit(function, compiler_options=quick_compilation(), **options)
-
-
-@functools.cache
-def quick_compilation():
-  """XLA's options of `jit`, by name."""
-  options = {'xla_cpu_use_fusion_emitters': False}
-  try:
-    jax.jit(lambda x: x, compiler_options=options)(0)
-  except jax.errors.JaxRuntimeError:  # Another jaxlib, which has no such option.
-    return {}
-  return options
-
-
-def quick_flags() -> str:
-  """XLA_FLAGS of a process that has tiny programs alone: this one's and `jit`'s options."""
-  flags = [os.environ.get('XLA_FLAGS', '')]
-  flags += [f'--{name}={str(value).lower()}' for name, value in quick_compilation().items()]
-  return ' '.join(flags).strip()
 
 
 def linear_network(
@@ -208,6 +177,6 @@ def make_steps(method, tools: Tools, **jit_options):
       batches = {'labelled': labelled, 'unlabelled': unlabelled, 'pseudo_labelled': unlabelled}
       return stage.step(state, {name: batches[name] for name in stage.streams})
 
-    return jit(step, **jit_options)
+    return jax.jit(step, **jit_options)
 
   return {stage.name: positional(stage) for stage in method.stages(tools)}

@@ -125,10 +125,9 @@ def check_joint() -> None:
   assert not sent, sent
 
 
-def start(*arguments: str, devices: int, flags: str = '') -> subprocess.Popen:
-  """A process with so many CPU devices, and other XLA_FLAGS than this one's."""
-  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu',
-                 'XLA_FLAGS': flags or os.environ.get('XLA_FLAGS', '')}
+def start(*arguments: str, devices: int) -> subprocess.Popen:
+  """A process with so many CPU devices."""
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu'}
   return subprocess.Popen(
     [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
     stderr=subprocess.PIPE, text=True)
@@ -144,7 +143,7 @@ def finish(process: subprocess.Popen) -> str:
 @pytest.mark.slow
 def test_devices_agree_with_one():
   code = 'from tests.devices import test_sharding as t; t.compare(t.METHODS)'
-  finish(start('-c', code, devices=DEVICES, flags=tiny.quick_flags()))
+  finish(start('-c', code, devices=DEVICES))
 
 
 @pytest.fixture(scope='module')

@@ -42,7 +42,7 @@ def assert_networks(state, networks, **tolerance):
 
 def at_once(function):
   """The function as one program that gives NumPy's arrays; op by op, each would be compiled."""
-  compiled = tiny.jit(function)
+  compiled = jax.jit(function)
   return lambda *arrays: jax.tree.map(np.asarray, compiled(*arrays))
 
 
@@ -80,7 +80,7 @@ def assert_contract(method, *, network=None, batch=4):
     traces.append(1)
     return stage.step(*args)
 
-  step = tiny.jit(counted)
+  step = jax.jit(counted)
   state = tiny.first_state(method, tools)
   labelled, unlabelled = tiny.make_batches(9, batch=batch)
   after, metrics = step(state, batches(labelled, unlabelled))
@@ -114,6 +114,6 @@ def assert_cut_batches_are_the_whole_step(method, *, batch=4):
     tools = tiny.make_tools(tiny.linear_network(), batch=batch, accumulation=accumulation)
     state = tiny.first_state(method, tools)
     stage, = (s for s in method.stages(tools) if s.name == 'main')
-    after, metrics = tiny.jit(stage.step)(state, batches(*tiny.make_batches(3, batch=batch)))
+    after, metrics = jax.jit(stage.step)(state, batches(*tiny.make_batches(3, batch=batch)))
     found.append((plain(after), metrics))
   assert_close(*found)

@@ -44,7 +44,7 @@ def compiled(name='ael', *, network='linear', batch=4, ohem=None, accumulation=0
     accumulation=Accumulation(accumulation))
   method.check(tools)
   stage, = method.stages(tools)
-  return method, tools, tiny.jit(stage.step), tiny.first_state(method, tools)
+  return method, tools, jax.jit(stage.step), tiny.first_state(method, tools)
 
 
 def step_on(setup, batches, state=None):
@@ -159,7 +159,7 @@ def test_classes_are_pasted_as_drawn():
   for tilt, allowed in (('linear', None), ('root', np.array([True, False, True]))):
     method = make_method('ael', pasted_classes=1, paste_tilt=tilt,
                          not_pasted=() if allowed is None else (1,))
-    found = tiny.jit(method.paste)(jax.random.key(0), batches, jnp.float32(confidence))
+    found = jax.jit(method.paste)(jax.random.key(0), batches, jnp.float32(confidence))
     changed = np.asarray(found['image'])[..., 0] != image[..., 0]
     np.testing.assert_array_equal(
       np.asarray(found['image'])[changed][:, 0], np.roll(image[..., 0], -1, axis=0)[changed])
@@ -184,7 +184,7 @@ def test_donors_hold_the_class_that_is_drawn():
   """Image i shows class i mod 3 alone, so that the donor tells the class."""
   batch, confidence = 1500, np.array([0.9, 0.1, 0.5])
   labels = jnp.broadcast_to((jnp.arange(batch) % K)[:, None, None], (batch, 4, 4))
-  cut = tiny.jit(make_method('ael').cut)
+  cut = jax.jit(make_method('ael').cut)
   donor, box = cut(jax.random.key(0), labels, jnp.float32(confidence))
   assert box.all() and not (donor == np.arange(batch)).any()
   shares = np.bincount(donor % K) / batch
@@ -202,7 +202,7 @@ def test_an_image_is_not_its_own_donor():
 
 def test_without_the_class_any_other_image_and_half_a_box():
   labels = jnp.full((300, 8, 10), 255)
-  donor, box = tiny.jit(make_method('ael').cut)(jax.random.key(0), labels, jnp.zeros(K))
+  donor, box = jax.jit(make_method('ael').cut)(jax.random.key(0), labels, jnp.zeros(K))
   assert not (donor == np.arange(300)).any() and len(set(donor.tolist())) > 100
   areas = np.asarray(box).mean((1, 2))
   assert abs(areas.mean() - 0.5) < 0.02 and areas.min() > 0.35 and areas.max() < 0.65

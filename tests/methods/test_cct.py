@@ -113,7 +113,7 @@ def test_three_steps_agree_with_the_oracle(feature, supervised, monkeypatch):
 
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), stacked(networks['student']))
   state = tiny.first_state(method, tools, {'params': params, 'batch_stats': {}})
-  step = tiny.jit(method.stages(tools)[0].step)
+  step = jax.jit(method.stages(tools)[0].step)
   for k in range(3):
     drawn = draws(expected['networks']['student'], unlabelled[k], k, feature)
     expected, losses = oracle.step(
@@ -145,7 +145,7 @@ def test_bootstrapped_cross_entropy_agrees_with_torch(threshold):
   given = torch.from_numpy(logits).requires_grad_()
   expected = torch_bootstrapped(given, torch.from_numpy(labels), threshold, 2)
   expected.backward()
-  ours = tiny.jit(jax.value_and_grad(lambda x, labels, threshold: bootstrapped_cross_entropy(
+  ours = jax.jit(jax.value_and_grad(lambda x, labels, threshold: bootstrapped_cross_entropy(
     x, labels, threshold=threshold, rank=2)))
   loss, gradient = ours(logits, labels, np.float32(threshold))
   assert float(loss) == pytest.approx(expected.item(), rel=1e-5) and float(loss) > 0
@@ -173,7 +173,7 @@ def prepared(*, accumulation=None, **options):
   network = with_decoders(tiny.linear_network(), method.count)
   tools = tiny.make_tools(network, weight_decay=0.0, accumulation=accumulation or Accumulation())
   return types.SimpleNamespace(method=method, tools=tools, state=tiny.first_state(method, tools),
-                               step=tiny.jit(method.stages(tools)[0].step))
+                               step=jax.jit(method.stages(tools)[0].step))
 
 
 def batches():
@@ -199,7 +199,7 @@ def test_without_consistency_the_step_is_the_supervised_one():
   s = prepared(consistency_weight=0.0, supervised='plain')
   supervised = make_method('sup_only', warmup_epochs=0.0)
   state = tiny.first_state(supervised, s.tools, s.state.networks['student'])
-  alone, _ = tiny.jit(supervised.stages(s.tools)[0].step)(state, batches())
+  alone, _ = jax.jit(supervised.stages(s.tools)[0].step)(state, batches())
   after, _ = s.step(s.state, batches())
   kit.assert_close(after.networks['student'], alone.networks['student'])
   kit.assert_equal(after.networks['student']['params'][cct.HEAD],

@@ -54,7 +54,7 @@ def compiled(kind='linear', **options):
   tools = tiny.make_tools(network, rate=RATE, size=(33, 33) if kind != 'linear' else tiny.SIZE)
   assert method.check(tools) == ()
   stage, = method.stages(tools)
-  return tiny.first_state(method, tools), tiny.jit(stage.step)
+  return tiny.first_state(method, tools), jax.jit(stage.step)
 
 
 def take(state, step, seed=0, size=tiny.SIZE, **changes):
@@ -110,7 +110,7 @@ def _three_steps(name, seed, options, hyper):
   params = jax.tree.map(jnp.asarray, expected['networks']['model'])
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
-  step = tiny.jit(method.stages(tools)[0].step)
+  step = jax.jit(method.stages(tools)[0].step)
   randomness = make_randomness(network, method, (4, 4))
   pasted, spread = 0, 0
   for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
@@ -175,7 +175,7 @@ def gradient_of(options, losses):
                        jax.random.key(1))
     return sum(found[name] for name in losses)
 
-  gradient = tiny.jit(jax.grad(total))(variables['params'])
+  gradient = jax.jit(jax.grad(total))(variables['params'])
   return {key for key, layer in gradient.items() if np.abs(layer['kernel']).max() > 0}
 
 

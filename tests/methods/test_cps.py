@@ -46,7 +46,7 @@ def test_three_steps_agree_with_the_oracle(name, options):
   expected = lm.initial_state(networks, tuple(networks))
   of_oracle = hyper(cross_weight=method.cross_weight, cross_on=method.cross_on,
                     labelled_void=method.labelled_void)
-  step = tiny.jit(method.step(tools))
+  step = jax.jit(method.step(tools))
   for k in range(kit.STEPS):
     if method.mixing == 'none':
       expected, losses = oracle.step(expected, labelled[k], unlabelled[k], hyper=of_oracle)
@@ -68,7 +68,7 @@ def test_without_weight_each_network_takes_a_supervised_step():
   """Invariant 1."""
   method = Cps(cross_weight=0.0)
   networks, labelled, unlabelled, tools, state = setup(method)
-  after, _ = tiny.jit(method.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
+  after, _ = jax.jit(method.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
   for ours, theirs in NAMES.items():
     start = lm.initial_state({'one': networks[theirs]}, ('one',))
     _, gradient = lm.supervised(networks[theirs], labelled[0])
@@ -80,7 +80,7 @@ def test_exchange_of_the_networks_exchanges_the_result():
   """Invariant 3; a network without dropout."""
   method, network = Cps(), tiny.conv_network(dropout=False)
   tools = tiny.make_tools(network)
-  step = tiny.jit(method.step(tools))
+  step = jax.jit(method.step(tools))
   state = tiny.first_state(method, tools)
   streams = kit.batches(*tiny.make_batches(2))
 
@@ -102,7 +102,7 @@ def test_equal_networks_stay_equal_and_drawn_ones_differ():
   state = tiny.first_state(method, tools)
   assert kit.differs(*(state.networks[name]['params']['classifier'] for name in NAMES))
   equal = state.with_networks(second=state.networks['first'])
-  after, metrics = tiny.jit(method.step(tools))(equal, kit.batches(*tiny.make_batches(2)))
+  after, metrics = jax.jit(method.step(tools))(equal, kit.batches(*tiny.make_batches(2)))
   kit.assert_close(after.networks['first'], after.networks['second'], rtol=1e-6)
   assert float(metrics['agreement']) == 1
   # It is that of the unlabelled images: of one colour here, on which linear networks are of one
@@ -111,7 +111,7 @@ def test_equal_networks_stay_equal_and_drawn_ones_differ():
   labelled, unlabelled = tiny.make_batches(2)
   unlabelled = {**unlabelled, 'image': np.full_like(unlabelled['image'], 90),
                 'valid': np.ones_like(unlabelled['valid'])}
-  _, metrics = tiny.jit(method.step(tools))(
+  _, metrics = jax.jit(method.step(tools))(
     tiny.first_state(method, tools), kit.batches(labelled, unlabelled))
   assert float(metrics['agreement']) in (0, 1)
 
@@ -124,8 +124,8 @@ def test_an_image_outside_of_the_mask_has_no_influence(whole, monkeypatch):
   plain, mixed = Cps(cross_weight=1.0), CpsCutMix()
   _, labelled, unlabelled, tools, state = setup(mixed)
   moved = {key: np.roll(x, -1, 0) for key, x in unlabelled[0].items()} if whole else unlabelled[0]
-  one, _ = tiny.jit(mixed.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
-  two, _ = tiny.jit(plain.step(tools))(state, kit.batches(labelled[0], moved))
+  one, _ = jax.jit(mixed.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
+  two, _ = jax.jit(plain.step(tools))(state, kit.batches(labelled[0], moved))
   kit.assert_close(one.networks, two.networks, rtol=1e-6)
 
 
@@ -136,12 +136,12 @@ def test_labels_are_those_of_clean_images(monkeypatch):
   tools = tiny.make_tools(tiny.conv_network(dropout=False))
   method = CpsCutMix(cross_on='unlabelled')
   state, (labelled, unlabelled) = tiny.first_state(method, tools), tiny.make_batches(2)
-  _, metrics = tiny.jit(method.step(tools))(state, kit.batches(labelled, unlabelled))
+  _, metrics = jax.jit(method.step(tools))(state, kit.batches(labelled, unlabelled))
 
   def mixed(x):
     return paste(x, jnp.roll(x, -1, 0), mask)
 
-  @tiny.jit
+  @jax.jit
   def expected(networks):
     images, valid = unlabelled_images(tools, unlabelled), jnp.asarray(unlabelled['valid'])
     of_second, of_first = (
@@ -159,7 +159,7 @@ def test_void_pixels_have_no_influence_unless_they_learn():
     method = Cps(labelled_void=void)
     _, labelled, unlabelled, tools, state = setup(method)
     image = np.where((labelled[0]['label'] == 255)[..., None], 7, labelled[0]['image'])
-    step = tiny.jit(method.step(tools))
+    step = jax.jit(method.step(tools))
     found = [step(state, kit.batches({**labelled[0], 'image': x}, unlabelled[0]))[0].networks
              for x in (labelled[0]['image'], image.astype(np.uint8))]
     assert kit.differs(*found) == moves
@@ -174,7 +174,7 @@ def test_mixing_moves_the_running_statistics_once_more():
     same = np.full((4, 8, 8, 3), 200, np.uint8)  # every pass sees the same mean
     streams = kit.batches({'image': same, 'label': np.zeros((4, 8, 8), np.uint8)},
                           {'image': same, 'valid': np.ones((4, 8, 8), bool)})
-    state, _ = tiny.jit(method.step(tools))(state, streams)
+    state, _ = jax.jit(method.step(tools))(state, streams)
     after[method.mixing] = np.abs(state.networks['first']['batch_stats']['backbone']['mean'])
   np.testing.assert_allclose(
     after['xor_boxes'] / after['none'], (1 - 0.9 ** 3) / (1 - 0.9 ** 2), rtol=1e-4)
@@ -190,7 +190,7 @@ def test_a_single_image_cannot_be_mixed():
 def test_rates_are_poly():
   method, tools = Cps(), tiny.make_tools(tiny.linear_network())
   state = tiny.first_state(method, tools).replace(step=jnp.int32(7))
-  _, metrics = tiny.jit(method.step(tools))(state, kit.batches(*tiny.make_batches(2)))
+  _, metrics = jax.jit(method.step(tools))(state, kit.batches(*tiny.make_batches(2)))
   for name in NAMES:
     assert float(metrics[f'{name}_rate']) == pytest.approx(
       float(poly_schedule(0.05, total_steps=20)(7)))

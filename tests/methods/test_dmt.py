@@ -82,7 +82,7 @@ def test_steps_agree_with_the_oracle(gammas):
   state = stage.enter(state.replace(step=jnp.int32(40)))  # The schedule is the stage's own.
   theirs = lm.initial_state(networks, NETWORKS)
   hyper = lm.tiny_hyper(rate=lm.poly(RATE, stage.steps), decoder_multiplier=1.0, **options)
-  step = tiny.jit(stage.step)
+  step = jax.jit(stage.step)
   for known, guessed in zip(labelled, pseudo, strict=True):
     state, metrics = step(state, {'labelled': known, 'pseudo_labelled': guessed})
     as_float = {**guessed, 'confidence': guessed['confidence'] / 255}
@@ -102,7 +102,7 @@ def test_gamma_zero_is_plain_cross_entropy_in_the_code_and_with_certain_labels()
   for rule, batch in (('plain', pseudo[0]), ('formula', certain), ('formula', pseudo[0])):
     method, tools, stages = make(gamma1=0.0, gamma2=0.0, zero_gamma=rule)
     state = first_state(method, tools, networks)
-    state, _ = tiny.jit(stages['round1_assistant'].step)(
+    state, _ = jax.jit(stages['round1_assistant'].step)(
       state, {'labelled': labelled[0], 'pseudo_labelled': batch})
     found.append(np.asarray(state.networks['assistant']['params']['backbone']['kernel']))
   np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
@@ -116,13 +116,13 @@ def test_round_0_has_a_rate_of_its_own_and_each_stage_a_new_optimiser():
   moved = []
   for of in (method, once):
     stage = of.stages(tools)[0]
-    after, metrics = tiny.jit(stage.step)(state, {'labelled': labelled})
+    after, metrics = jax.jit(stage.step)(state, {'labelled': labelled})
     moved.append(jax.tree.map(
       lambda a, b: np.asarray(a - b), after.networks['student'], state.networks['student']))
     np.testing.assert_allclose(metrics['student_rate'], of.supervised_rate * RATE, rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-4, atol=1e-7), *moved)
   assert any(leaf.any() for leaf in jax.tree.leaves(after.optimizers['student']))
-  begun = tiny.jit(stages['round1_student'].enter)(after)
+  begun = jax.jit(stages['round1_student'].enter)(after)
   assert not any(leaf.any() for leaf in jax.tree.leaves(begun.optimizers['student']))
   jax.tree.map(np.testing.assert_array_equal, begun.networks, after.networks)
   assert begun.memory['stage_start'] == after.step == 1

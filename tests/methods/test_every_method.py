@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gta_jax.methods.registry import METHODS
-from tests import tiny
 from tests.methods import every_method
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize('name', every_method.NAMES)
 def test_guarantees(name):
-  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu',
-                 'XLA_FLAGS': tiny.quick_flags()}
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
     [sys.executable, '-m', 'tests.methods.every_method', name], cwd=ROOT, env=environment,
     capture_output=True, text=True, timeout=300, check=False)

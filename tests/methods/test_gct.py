@@ -78,7 +78,7 @@ def test_three_steps_agree_with_the_oracle(name, with_linear_detector):
     first = first.replace(optimizers={
       of: optimizer.init(first.networks[of]['params'])
       for of, optimizer in method.optimizers(tools).items()})
-    step, now = tiny.jit(method.stages(tools)[0].step), first
+    step, now = jax.jit(method.stages(tools)[0].step), first
     for k, (wanted, losses) in enumerate(expected):
       now, metrics = step(now, kit.batches(labelled[k], unlabelled[k]))
       for of in oracle.NAMES:
@@ -100,7 +100,7 @@ def prepared(name, *, linear=False, **options):
   method = make_method(name, detector_blocks=1, **options)
   state = tiny.first_state(method, tools).replace(step=jnp.int32(3))
   return types.SimpleNamespace(
-    method=method, tools=tools, state=state, step=tiny.jit(method.stages(tools)[0].step))
+    method=method, tools=tools, state=state, step=jax.jit(method.stages(tools)[0].step))
 
 
 def batches():
@@ -113,7 +113,7 @@ def test_without_guidance_both_networks_learn_as_supervised(with_linear_detector
   s = prepared('gct', consistency_weight=0.0, flaw_weight=0.0, **options)
   after, _ = s.step(s.state, batches())
   supervised = make_method('sup_only', warmup_epochs=0.0)
-  learn = tiny.jit(supervised.stages(s.tools)[0].step)
+  learn = jax.jit(supervised.stages(s.tools)[0].step)
   for name in gct.NETWORKS:
     state = tiny.first_state(supervised, s.tools).replace(step=jnp.int32(3))
     state = state.with_networks(student=s.state.networks[name])

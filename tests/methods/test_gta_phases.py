@@ -76,7 +76,7 @@ def test_a_skipped_step_of_the_hand_over_leaves_the_others_handed_over():
     after, metrics = stage.step(state, batches)
     return after, metrics | {'student_labelled_loss': jnp.float32(jnp.nan)}
 
-  after, metrics = tiny.jit(skip_not_finite(not_finite))(
+  after, metrics = jax.jit(skip_not_finite(not_finite))(
     stage.enter(s.state), {'labelled': labelled, 'unlabelled': unlabelled})
   assert metrics['skipped_steps'] == 1
   for variables in after.networks.values():

@@ -54,7 +54,7 @@ def test_three_steps_agree_with_the_oracle(name, options):
   expected = lm.initial_state(networks, ('student',))
   of_oracle = hyper(method, **{option: getattr(method, option) for option in (
     'average', 'consistency_on', 'consistency_of', 'labelled_void')})
-  step = tiny.jit(method.step(tools))
+  step = jax.jit(method.step(tools))
   for k in range(kit.STEPS):
     expected, losses = oracle.step(expected, labelled[k], unlabelled[k], hyper=of_oracle)
     state, metrics = step(state, kit.batches(labelled[k], unlabelled[k]))
@@ -72,7 +72,7 @@ def test_three_steps_on_mixed_images_agree_with_the_oracle(options):
   expected = lm.initial_state(networks, ('student',))
   of_oracle = hyper(method, threshold=0.6, confidence_on=method.confidence_on,
                     reduction=method.reduction)
-  step = tiny.jit(method.step(tools))
+  step = jax.jit(method.step(tools))
   for k in range(kit.STEPS):
     key_mix = jax.random.split(jax.random.split(state.step_key(), 3)[0])[0]
     first, second = unlabelled[k], None
@@ -104,7 +104,7 @@ def test_squared_error_is_torchs_and_so_is_its_gradient():
 def test_without_weight_the_student_takes_a_supervised_step():
   method = MeanTeacherConsistency(consistency_weight=0.0)
   networks, labelled, unlabelled, tools, state = setup(method)
-  after, _ = tiny.jit(method.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
+  after, _ = jax.jit(method.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))
   start = lm.initial_state({'student': networks['student']}, ('student',))
   _, gradient = lm.supervised(networks['student'], labelled[0])
   kit.assert_close(after.networks['student']['params'],
@@ -114,7 +114,7 @@ def test_without_weight_the_student_takes_a_supervised_step():
 def test_nothing_sure_is_nothing_to_learn_from_unlabelled_images():
   method = CutMixConsistency(threshold=1.0)
   tools = tiny.make_tools(tiny.conv_network())
-  state, step = tiny.first_state(method, tools), tiny.jit(method.step(tools))
+  state, step = tiny.first_state(method, tools), jax.jit(method.step(tools))
   labelled, unlabelled = tiny.make_batches(3)
   after, metrics = step(state, kit.batches(labelled, unlabelled))
   assert float(metrics['student_consistency_loss']) == float(metrics['kept_share']) == 0
@@ -127,7 +127,7 @@ def test_the_teacher_has_no_gradient_and_starts_as_the_student():
   state = tiny.first_state(method, tools)
   assert state.optimizers.keys() == {'student'}
   kit.assert_equal(state.networks['teacher'], state.networks['student'])
-  after, _ = tiny.jit(method.step(tools))(state, kit.batches(*tiny.make_batches(3)))
+  after, _ = jax.jit(method.step(tools))(state, kit.batches(*tiny.make_batches(3)))
   kit.assert_equal(after.networks['teacher']['params'], state.networks['teacher']['params'])
   # Its own passes in train mode move its statistics, one for each kind of images.
   assert kit.differs(after.networks['teacher']['batch_stats'],
@@ -137,7 +137,7 @@ def test_the_teacher_has_no_gradient_and_starts_as_the_student():
 def test_the_first_step_of_the_ramped_average_copies_the_student():
   method = CutMixConsistency(teacher_batch_norm='ema')
   tools = tiny.make_tools(tiny.conv_network())
-  after, _ = tiny.jit(method.step(tools))(
+  after, _ = jax.jit(method.step(tools))(
     tiny.first_state(method, tools), kit.batches(*tiny.make_batches(3)))
   kit.assert_equal(after.networks['teacher'], after.networks['student'])
 

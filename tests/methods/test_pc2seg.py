@@ -64,7 +64,7 @@ def test_agrees_with_the_oracle(options):
   params = jax.tree.map(jnp.float32, expected['networks']['model'])
   variables = {'params': params, 'batch_stats': {key: {} for key in params}}
   state = tiny.first_state(method, tools, variables)
-  step, draws = tiny.jit(method.step(tools)), make_draws(method, tools)
+  step, draws = jax.jit(method.step(tools)), make_draws(method, tools)
   for k in range(3):
     expected, losses = oracle.step(
       expected, labelled[k], unlabelled[k], **draws(state, unlabelled[k]), hyper=hyper)
@@ -86,7 +86,7 @@ def test_negatives_are_drawn_as_the_rule_says(rule):
   probabilities[:2] = np.eye(3)[0]  # two pixels that are surely of one class
   valid, images = np.arange(8) != 5, np.arange(8) // 4
   method = make(anchors=2000, candidates=8, negatives=8, negative_rule=rule)
-  draw = tiny.jit(method.draw, static_argnums=3)
+  draw = jax.jit(method.draw, static_argnums=3)
   found = np.zeros((8, 8))
   for seed in range(5):
     anchors, candidates, chosen, drawn = (
@@ -123,7 +123,7 @@ def test_equal_embeddings_cost_log_n_plus_one_at_any_scale():
 
 def test_embeddings_of_zero_have_a_finite_gradient():
   valid, zeros = jnp.ones((2, 2, 2), bool), jnp.zeros((2, 2, 2, 4))
-  gradient = tiny.jit(jax.grad(
+  gradient = jax.jit(jax.grad(
     lambda x: make().contrast(jax.random.key(0), seen(x), seen(x), valid)))(zeros)
   assert np.isfinite(gradient).all()
 
@@ -137,7 +137,7 @@ def test_the_weak_view_gets_no_gradient_of_the_consistency(normalised):
     return make(normalised=normalised).consistency(
       *(seen(jnp.zeros((2, 2, 2, 4)), x) for x in logits), valid)
 
-  weak, strong = tiny.jit(jax.grad(loss))(logits)
+  weak, strong = jax.jit(jax.grad(loss))(logits)
   assert not weak.any() and strong.any()
 
 
@@ -146,7 +146,7 @@ def test_the_weak_view_learns_from_the_contrast_only_where_asked():
   valid = jnp.ones((2, 2, 2), bool)
   for key_gradient in (True, False):
     method = make(key_gradient=key_gradient)
-    weak, strong = tiny.jit(jax.grad(
+    weak, strong = jax.jit(jax.grad(
       lambda x, method=method: method.contrast(jax.random.key(0), seen(x[0]), seen(x[1]), valid)
     ))(embeddings)
     assert bool(weak.any()) == key_gradient and strong.any()
@@ -155,7 +155,7 @@ def test_the_weak_view_learns_from_the_contrast_only_where_asked():
 @functools.cache
 def convolutional():
   method, tools = make(), tiny.make_tools(conv_network(CHANNELS))
-  return tiny.jit(method.step(tools)), tiny.first_state(method, tools)
+  return jax.jit(method.step(tools)), tiny.first_state(method, tools)
 
 
 def test_batches_without_a_valid_pixel_leave_everything_finite():

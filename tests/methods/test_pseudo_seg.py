@@ -80,7 +80,7 @@ def compiled(*, deeplab='', batch=2, accumulation=0, **options):
     accumulation=Accumulation(accumulation), multiplier=1.0, decay='kernels')
   assert method.check(tools)
   stage, = method.stages(tools)
-  return method, tools, tiny.jit(stage.step), tiny.first_state(method, tools)
+  return method, tools, jax.jit(stage.step), tiny.first_state(method, tools)
 
 
 def step_on(setup, batches, state=None):
@@ -196,7 +196,7 @@ def test_losses_reach_only_their_own_layers():
       return {loss: losses[loss]}, stats
 
     alone = objective._replace(loss=one)
-    gradient = tiny.jit(lambda variables: slope(tools, variables, alone).gradient)(variables)
+    gradient = jax.jit(lambda variables: slope(tools, variables, alone).gradient)(variables)
     return {key for key, part in gradient.items()
             if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(part))}
 

@@ -61,7 +61,7 @@ def test_both_stages_agree_with_the_oracle():
   for name, steps in STEPS.items():
     hyper = lm.tiny_hyper(rate=lm.poly(RATE, steps))
     theirs = lm.initial_state({'student': params}, ('student',))  # fresh in each stage
-    state, step = stages[name].enter(state), tiny.jit(stages[name].step)
+    state, step = stages[name].enter(state), jax.jit(stages[name].step)
     for k in range(first, first + steps):
       given = {'labelled': labelled[k]} | (
         {'pseudo_labelled': pseudo[k]} if name == 'all' else {})
@@ -81,8 +81,8 @@ def test_supervised_stage_is_the_supervised_method_to_the_bit():
   # The schedule of the stage's own steps, so that both have one.
   other = tools._replace(total_steps=4, make_optimizer=lambda **_: tools.make_optimizer(steps=4))
   ours, theirs = tiny.first_state(st, tools), tiny.first_state(sup, other)
-  mine = tiny.jit(stages['supervised'].step)
-  yours = tiny.jit(sup.stages(other)[0].step)
+  mine = jax.jit(stages['supervised'].step)
+  yours = jax.jit(sup.stages(other)[0].step)
   for seed in range(3):
     labelled, _ = tiny.make_batches(seed)
     ours, theirs = (step(state, {'labelled': labelled})[0]
@@ -96,9 +96,9 @@ def test_every_stage_starts_with_the_first_variables_and_a_new_optimiser():
   first = tiny.first_state(method, tools)
   state = first
   for seed in range(2):
-    state, _ = tiny.jit(stages['supervised'].step)(
+    state, _ = jax.jit(stages['supervised'].step)(
       state, {'labelled': tiny.make_batches(seed)[0]})
-  again = tiny.jit(stages['all'].enter)(state)
+  again = jax.jit(stages['all'].enter)(state)
   assert int(again.step) == 2
   for a, b in zip(*(jax.tree.leaves((s.networks, s.optimizers)) for s in (first, again)),
                   strict=True):
@@ -110,7 +110,7 @@ def test_every_stage_starts_with_the_first_variables_and_a_new_optimiser():
 def test_pixels_without_a_label_have_no_influence():
   """Padding, void, and a batch without any pseudo-label: one mean over what is labelled."""
   method, tools, stages = make(batch=4)
-  step, state = tiny.jit(stages['all'].step), tiny.first_state(method, tools)
+  step, state = jax.jit(stages['all'].step), tiny.first_state(method, tools)
   labelled, pseudo = tiny.make_batches(0)[0], pseudo_batch(1)
   expected, _ = step(state, {'labelled': labelled, 'pseudo_labelled': pseudo})
   hidden = pseudo['image'].copy()
@@ -122,7 +122,7 @@ def test_pixels_without_a_label_have_no_influence():
   nothing = {**pseudo, 'label': np.full_like(pseudo['label'], 255)}
   alone, metrics = step(state, {'labelled': labelled, 'pseudo_labelled': nothing})
   assert metrics['student_pseudo_loss'] == 0 == metrics['kept_share']
-  supervised, _ = tiny.jit(stages['supervised'].step)(state, {'labelled': labelled})
+  supervised, _ = jax.jit(stages['supervised'].step)(state, {'labelled': labelled})
   # The stage's rate differs from the supervised one's; the momentum is the gradient.
   for a, b in zip(*(jax.tree.leaves(s.optimizers) for s in (alone, supervised)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -160,7 +160,7 @@ def test_strong_views_change_labels_to_255_alone_and_inside_their_boxes_alone():
   # The labelled batch's loss is that of the clean images.
   labelled, _ = tiny.make_batches(3, batch=16)
   state = tiny.first_state(method, tools)
-  of = [tiny.jit(make(options=options, batch=16)[2]['all'].step)(
+  of = [jax.jit(make(options=options, batch=16)[2]['all'].step)(
     state, {'labelled': labelled, 'pseudo_labelled': pseudo})[1] for options in (noise, PLAIN)]
   kept = [metrics['kept_share'] * labels.size for metrics in of]
   known = (labelled['label'] != 255).sum()

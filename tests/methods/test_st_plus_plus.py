@@ -51,7 +51,7 @@ def make(folder, images):
   dataset = Dataset('arrays', tuple('abc'), np.zeros((3, 3), np.uint8), (), ids, (), reader)
   network, seen = tiny.linear_network(hidden_features()), []
 
-  @tiny.jit
+  @jax.jit
   def low(variables, image):
     return tiny.low_logits(network, variables, image[None])[0]
 
@@ -88,7 +88,7 @@ def run_stages(folder):
       stage.prepare(host, state)
       k = 0
       datasets[stage.name] = stage.dataset(host)
-    state, step = stage.enter(state), tiny.jit(stage.step)
+    state, step = stage.enter(state), jax.jit(stage.step)
     for _ in range(stage.steps):
       given = {'labelled': labelled[k]}
       if stage.prepare:

@@ -39,7 +39,7 @@ def assert_agree(ours, theirs, logits):
   given = as_torch(logits)
   expected = theirs(given)
   expected.backward()
-  value, gradient = tiny.jit(jax.value_and_grad(ours))(logits)
+  value, gradient = jax.jit(jax.value_and_grad(ours))(logits)
   assert float(value) != 0
   np.testing.assert_allclose(value, expected.detach(), rtol=1e-5)
   np.testing.assert_allclose(

@@ -35,7 +35,7 @@ def make(**options):
 
 def step_of(method, tools, stage='main'):
   stages = {stage.name: stage.step for stage in method.stages(tools)}
-  return tiny.jit(stages[stage])
+  return jax.jit(stages[stage])
 
 
 def plain(state):
@@ -45,7 +45,7 @@ def plain(state):
 @functools.cache
 def drawing(size):
   """(key, step) -> masks of boxes [B,H,W], and the keys of anchors and of negatives."""
-  @tiny.jit
+  @jax.jit
   def draw(key, step):
     key = jax.random.split(jax.random.fold_in(key, step), 3)[0]
     key_mix, key_draws, _ = jax.random.split(key, 3)

@@ -61,7 +61,7 @@ def test_three_steps_agree_with_the_oracle(kind, oracle):
   expected, labelled, unlabelled, _ = oracle.make_problem(0)
   tools = tiny.make_tools(network, batch=2, size=SIZE)
   state = kit.state_of(method, tools, expected['networks'])
-  step, kept = tiny.jit(method.step(tools)), []
+  step, kept = jax.jit(method.step(tools)), []
   randomness = make_randomness(method, network, 4)
   for k in range(kit.STEPS):
     expected, losses = oracle.step(
@@ -84,7 +84,7 @@ def test_without_confident_pixels_half_the_labelled_loss_is_left(kind):
   labelled, unlabelled = tiny.make_batches(3)
   nothing = {**unlabelled, 'valid': np.zeros_like(unlabelled['valid'])}
   method = kind(threshold=1.0)
-  step, state = tiny.jit(method.step(tools)), tiny.first_state(method, tools)
+  step, state = jax.jit(method.step(tools)), tiny.first_state(method, tools)
   for batch in (unlabelled, nothing):
     after, metrics = step(state, kit.batches(labelled, batch))
     assert {key for key, value in metrics.items() if key.endswith('_loss') and value > 0} == {
@@ -98,7 +98,7 @@ def test_without_perturbation_all_unlabelled_losses_are_one(monkeypatch):
   monkeypatch.setattr(unimatch, 'drop_channels', lambda key, stages: stages)
   method = UniMatch(threshold=0.4, **PLAIN)
   tools = tiny.make_tools(tiny.linear_network())
-  _, metrics = tiny.jit(method.step(tools))(
+  _, metrics = jax.jit(method.step(tools))(
     tiny.first_state(method, tools), kit.batches(*tiny.make_batches(3)))
   strong = 8 * float(metrics['model_strong_1_loss'])
   assert strong > 0
@@ -175,7 +175,7 @@ def test_weak_labels_are_those_of_the_pass_that_is_learnt_from(per_device):
   images = fixmatch.unlabelled_images(tools, unlabelled)
   objective = FixMatch().weak(tools, term, images, jnp.asarray(unlabelled['valid']),
                               jax.random.key(1))
-  own = tiny.jit(lambda v: slope(tools, v, objective))(variables).rows
+  own = jax.jit(lambda v: slope(tools, v, objective))(variables).rows
   size = per_device or 4
   for start in range(0, 4, size):
     rows = slice(start, start + size)
@@ -208,7 +208,7 @@ def test_running_statistics_move_with_both_passes():
   streams = kit.batches({'image': same, 'label': np.zeros((4, 8, 8), np.uint8)},
                         {'image': same, 'valid': np.ones((4, 8, 8), bool)})
   state = tiny.first_state(method, tools)
-  after, _ = tiny.jit(method.step(tools))(state, streams)
+  after, _ = jax.jit(method.step(tools))(state, streams)
   images = tools.network.normalize(same)
   _, once = tools.network.apply(state.networks['model'], images, train=True)
   np.testing.assert_allclose(

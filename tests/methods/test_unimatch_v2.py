@@ -43,7 +43,7 @@ def compiled(name='unimatch_v2', **options):
   method = make_method(name, **{'threshold': 0.5, **QUIET, **options})
   assert not method.check(tools)
   stage, = method.stages(tools)
-  return tiny.first_state(method, tools), tiny.jit(stage.step)
+  return tiny.first_state(method, tools), jax.jit(stage.step)
 
 
 def take(state, step, seed=0, **changes):
@@ -93,7 +93,7 @@ def _three_steps(optimizer):
   tools = make_tools(network, adamw=optimizer == 'adamw', batch=5)
   method = make_method('unimatch_v2', threshold=0.6)
   state = tiny.first_state(method, tools, to_jax(expected['networks']['student']))
-  step, randomness = tiny.jit(method.stages(tools)[0].step), make_randomness(network, 4)
+  step, randomness = jax.jit(method.stages(tools)[0].step), make_randomness(network, 4)
   pasted = 0
   for batch_l, batch_u in zip(labelled, unlabelled, strict=True):
     drawn = randomness(state, batch_u)
@@ -153,7 +153,7 @@ def test_nothing_kept_leaves_half_of_the_supervised_gradient():
     method = make_method(name, **options)
     state = tiny.first_state(method, tools)
     labelled, unlabelled = tiny.make_batches(0)
-    after, metrics = tiny.jit(method.stages(tools)[0].step)(
+    after, metrics = jax.jit(method.stages(tools)[0].step)(
       state, {'labelled': labelled, 'unlabelled': unlabelled})
     moved[name] = jax.tree.map(lambda a, b: a - b, *(
       s.networks['student']['params'] for s in (after, state)))
@@ -192,7 +192,7 @@ def test_running_statistics_move_by_labelled_images_and_by_all_views_together(na
              'unlabelled': {'image': same, 'valid': np.ones(same.shape[:3], bool)}}
   state = tiny.first_state(method, tools)
   stage, = method.stages(tools)
-  after, _ = tiny.jit(stage.step)(state, streams)
+  after, _ = jax.jit(stage.step)(state, streams)
   _, once = tools.network.apply(
     state.networks['student'], tools.network.normalize(same), train=True)
   mean = after.networks['student']['batch_stats']['backbone']['mean']
@@ -223,7 +223,7 @@ def test_a_step_on_dinov2_with_its_head():
   state = tiny.first_state(method, tools, network.init(jax.random.key(0), (28, 42)))
   assert not jax.tree.leaves(state.networks['teacher']['batch_stats'])
   labelled, unlabelled = tiny.make_batches(0, size=(28, 42))
-  moved, metrics = tiny.jit(stage.step)(state, {'labelled': labelled, 'unlabelled': unlabelled})
+  moved, metrics = jax.jit(stage.step)(state, {'labelled': labelled, 'unlabelled': unlabelled})
   assert all(np.isfinite(value).all() for value in metrics.values())
   assert jax.tree.structure(moved) == jax.tree.structure(state)
   before, after = state.networks['student']['params'], moved.networks['student']['params']
