@@ -13,8 +13,8 @@ import numpy as np
 
 from gta_jax.data.colour_lookup import count_colours, told_by_colour
 from gta_jax.data.files import IGNORE, FileReader
-from gta_jax.data.folder import FolderReader, spread
-from gta_jax.data.sources import Dataset, of_each
+from gta_jax.data.folder import FolderReader
+from gta_jax.data.sources import Dataset, of_each, spread
 from gta_jax.data.structures import DIAMETERS, median_width, survivors
 
 _VERSION = 4  # of what is found; another one makes what was kept be found anew

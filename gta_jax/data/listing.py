@@ -1,15 +1,57 @@
 """Which files of a folder count, and what they are called."""
 
 import collections
+import dataclasses
 import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from gta_jax.data.files import DataError
 
 _LOOK_ALIKES = {'labelled': 'labeled', 'unlabelled': 'unlabeled', 'valid': 'val',
                 'validation': 'val', 'testing': 'test', 'training': 'train'}
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderFiles:
+  """The files below a folder.
+
+  Attributes:
+    read: id -> path, of those that can be read.
+    others: id -> path, of those under another suffix.
+  """
+
+  read: Mapping[str, str]
+  others: Mapping[str, str]
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> FolderFiles:
+  """By id, which is the path below the folder without its suffix.
+
+  Raises: DataError where there is no such folder or nothing to read in it, or two files of one id.
+  """
+  if not folder.is_dir():
+    raise DataError(f'{folder} does not exist; a data folder holds images/, masks/, classes.txt '
+                    'and splits/val.txt.')
+  found, others = {}, {}
+  for path in visible_files(folder):
+    if not path.suffix:
+      continue
+    id = id_of(path, folder)
+    if path.suffix.lower() not in suffixes:
+      others[id] = str(path)
+      continue
+    if id in found:
+      raise DataError(f'{found[id]} and {path} have the same id {id!r}; remove or rename one.')
+    found[id] = str(path)
+  if not found:
+    there = sorted({Path(path).suffix.lower() for path in others.values()})
+    lossy = {'.jpg', '.jpeg'}.intersection(there)  # among images they would be read
+    held = f', but {len(others)} of {", ".join(there)}' if there else ''
+    raise DataError(f'{folder} holds no {" or ".join(suffixes)} files{held}; put them there.'
+                    f'{" A JPEG changes ids: export masks anew." if lossy else ""}')
+  return FolderFiles(found, {id: path for id, path in others.items() if id not in found})
 
 
 def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:

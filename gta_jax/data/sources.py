@@ -239,6 +239,12 @@ def default_palette(num_classes: int) -> np.ndarray:
   return (bits.reshape(-1, 8, 3) << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
 
 
+def spread(ids: Sequence[str], count: int) -> list[str]:
+  """At most `count` of them, evenly spread."""
+  count = min(count, len(ids))
+  return [ids[i * len(ids) // count] for i in range(count)]
+
+
 def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
                   classes: Sequence[str], seed: int) -> tuple[tuple[str, ...], str]:
   """Draws `count` ids that show every class, if so few can.

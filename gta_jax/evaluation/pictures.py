@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gta_jax.data.folder import spread
-from gta_jax.data.sources import Dataset
+from gta_jax.data.sources import Dataset, spread
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.scores import Place, label_images
 from gta_jax.evaluation.windows import Prediction

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gta_jax.data.folder import spread
+from gta_jax.data.sources import spread
 from gta_jax.data.writing import replace_text
 from gta_jax.evaluation.layers import make_layers
 from gta_jax.evaluation.metrics import iou

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from gta_jax.data.folder import spread
+from gta_jax.data.sources import spread
 from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.methods.contract import Stage
