@@ -16,7 +16,7 @@ from cases import read_method_config
 from gta_jax.data import inspection
 from gta_jax.data.sources import check
 from gta_jax.methods.registry import METHODS, make_method
-from gta_jax.training import from_data, setup
+from gta_jax.training import datasets, from_data
 from gta_jax.training.config_rules import DEFAULTS
 
 REFERENCE, SUPERVISED = 'gta', 'sup_only'
@@ -71,7 +71,7 @@ def with_its_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
   """
   if not from_data.unset(config):
     return config
-  dataset = setup.make_dataset(config)
+  dataset = datasets.make_dataset(config)
   check(dataset)
   key = inspection.digest(dataset)
   if key not in _inspected:

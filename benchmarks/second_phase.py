@@ -26,7 +26,7 @@ import compare_methods
 import comparison
 from cases import ROOT
 
-from gta_jax.training import setup
+from gta_jax.training import datasets
 
 METHODS = ('sup_only', 'mean_teacher', 'cutmix', 'gta')
 FIRST, SCRATCH = 'sup_only-first', '-scratch'
@@ -46,7 +46,7 @@ def make_task(arm: Arm, data: Path, out: Path, steps: int) -> comparison.Task:
   config = f'folder:{arm.masks}'
   fields = [f'--config.data.dir={comparison.make_folder(data, out, arm.masks)}']
   plain = comparison.resolved(config, method, fields)
-  epoch = max(1, len(setup.make_dataset(plain).unlabelled) // plain.train.unlabelled_batch)
+  epoch = max(1, len(datasets.make_dataset(plain).unlabelled) // plain.train.unlabelled_batch)
   total = 2 * steps if arm.name.endswith(SCRATCH) else steps
   fields += [f'--config.train.epochs={total / epoch:.6f}',
              f'--config.train.evaluate_epochs={total / epoch / 4:.6f}']

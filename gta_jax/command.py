@@ -156,11 +156,11 @@ def _convert(config: Config | None, values: Flags) -> None:
 def _prepare(config: Config, values: Flags) -> None:
   from gta_jax.data import sources  # noqa: PLC0415
   from gta_jax.models import weights  # noqa: PLC0415
-  from gta_jax.training import config_rules, setup  # noqa: PLC0415
+  from gta_jax.training import config_rules, datasets  # noqa: PLC0415
 
   del values
   config_rules.check(config)
-  dataset = setup.make_dataset(config)
+  dataset = datasets.make_dataset(config)
   notes = sources.check_classes(dataset, sources.check(dataset))
   name = config.model.weights
   if name and not config.train.get('init_from'):  # Where a run trains there may be no network.

@@ -18,7 +18,7 @@ from gta_jax.evaluation.metrics import Scores
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.inference import run_data
 from gta_jax.inference.tiles import Tile, tiles_of
-from gta_jax.training import config_rules, setup
+from gta_jax.training import config_rules, datasets
 from gta_jax.training.finished_run import read_run
 from gta_jax.training.logs import note
 
@@ -44,7 +44,7 @@ def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dic
     dataset = run_data.make_dataset(workdir, config, config, described['classes'])
   else:
     config_rules.check(config)
-    dataset = setup.make_dataset(config)
+    dataset = datasets.make_dataset(config)
   sources.check_classes(dataset, sources.check(dataset))
   check_writable(workdir, '--workdir')
   forest, grey, pixels = _fit(dataset, config.seed)

@@ -7,7 +7,7 @@ import ml_collections
 
 from gta_jax.data.listing import named
 from gta_jax.data.sources import Dataset
-from gta_jax.training import setup
+from gta_jax.training import datasets
 from gta_jax.training.logs import note
 from gta_jax.training.workdir_files import read_ids
 
@@ -33,7 +33,7 @@ def make_dataset(
     config.data.pixel_range = own.data.get('pixel_range', ())
   same_draw = is_own(config, own) and config.data.split == own.data.split
   drawn = workdir / 'splits' / own.data.split / 'labeled.txt'
-  dataset = setup.make_dataset(config, drawn=read_ids(drawn) if same_draw else ())
+  dataset = datasets.make_dataset(config, drawn=read_ids(drawn) if same_draw else ())
   if dataset.classes != tuple(classes):
     raise ValueError(
       f'{workdir} was trained for {", ".join(classes)}, the data set has '

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import jax
 import ml_collections
 import optax
 
-from gta_jax.data import folder, pipeline, published, shapes, sources
+from gta_jax.data import pipeline, sources
 from gta_jax.data.sources import Dataset
-from gta_jax.data.twins import of_twins
 from gta_jax.data.writing import is_of_data
 from gta_jax.devices import sharding
 from gta_jax.evaluation.protocols import make_protocols
@@ -29,11 +27,12 @@ from gta_jax.ops.losses import SupervisedLoss
 from gta_jax.ops.network import Array, Network, Variables, check_sides
 from gta_jax.ops.optim import Optimizer, make_adam, make_sgd, poly_schedule
 from gta_jax.training import config_rules, from_data
+from gta_jax.training.cautions import cautions
+from gta_jax.training.datasets import checked_dataset
 from gta_jax.training.workdir_files import has_checkpoint, read_json, tuples
 
 _MANY_CLASSES = 255  # enough for every method
 _CLASSIFIER = 'classifier'
-_FEWEST_POOLED = 8  # images whose pooled features are normalised together without a word
 
 Begin = Callable[[Variables], Variables]
 
@@ -117,23 +116,14 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   kept = from_data.kept(given, config, begun)
   checked, found, proposed = None, None, []
   if from_data.unset(config):
-    checked = _checked_dataset(config)
+    checked = checked_dataset(config)
     found = from_data.inspect(checked[0], workdir)
     config, proposed = from_data.decide(config, checked[0], found)
     config_rules.check(config)
   method = make_method_of(config)
-  train, model = config.train, config.model
-  sharding.check_batch('train.labelled_batch', train.labelled_batch)
-  sharding.check_batch('train.unlabelled_batch', train.unlabelled_batch)
-  # Before the data, which may have to be downloaded; how many classes there are is known only then.
-  tools = make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1)
-  check_sides('data.crop', [tools.crop], tools.network.patch)
-  check_protocols(tools.network, make_protocols(
-    config.evaluate.get('protocols', ('whole',)), crop=tools.crop))
-  method.check(tools)
-  if not begun and not train.init_from:
-    weights.check(model.weights, model)
-  dataset, odd = checked or _checked_dataset(config)
+  # Before the data, which may have to be downloaded.
+  _check_without_data(config, method, drawn=not begun and not config.train.init_from)
+  dataset, odd = checked or checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
       f'{dataset.name} has no unlabelled images; add some, or train with method=sup_only.')
@@ -142,23 +132,32 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   if config.data.cache:
     reader = sources.CachedReader(dataset.reader, config.data.cache)
     dataset = dataclasses.replace(dataset, reader=reader)
-  epoch_steps = pipeline.steps_per_epoch(dataset, train.unlabelled_batch)
+  epoch_steps = pipeline.steps_per_epoch(dataset, config.train.unlabelled_batch)
   tools = make_tools(config, num_classes=classes, epoch_steps=epoch_steps)
   tools = tools._replace(classes=tuple(dataset.classes))
   stages = method.stages(tools)
   remarks = [*found.remarks, *map(str, proposed)] if found else []
   of_data = [*dataset.note.splitlines(), *kept, *odd, *remarks]
   notes = tuple(filter(None, (
-    *of_data, *config_rules.unread(config), _pooling_note(config, method, stages),
-    _teacher_note(config), *method.check(tools))))
+    *of_data, *config_rules.unread(config), *cautions(config, method, stages),
+    *method.check(tools))))
   inspected = from_data.to_json(found, proposed) if found else {}
   return Run(config, dataset, method, tools, stages, notes, inspected)
 
 
-def _checked_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, list[str]]:
-  """The config's data set, and what is odd about its files."""
-  dataset = make_dataset(config)
-  return dataset, [*sources.check_classes(dataset, sources.check(dataset)), *of_twins(dataset)]
+def _check_without_data(
+  config: ml_collections.ConfigDict, method: Method, *, drawn: bool
+) -> None:
+  """Refuses what can be refused before the data are known; drawn: the run begins with weights."""
+  for field in ('labelled_batch', 'unlabelled_batch'):
+    sharding.check_batch(f'train.{field}', config.train[field])
+  tools = make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1)
+  check_sides('data.crop', [tools.crop], tools.network.patch)
+  check_protocols(tools.network, make_protocols(
+    config.evaluate.get('protocols', ('whole',)), crop=tools.crop))
+  method.check(tools)
+  if drawn:
+    weights.check(config.model.weights, config.model)
 
 
 def make_tools(
@@ -211,44 +210,6 @@ def _check_classes(config: ml_collections.ConfigDict, classes: int) -> None:
       '255 for pixels that are ignored.')
 
 
-def _pooling_note(
-  config: ml_collections.ConfigDict, method: Method, stages: Sequence[Stage]
-) -> str:
-  """Says when statistics of one value an image are of too few images."""
-  batches = {
-    'labelled': config.train.labelled_batch, 'unlabelled': config.train.unlabelled_batch,
-    'pseudo_labelled': config.train.unlabelled_batch}
-  read = [[(batches | dict(stage.sizes))[name] for name in stage.streams] for stage in stages]
-  joint = getattr(method, 'joint', False) or any('pseudo_labelled' in s.streams for s in stages)
-  passes = [sum(of) if joint else min(of) for of in read]
-  cut = config.train.per_device_batch * jax.device_count() * (1 + joint)
-  images = min(*passes, cut or math.inf)
-  if config.model.decoder != 'deeplab' or not config.model.pool_norm or images >= _FEWEST_POOLED:
-    return ''
-  return (f"BatchNorm on the decoder's image pooling sees {images} values in a pass: scores may "
-          'fall far behind training; set model.pool_norm=False, or larger batches or parts.')
-
-
-def _teacher_note(config: ml_collections.ConfigDict) -> str:
-  """Says where the teacher of train.init_from is replaced as the run begins."""
-  if not config.train.init_from or 'warmup' not in config.method:
-    return ''
-  method = config.method
-  options = {
-    # The published warm-up leaves the teacher alone, but is followed by a hand-over.
-    'method.warmup=all': method.warmup == 'student',
-    'method.warmup_epochs=0.0': method.warmup_epochs > 0,
-    'method.handover_epochs=0.0': method.handover_epochs > 0,
-    'method.ema_ramp=False': method.get('ema_ramp', False)}
-  needed = [option for option, replaces in options.items() if replaces]
-  if not needed:
-    return ''
-  # Refused without warm-up and hand-over, as nobody would have taught the teacher anything.
-  needed += ['method.initial_networks=one'] if method.get('initial_networks') == 'own' else []
-  return ('The teacher of train.init_from is replaced by the student in the first steps and '
-          f'averages anew from there; to go on with it set {", ".join(needed)}.')
-
-
 def _accumulation(config: ml_collections.ConfigDict, loss: SupervisedLoss) -> Accumulation:
   """train.per_device_batch, checked; what fits whole is not cut."""
   train = config.train
@@ -276,43 +237,6 @@ def make_method_of(config: ml_collections.ConfigDict) -> Method:
       f'changes nothing: give it with the name, as in shapes:24,method={name},recipe='
       f'{config.method.recipe}.')
   return made
-
-
-def make_dataset(config: ml_collections.ConfigDict, *, drawn: Sequence[str] = ()) -> Dataset:
-  """The data set that the config names, not yet checked; drawn: of a folder, see read_folder."""
-  data = config_rules.complete(config).data
-  if data.split_source != 'published' and data.source not in published.NAMES:
-    raise ValueError(
-      f'data.split_source={data.split_source} has no effect where data.source={data.source!r}; '
-      'leave it out. A folder draws as many images as its split says where no list has that name.')
-  if data.source == 'shapes':
-    if not (data.split.isdecimal() and len(data.split) <= 6):
-      raise ValueError(
-        f'split {data.split[:100]!r} is not a number below 1,000,000; use configs/shapes.py:24.')
-    if missing := [name for name in ('unlabelled', 'validation', 'size') if name not in data]:
-      raise ValueError(f'data.source=shapes needs data.{missing[0]} too, which this config lacks; '
-                       'use configs/shapes.py.')
-    return shapes.make_shapes(
-      labelled=int(data.split), unlabelled=data.unlabelled, validation=data.validation,
-      size=data.size)
-  if data.source == 'folder':
-    if not data.dir:
-      raise ValueError('data.dir is empty; add --config.data.dir=DIR, the folder with images/.')
-    if not data.split:
-      raise ValueError(
-        'no split is named; write configs/folder.py:46 for splits/46/labeled.txt, or any number '
-        'of labelled images to be drawn.')
-    return folder.read_folder(
-      data.dir, labelled=data.split, seed=config.seed, lists=data.split_lists,
-      pixel_range=data.pixel_range, drawn=drawn)
-  if data.source in published.NAMES:
-    return published.read(
-      data.source, split=data.split, folder=data.dir, store=data.store,
-      split_source=data.split_source, split_lists=data.split_lists, mirror=data.mirror,
-      seed=config.seed)
-  raise ValueError(
-    f'data.source={data.source!r} is unknown; use one of: folder, shapes, '
-    f'{", ".join(published.NAMES)}.')
 
 
 def make_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:

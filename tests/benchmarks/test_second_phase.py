@@ -31,7 +31,7 @@ def test_fewer_masks_are_an_even_choice_and_the_rest_is_unlabelled(data, tmp_pat
   folder = comparison.make_folder(data, tmp_path / 'out', 3)
   assert (folder / 'splits' / '3' / 'labeled.txt').read_text().split() == ['00', '01', '04']
   config = comparison.resolved('folder:3', 'gta', [f'--config.data.dir={folder}'])
-  dataset = second_phase.setup.make_dataset(config)
+  dataset = second_phase.datasets.make_dataset(config)
   assert (len(dataset.labelled), len(dataset.unlabelled), len(dataset.validation)) == (3, 19, 2)
   assert comparison.make_folder(data, tmp_path / 'out', 3) == folder
   with pytest.raises(ValueError, match=r'out/data/3 has the images of .*/data, not of .*/other'):

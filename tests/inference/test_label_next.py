@@ -16,7 +16,7 @@ from gta_jax.data.class_list import read_classes
 from gta_jax.data.files import decode_mask
 from gta_jax.data.sources import check
 from gta_jax.inference import acquisition, begun, label_next
-from gta_jax.training import setup
+from gta_jax.training import datasets, setup
 from tests.inference.in_memory import dataset, model
 
 LABEL_NEXT = ['gta-jax', '--mode', 'label_next', '--workdir', 'run', '--count', '3']
@@ -35,7 +35,7 @@ def test_the_command_that_is_named_trains_as_the_run_before_on_the_new_lists(
   assert (values.config.data.crop, values.config.train.labelled_batch) == (32, 2)
   for path in (folder_run / 'run' / 'label_next' / 'masks').iterdir():
     shutil.copy(path, 'data/masks')
-  assert len(setup.make_dataset(values.config).labelled) == 5
+  assert len(datasets.make_dataset(values.config).labelled) == 5
   # Neither recorded, nor written as the command line above.
   own = setup.from_json(folder_run / 'run' / 'config.json')
   where = {'data': 'new data', 'lists': Path('out/splits/7')}
@@ -64,7 +64,7 @@ def test_masks_of_0_and_255_become_ids_in_another_folder_before_others_join_them
   assert launch.main(convert) == 0
   for path in (folder_run / 'run' / 'label_next' / 'masks').iterdir():
     shutil.copy(path, 'data-ids/masks')
-  dataset = setup.make_dataset(command_flags.parse(train).config)
+  dataset = datasets.make_dataset(command_flags.parse(train).config)
   check(dataset)
   assert len(dataset.labelled) == 5 and {path: path.read_bytes() for path in before} == before
   truth = np.asarray(Image.open(next(iter(before)))) // 255

@@ -8,7 +8,7 @@ import pytest
 from gta_jax.data import shapes
 from gta_jax.evaluation.layers import make_layers
 from gta_jax.evaluation.windows import Prediction
-from gta_jax.training import setup
+from gta_jax.training import datasets, setup
 from gta_jax.training.logs import MetricWriter
 from tests.reporting.pages import NETWORKS, tiny_config
 
@@ -55,7 +55,7 @@ def write_run(workdir, method, seed, miou, dataset):
 
 @pytest.fixture(scope='module')
 def dataset():
-  return setup.make_dataset(tiny_config('gta', 0))
+  return datasets.make_dataset(tiny_config('gta', 0))
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from configs import folder, shapes
 from gta_jax import command
 from gta_jax.config_base import OF_STRONG_VIEWS
 from gta_jax.inference import evaluations, finished
-from gta_jax.training import from_data, loop, setup, verdict
+from gta_jax.training import datasets, from_data, loop, setup, verdict
 from tests.data.test_inspection import make
 
 
@@ -102,7 +102,7 @@ def test_a_folder_decides_which_strong_views_there_are(data, tmp_path):
   made = setup.make_run(config, workdir=tmp_path)
   assert made.config.method.jitter == made.config.method.greyscale == 0
   assert 'grey level alone tells the classes' in '\n'.join(made.notes)
-  told = dataclasses.replace(from_data.inspect(setup.make_dataset(config)), told_by_colour=0.1)
+  told = dataclasses.replace(from_data.inspect(datasets.make_dataset(config)), told_by_colour=0.1)
   config.method = folder.get_config('2,method=pseudo_seg').method
   by_field = {one.field: one.value for one in from_data.proposals(told, config)}
   assert by_field['method.jitter'] == 1 and 'method.greyscale' not in by_field
@@ -111,7 +111,7 @@ def test_a_folder_decides_which_strong_views_there_are(data, tmp_path):
 
 
 def test_an_inspection_of_an_older_version_is_read(data):
-  found = from_data.inspect(setup.make_dataset(of_folder(data)))
+  found = from_data.inspect(datasets.make_dataset(of_folder(data)))
   kept = from_data.to_json(found, [])
   del kept['told_by_colour']
   assert from_data.of_json(kept)[0].told_by_colour is None

@@ -12,7 +12,7 @@ from configs import cityscapes, folder, shapes, voc
 from gta_jax.inference import finished
 from gta_jax.methods.registry import METHODS, RECIPES, has_recipe
 from gta_jax.models import weights
-from gta_jax.training import from_data, setup
+from gta_jax.training import cautions, datasets, from_data, setup
 from gta_jax.training.init_from import first_state
 from tests.runs import tiny_config
 from tests.torch_names import torch_state
@@ -76,7 +76,7 @@ def test_damaged_classes_and_colours_are_refused(workdir, changes):
 
 
 def test_a_run_without_checkpoints_is_refused_before_its_data_are_read(workdir, monkeypatch):
-  monkeypatch.setattr(setup, 'make_dataset', None)
+  monkeypatch.setattr(setup, 'checked_dataset', None)
   with pytest.raises(ValueError, match='checkpoints does not exist; train first'):
     finished.evaluate_run(workdir, None)
   (workdir / 'checkpoints').mkdir()
@@ -126,7 +126,7 @@ def test_a_field_that_is_not_read_is_said_as_the_run_begins():
 
 def test_a_source_of_splits_that_is_not_read_is_refused():
   with pytest.raises(ValueError, match='split_source=seeded has no effect where data.source='):
-    setup.make_dataset(tiny_config(**{'data.split_source': 'seeded'}))
+    datasets.make_dataset(tiny_config(**{'data.split_source': 'seeded'}))
 
 
 @pytest.mark.parametrize('change, message', [
@@ -144,7 +144,7 @@ def test_a_source_of_splits_that_is_not_read_is_refused():
 ])
 def test_what_is_wrong_with_the_network_is_said_before_the_data_are_read(
     change, message, monkeypatch):
-  monkeypatch.setattr(setup, 'make_dataset', None)
+  monkeypatch.setattr(setup, 'checked_dataset', None)
   config = shapes.get_config('4')
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=message):
@@ -231,7 +231,7 @@ def test_a_folder_is_not_turned_into_shapes():
     'folder:4,model=tiny,method=gta', {'data.source': 'shapes', 'data.pixel_range': (),
     'method.warmup_epochs': 1.0, 'method.jitter': 0.0, 'method.greyscale': 0.0})
   with pytest.raises(ValueError, match='data.source=shapes needs data.unlabelled too'):
-    setup.make_dataset(config)
+    datasets.make_dataset(config)
 
 
 @pytest.mark.parametrize('workdir', ['.', 'splits/run', 'images'])
@@ -272,8 +272,8 @@ def test_few_values_of_image_pooling_are_noted(module, argument, fields, said):
   config.update_from_flattened_dict(fields)
   method = setup.make_method_of(config)
   tools = setup.make_tools(config, num_classes=21, epoch_steps=10)
-  note = setup._pooling_note(config, method, method.stages(tools))
-  assert said in note and bool(note) == bool(said)
+  notes = cautions.cautions(config, method, method.stages(tools))
+  assert said in ' '.join(notes) and bool(notes) == bool(said)
 
 
 def test_models_of_a_folder_are_those_that_it_lists():
