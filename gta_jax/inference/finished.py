@@ -25,7 +25,7 @@ from gta_jax.inference import acquisition, begun, evaluations, export, label_nex
 from gta_jax.inference.image_folder import check_folders
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
-from gta_jax.training import config_rules, setup
+from gta_jax.training import config_rules, setup, unseen
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import evaluation_sheet, note
 from gta_jax.training.workdir_files import read_ids
@@ -77,8 +77,8 @@ def evaluate_run(
       raise DataError(f'{named(lacking)} of the test images of {dataset.name} has no mask to score '
                       'it by; add it, or take the id out of test.txt.')
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
-  run_data.check_unseen(
-    workdir, dataset.validation, split=split, same_data=run_data.is_own(config, own))
+  unseen.check_unseen(
+    workdir, dataset.validation, split=split, same_data=unseen.is_own(config, own))
   odd = sources.check_classes(whole, sources.check(whole))
   if sharding.is_first_process():
     for remark in (*dataset.note.splitlines(), *odd):

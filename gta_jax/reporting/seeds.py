@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gta_jax.data import published
-from gta_jax.inference import evaluations, run_data
+from gta_jax.inference import evaluations
 from gta_jax.reporting import paper
 from gta_jax.reporting.runs import Record, differences, short
+from gta_jax.training import unseen
 
 _TEST = ' (test)'  # behind a protocol's name
 _ABOUT = (
@@ -95,7 +96,7 @@ def _several_folders(found: Sequence[Record]) -> list[str]:
   """Which folders are taken for one data set."""
   folders: dict[tuple, dict[Path, str]] = {}
   for one in found:
-    if folder := run_data.folder_of(one.config):
+    if folder := unseen.folder_of(one.config):
       folders.setdefault(one.task, {})[folder] = one.config.data.dir
   return [f'{" and ".join(of.values())} count as one data set, as name, classes and validation '
           'images are called the same.' for of in folders.values() if len(of) > 1]

@@ -21,6 +21,7 @@ from gta_jax.training import config_rules
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import note
 from gta_jax.training.setup import Run, make_method_of, make_network
+from gta_jax.training.unseen import check_unseen, is_own
 
 STUDENT = 'student'
 _SEEN = ('model.output_stride', 'model.multi_grid', 'model.aspp_rates', 'data.image_scale',
@@ -38,8 +39,9 @@ def first_state(run: Run) -> TrainState:
   begin again, is of these.
 
   Raises:
-    ValueError: train.init_from names no finished run, or one with other classes or networks, or
-      whose networks saw images normalised in another way.
+    ValueError: train.init_from names no finished run, or one with other classes or networks, one
+      whose networks saw images normalised in another way, or that learnt from masks of images by
+      which this run is scored.
   """
   source = run.config.train.init_from
   if not source:
@@ -51,6 +53,8 @@ def first_state(run: Run) -> TrainState:
       f'train.init_from={source} was trained for {", ".join(classes)}, the data set has '
       f'{", ".join(run.dataset.classes)}; name a run with the same classes in the same order.')
   _check_inputs(run, config, source)
+  for split, ids in (('val', run.dataset.validation), ('test', run.dataset.test)):
+    check_unseen(Path(source), ids, split=split, same_data=is_own(config, run.config))
   scored = make_method_of(config).scored
   _, found, _ = load_networks(Path(source), config, num_classes=len(classes), names=scored)
   found = sharding.local_copy(found)

@@ -14,7 +14,8 @@ import numpy as np
 from gta_jax.data.writing import replace_text
 from gta_jax.devices import sharding
 from gta_jax.training import config_rules
-from gta_jax.training.setup import Run, to_json
+from gta_jax.training.setup import Run, from_json, to_json
+from gta_jax.training.unseen import check_unseen, is_own, keep_lists_of
 from gta_jax.training.workdir_files import (
   has_checkpoint,
   lists_of,
@@ -41,6 +42,9 @@ def check_same(run: Run, workdir: Path, *, allow_config_change: bool) -> None:
   if has_checkpoint(workdir) and not allow_config_change:
     _check_config(run, workdir / 'config.json')
     _check_data(run, workdir)
+  elif has_checkpoint(workdir):
+    for split, ids in (('val', run.dataset.validation), ('test', run.dataset.test)):
+      check_unseen(workdir, ids, split=split)
   trained = max((int(path.stem) for path in (workdir / 'checkpoints').glob('*.json')
                  if path.stem.isdigit()), default=0)
   if trained > run.total_steps:
@@ -105,6 +109,9 @@ def write_same(run: Run, workdir: Path) -> None:
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
   write_lists(run.dataset, workdir / 'splits', split=run.config.data.split)
+  source = Path(run.config.train.init_from or '.') / 'config.json'
+  if run.config.train.init_from and source.is_file() and is_own(from_json(source), run.config):
+    keep_lists_of(source.parent, workdir)
   if run.inspection:
     replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
 

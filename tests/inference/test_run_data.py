@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import folder
 from gta_jax import command
-from gta_jax.inference import run_data
+from gta_jax.training import unseen
 
 EVALUATE = ['gta-jax', '--mode', 'evaluate', '--workdir', 'run']
 
@@ -52,6 +52,36 @@ def test_images_that_the_run_was_trained_on_are_refused_or_named(folder_run, cap
   assert 'if it is the same image' in capsys.readouterr().err
 
 
+def test_what_a_run_began_with_must_be_new_to_its_scores_too(folder_run, capsys):
+  anew = [
+    'gta-jax', '--config', 'folder:2,model=tiny,method=sup_only', '--config.data.dir=data',
+    '--workdir', 'next', '--config.train.init_from=run', '--config.data.crop=32',
+    '--config.model.width=0.125', '--config.train.labelled_batch=2', '--config.train.epochs=1',
+    '--config.train.unlabelled_batch=10', '--config.evaluate.pictures=1']
+  splits = folder_run / 'data' / 'splits'
+  (splits / '2').mkdir()
+  (splits / '2' / 'labeled.txt').write_text('00\n')
+  (splits / 'val.txt').write_text('01\n02\n03\n')
+  assert command.main(anew) == 2
+  assert "'01' of the 3 val images trained the run in run with a mask" in capsys.readouterr().err
+  assert not (folder_run / 'next').exists()
+  (splits / 'val.txt').write_text('02\n03\n')
+  assert command.main(anew) == 0
+  # The lists come along, as the run before may be gone by then.
+  shutil.rmtree('run')
+  (splits / 'test.txt').write_text('01\n')
+  again = ['gta-jax', '--mode', 'evaluate', '--workdir', 'next', '--split', 'test']
+  capsys.readouterr()
+  assert command.main(again) == 2
+  assert "'01' of the 1 test images trained the run in next with a mask" in capsys.readouterr().err
+  splits.joinpath('test.txt').unlink()
+  (splits / 'val.txt').write_text('00\n02\n03\n')
+  (splits / '2' / 'labeled.txt').write_text('04\n')
+  shutil.copy('data/masks/00.png', 'data/masks/04.png')
+  assert command.main([*anew, '--allow_config_change']) == 2
+  assert "'00' of the 3 val images trained the run in next with a mask" in capsys.readouterr().err
+
+
 def test_masks_that_mean_something_else_now_are_not_scored_against(folder_run, capsys):
   for id in ('02', '03'):  # of validation: as black and white, beside others of ids
     path = folder_run / 'data' / 'masks' / f'{id}.png'
@@ -82,4 +112,4 @@ def test_a_folder_is_the_same_however_it_is_spelt(tmp_path, monkeypatch):
   own, other = (config.data for config in configs)
   for own.dir, other.dir, same in (('data', f'{tmp_path}/data/', True), ('data', 'x/../data', True),
                                    ('data', 'x/data', False), ('', '.', False), ('', '', True)):
-    assert run_data.is_own(*configs) == same
+    assert unseen.is_own(*configs) == same
