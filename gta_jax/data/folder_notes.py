@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gta_jax.data.files import open_image
 from gta_jax.data.masks import MASK_SUFFIXES
@@ -35,11 +35,7 @@ def of_unlisted(
       'they are used as unlabelled ones: list what must stay out in splits/test.txt.'
       if used else 'they are not used, as there is a list unlabeled.txt.') + (
       f' {masked} of them have a mask, which trains nothing.' if masked and used else ''))
-  counts = collections.Counter(
-    suffix for path in others.values()
-    if (suffix := pathlib.PurePath(path).suffix.lower()) in OTHER_IMAGES)
-  if counts:
-    found = ', '.join(f'{count} {suffix}' for suffix, count in sorted(counts.items()))
+  if found := other_images(others.values()):
     notes.append(f'Not read below images/: {found}; convert them to use them.')
   return notes
 
@@ -64,8 +60,15 @@ def of_masks(
   return notes
 
 
-def of_turned(paths: Sequence[str]) -> list[str]:
-  """That images with masks are stored turned, which programs that draw masks follow or not."""
+def other_images(paths: Iterable[str]) -> str:
+  """How many of the files are of which of OTHER_IMAGES, such as '3 .heic'; '' where none is."""
+  counts = collections.Counter(
+    suffix for path in paths if (suffix := pathlib.PurePath(path).suffix.lower()) in OTHER_IMAGES)
+  return ', '.join(f'{count} {suffix}' for suffix, count in sorted(counts.items()))
+
+
+def turned_images(paths: Sequence[str]) -> list[str]:
+  """Those that their EXIF data want to be shown turned; everything here reads them as stored."""
   turned = []
   for path in paths:
     # Pillow raises almost anything on damaged bytes; `check` names them.
@@ -73,7 +76,12 @@ def of_turned(paths: Sequence[str]) -> list[str]:
       # Pillow decodes a whole PNG for it; TIFFs are refused where they have one.
       if image.format == 'JPEG' and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         turned.append(path)
-  if not turned:
+  return turned
+
+
+def of_turned(paths: Sequence[str]) -> list[str]:
+  """That images with masks are stored turned, which programs that draw masks follow or not."""
+  if not (turned := turned_images(paths)):
     return []
   return [f'{len(turned)} of {len(paths)} images with masks are to be shown turned (EXIF), such as '
           f'{turned[0]}. They are read as they are stored: see that their masks are not turned.']

@@ -33,7 +33,8 @@ def percentile_range(
   """The range between two percentiles (PERCENTILES) of all pixels of all channels.
 
   A few hot pixels move it by little, and one range for all images and channels keeps their
-  differences in brightness and hue.
+  differences in brightness and hue. Where nearly all pixels have one value, as the background of
+  sparse spots, white is the upper percentile of the pixels that are brighter.
 
   Args:
     read: id -> uint16 [...].
@@ -43,6 +44,12 @@ def percentile_range(
   counts = np.zeros(_VALUES, np.int64)
   for id in ids:
     counts += np.bincount(read(id).ravel(), minlength=_VALUES)
-  shares = counts.cumsum() / counts.sum()
-  black, white = (int(np.searchsorted(shares, percent / 100)) for percent in PERCENTILES)
+  black, white = (_percentile(counts, percent) for percent in PERCENTILES)
+  if white == black and counts[black + 1:].any():
+    white = black + 1 + _percentile(counts[black + 1:], PERCENTILES[1])
   return min(black, _VALUES - 2), max(white, min(black, _VALUES - 2) + 1)
+
+
+def _percentile(counts: np.ndarray, percent: float) -> int:
+  """The value that so many of the pixels, counted by value, do not exceed."""
+  return int(np.searchsorted(counts.cumsum() / counts.sum(), percent / 100))

@@ -1,6 +1,8 @@
 """What a pixel classifier makes of the same masks: a random forest on filters of each pixel."""
 
+import concurrent.futures
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from gta_jax.training.logs import note
 
 _PIXELS = 60_000  # that the forest learns from, of all labelled images together
 _TREES = 100
+_THREADS = 4  # that label images: features of a tile take 300 bytes a pixel
 _TILE = 1024  # side of the parts in which an image is looked at, in pixels
 _NAME = 'baseline'
 
@@ -49,11 +52,16 @@ def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dic
   check_writable(workdir, '--workdir')
   forest, grey, pixels = _fit(dataset, config.seed)
   confusions = []
-  for i, id in enumerate(dataset.validation):
+
+  def count(id: str) -> np.ndarray:
     labels = _label(forest, dataset.reader.image(id), grey=grey)
-    confusions.append(_count(labels, dataset.reader.mask(id), len(dataset.classes)))
-    if (i + 1) % 20 == 0:
-      note(f'{i + 1} of {len(dataset.validation)} validation images are scored')
+    return _count(labels, dataset.reader.mask(id), len(dataset.classes))
+
+  with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
+    for counts in pool.map(count, dataset.validation):
+      confusions.append(counts)
+      if len(confusions) % 20 == 0:
+        note(f'{len(confusions)} of {len(dataset.validation)} validation images are scored')
   scores = Scores.from_confusion(np.sum(confusions, 0))
   plain = Evaluation({_NAME: scores}, {}).plain(dataset.classes)[_NAME]
   result = {
@@ -119,6 +127,9 @@ def _fit(dataset: Dataset, seed: int) -> tuple[Any, bool, int]:
   forest = RandomForestClassifier(
     _TREES, min_samples_leaf=2, n_jobs=-1, random_state=seed).fit(
       np.concatenate(features), np.concatenate(labels))
+  # Several threads add the trees' votes in the order in which they finish, which rounds differently
+  # from time to time; images are labelled side by side instead.
+  forest.n_jobs = 1
   return forest, grey, sum(map(len, labels))
 
 

@@ -22,7 +22,7 @@ from gta_jax.evaluation.protocols import WHOLE, make_protocols
 from gta_jax.evaluation.scores import evaluate_protocols
 from gta_jax.evaluation.windows import check_protocols
 from gta_jax.inference import acquisition, begun, evaluations, export, label_next, run_data
-from gta_jax.inference.image_folder import check_folders
+from gta_jax.inference.image_folder import check_folders, remarks
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
 from gta_jax.training import config_rules, setup, unseen
@@ -207,13 +207,15 @@ def predict_images(
     ValueError: no run, or folders that cannot be used, before the checkpoint is read.
   """
   own, _ = read_run(workdir)
-  check_folders(
+  found = check_folders(
     images, out, recursive=recursive, pixel_range=own.data.get('pixel_range', ()))
   model = load_model(workdir, which=which, batch_size=config.evaluate.batch if config else None)
   _tell_of_step(workdir, model)
   written, skipped = predict_folder(
     model, images=images, out=out, recursive=recursive, **options)
   print(f'{len(written)} masks are in {out}')
+  for remark in remarks(found, images, recursive=recursive):
+    note(remark)
   if skipped:
     print(f'{len(skipped)} images could not be read:', file=sys.stderr)
     for reason in skipped.values():

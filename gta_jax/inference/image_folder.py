@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image, image_size, read_bytes
+from gta_jax.data.folder_notes import other_images, turned_images
 from gta_jax.data.listing import visible_files
-from gta_jax.data.writing import check_writable
+from gta_jax.data.writing import check_writable, is_of_data
 
 # Of results, beside the masks.
 FOLDERS: tuple[str, ...] = ('overlays', 'confidence', 'probabilities')
@@ -71,8 +72,8 @@ def check_folders(
 ) -> ImageFolder:
   """A reader of the images; nothing is written. pixel_range: see ImageFolder.
 
-  Raises: DataError as find_images does, and for an `out` that is `images` or inside it, or that
-    cannot be written.
+  Raises: DataError as find_images does, and for an `out` that is `images` or inside it, that
+    belongs to a data folder, or that cannot be written.
   """
   reader = ImageFolder(find_images(images, recursive=recursive), tuple(pixel_range))
   source, target = images.resolve(), out.resolve()
@@ -80,5 +81,32 @@ def check_folders(
     raise DataError(
       f'out={out} would put results among the images of {images}; give a folder outside it.'
     )
+  for root in (target, *target.parents):
+    if (root / 'classes.txt').is_file() and is_of_data(target, root):
+      raise DataError(f'out={out} is the data folder {root}, or one of its folders, where results '
+                      'would take the place of yours; give another --out.')
   check_writable(out)
   return reader
+
+
+def remarks(images: ImageFolder, folder: Path, *, recursive: bool) -> list[str]:
+  """What the user should know of the folder of these images, as sentences.
+
+  Args:
+    images: as check_folders has found them.
+    folder: in which.
+    recursive: whether folders in it were searched.
+  """
+  said = []
+  every = visible_files(folder)
+  inside = [path for path in every if recursive or path.parent == folder]
+  if turned := turned_images(list(map(str, images.paths.values()))):
+    said.append(f'{len(turned)} images are to be shown turned (EXIF), such as {turned[0]}: they '
+                'are read as they are stored, and their masks lie as they do.')
+  if counts := other_images(map(str, inside)):
+    said.append(f'Not read in {folder}: {counts}; convert them to use them.')
+  below = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in every) - sum(
+    path.suffix.lower() in IMAGE_SUFFIXES for path in inside)
+  if below:
+    said.append(f'{below} images in folders of {folder} were not looked at; add --recursive.')
+  return said

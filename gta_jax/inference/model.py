@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import jax
 import numpy as np
+from PIL import Image
 
 from gta_jax.data.files import DataError
 from gta_jax.data.pixel_range import scale_to_8_bits
@@ -23,6 +24,8 @@ _SMALLEST_SCALE = 1 / 4
 # A larger image is cut into tiles, and a longer one: bringing logits to the size of an image takes
 # matrices of a side by that side.
 _WHOLE_PIXELS, _WHOLE_SIDE = 4 * TILE**2, 4 * TILE
+# Of Pillow's images: what their arrays hold are no RGB values.
+_OTHER_COLOURS = ('1', 'P', 'PA', 'LA', 'La', 'RGBa', 'CMYK', 'YCbCr', 'HSV')
 _Outputs = tuple[np.ndarray, ...]
 
 
@@ -225,7 +228,9 @@ def _as_rgb(image: Any, index: int, pixel_range: Sequence[int]) -> np.ndarray:
   """uint8 [H,W,3] of an array that is an image."""
   if isinstance(image, (str, os.PathLike)):
     raise DataError(f'image {index} is the path {str(image)!r}; give its pixels, as in '
-                    'np.asarray(PIL.Image.open(path)), or use --mode predict.')
+                    "np.asarray(PIL.Image.open(path).convert('RGB')), or use --mode predict.")
+  if isinstance(image, Image.Image) and image.mode in _OTHER_COLOURS:
+    image = image.convert('RGB')
   image = given = np.asarray(image)
   if image.dtype.newbyteorder('=') == np.uint16:  # Some TIFF readers keep the file's byte order.
     if not pixel_range:

@@ -176,13 +176,14 @@ def verdicts(found: Sequence[Record]) -> list[str]:
   def scored(one: Record, name: str) -> verdict.Scored | None:
     return verdict.read_run(one.workdir, name=name, network=one.networks[0])
 
+  classifiers = [(other.task, verdict.read_baseline(other.workdir)) for other in found]
   sentences = []
   for one, label in zip(found, labels_of(found), strict=True):
     alone = [other for other in found if one.method != 'sup_only' and other.method == 'sup_only'
              and (other.task, other.config.seed) == (one.task, one.config.seed)]
     supervised = min(alone, key=lambda other, one=one: len(_unlike(other, one)), default=None)
-    baselines = [of for other in (one, *found) if other.task == one.task
-                 and (of := verdict.read_baseline(other.workdir))]
+    own = verdict.read_baseline(one.workdir)
+    baselines = [of for of in (own, *(of for task, of in classifiers if task == one.task)) if of]
     method = scored(one, f'{label} ({one.networks[0]})')
     baseline = min(baselines, default=None, key=lambda of, method=method: (
       bool(method) and of.labelled_sha256 != method.labelled_sha256))

@@ -33,11 +33,11 @@ class Page:
     self._write, self.command = write, command
 
   def write(self) -> None:
-    """Writes it; what cannot be done is said, as a run does not end for want of its page."""
+    """Writes it; whatever goes wrong is said, as a run does not end for want of its page."""
     try:
       self._write()
-    except (OSError, ValueError) as error:
-      note(f'the page about the run could not be written: {error}')
+    except Exception as error:  # Also of files in the folder that are not the run's.
+      note(f'the page about the run could not be written: {type(error).__name__}: {error}')
 
 
 class Telling(contextlib.ExitStack):

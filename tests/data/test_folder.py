@@ -14,6 +14,7 @@ from gta_jax.data.class_list import read_classes
 from gta_jax.data.convert import convert
 from gta_jax.data.files import IMAGE_SUFFIXES, DataError, decode_image
 from gta_jax.data.folder import read_folder
+from gta_jax.data.pixel_range import percentile_range, scale_to_8_bits
 from gta_jax.data.sources import check
 from gta_jax.data.twins import of_twins
 from gta_jax.inference.image_folder import ImageFolder, find_images
@@ -89,6 +90,15 @@ def test_deep_images_share_the_range_of_the_training_images(tmp_path, suffix, ch
   with pytest.raises(DataError, match=r'16 bits a channel.*convert it to 8 bits'):
     ImageFolder({'b': path}).image('b')
   assert read_folder(tmp_path, labelled='1', pixel_range=(0, 9)).pixel_range == (0, 9)
+
+
+def test_bright_spots_on_an_even_ground_are_not_all_white():
+  pixels = np.full((200, 200), 100, np.uint16)
+  pixels.ravel()[:16] = np.linspace(2000, 60_000, 16)  # 0.04 % of them
+  black, white = percentile_range(lambda id: pixels, ['a'])
+  assert (black, white) == (100, 60_000)
+  assert len(np.unique(scale_to_8_bits(pixels, (black, white)))) > 12
+
 
 
 def test_the_range_does_not_depend_on_which_images_were_drawn(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import gta_jax
 from gta_jax.inference import model as inference_model
@@ -73,6 +74,17 @@ def test_a_long_image_is_cut_as_a_large_one_is():
 def test_refuses_what_is_no_image(array, message):
   with pytest.raises(ValueError, match=message):
     MODEL.predict(array)
+
+
+@pytest.mark.parametrize('mode', ['1', 'P', 'LA', 'CMYK', 'YCbCr', 'HSV', 'L', 'RGBA'])
+def test_images_of_pillow_are_seen_in_their_colours_whatever_their_mode(mode):
+  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+  if mode in ('1', 'L', 'LA'):
+    colours = np.where(colours.mean(1, keepdims=True) > 100, 255, 0).repeat(3, 1).astype(np.uint8)
+  rgb = colours[np.random.default_rng(0).integers(0, 4, (9, 12))]
+  of_pillow = Image.fromarray(rgb).convert(mode)
+  seen = inference_model._as_rgb(of_pillow, 0, ())
+  np.testing.assert_allclose(seen.astype(int), rgb, atol=1)  # YCbCr rounds
 
 
 def test_16_bits_are_scaled_as_those_of_training_were():

@@ -83,6 +83,34 @@ def test_refuses_before_any_work(tmp_path, files, out, message):
   assert sorted(tmp_path.rglob('*')) == before
 
 
+def test_results_never_take_the_place_of_data(tmp_path):
+  for name in ('images', 'masks', 'splits', 'new'):
+    write(tmp_path / 'data' / name / 'a.png')
+  (tmp_path / 'data' / 'classes.txt').write_text('rock\nvein\n')
+  write(tmp_path / 'in' / 'a.png')
+  before = (tmp_path / 'data' / 'masks' / 'a.png').read_bytes()
+  for out in ('data', 'data/masks', 'data/masks/more', 'data/splits'):
+    with pytest.raises(DataError, match='the data folder'):
+      run(tmp_path / 'in', tmp_path / out, overwrite=True)
+  assert (tmp_path / 'data' / 'masks' / 'a.png').read_bytes() == before
+  run(tmp_path / 'data' / 'images', tmp_path / 'data' / 'predicted')
+
+
+def test_what_is_passed_over_or_lies_turned_is_said(tmp_path):
+  write(tmp_path / 'in' / 'a.png')
+  (tmp_path / 'in' / 'b.heic').touch()
+  write(tmp_path / 'in' / 'more' / 'c.png')
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.new('RGB', (9, 6)).save(tmp_path / 'in' / 'd.jpg', exif=exif)
+  found = image_folder.check_folders(tmp_path / 'in', tmp_path / 'out')
+  turned, others, below = image_folder.remarks(found, tmp_path / 'in', recursive=False)
+  assert '1 images are to be shown turned (EXIF)' in turned and 'd.jpg' in turned
+  assert '1 .heic' in others and '1 images in folders' in below and '--recursive' in below
+  found = image_folder.check_folders(tmp_path / 'in', tmp_path / 'out', recursive=True)
+  assert len(image_folder.remarks(found, tmp_path / 'in', recursive=True)) == 2
+
+
 def test_refuses_a_missing_folder(tmp_path):
   with pytest.raises(DataError, match='nowhere is not a folder'):
     run(tmp_path / 'nowhere', tmp_path / 'out')

@@ -195,9 +195,11 @@ def test_a_full_disk_costs_the_page_and_not_the_scores(tmp_path, monkeypatch, ca
   assert 'val/teacher_miou' in (tmp_path / 'metrics.jsonl').read_text()
 
 
-def test_a_page_that_cannot_be_written_ends_no_run(capsys):
+@pytest.mark.parametrize('error', [OSError('no room'), KeyError('no room')])
+def test_a_page_that_cannot_be_written_ends_no_run(error, capsys):
   def fail():
-    raise OSError('no room')
+    raise error
 
   Page(fail).write()
-  assert 'the page about the run could not be written: no room' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'the page about the run could not be written' in said and 'no room' in said
