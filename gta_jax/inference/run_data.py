@@ -26,6 +26,10 @@ def make_dataset(
     classes: of the run.
   Raises: ValueError for other classes, DataError for data that cannot be used.
   """
+  if config.data.source == 'folder' and config == own and not Path(config.data.dir).is_dir():
+    raise ValueError(f'{config.data.dir}, the data of the run in {workdir}, does not exist (any '
+                     f'more); say where it lies: --config folder:{config.data.split} '
+                     '--config.data.dir=DIR.')
   config = config.copy_and_resolve_references()
   with config.unlocked():  # Images are turned into 8 bits as in training, whatever their set is.
     config.data.pixel_range = own.data.get('pixel_range', ())

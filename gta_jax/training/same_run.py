@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from gta_jax.data.writing import replace_text
@@ -104,7 +105,7 @@ def write_same(run: Run, workdir: Path) -> None:
   if not sharding.is_first_process():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  replace_text(workdir / 'config.json', to_json(run.config))
+  replace_text(workdir / 'config.json', to_json(_anywhere(run.config)))
   dataset = {'name': run.dataset.name, 'classes': list(run.dataset.classes),
              'palette': np.asarray(run.dataset.palette).tolist(), 'note': run.dataset.note}
   replace_text(workdir / 'dataset.json', json.dumps(dataset, indent=2) + '\n')
@@ -114,6 +115,15 @@ def write_same(run: Run, workdir: Path) -> None:
     keep_lists_of(source.parent, workdir)
   if run.inspection:
     replace_text(workdir / 'inspection.json', json.dumps(run.inspection, indent=2) + '\n')
+
+
+def _anywhere(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy whose folders are found from any current folder, and none of the same name instead."""
+  config = config.copy_and_resolve_references()
+  for field in ('dir', 'split_lists', 'store'):
+    if config.data[field]:
+      config.data[field] = str(Path(config.data[field]).absolute())
+  return config
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

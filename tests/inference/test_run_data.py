@@ -113,3 +113,20 @@ def test_a_folder_is_the_same_however_it_is_spelt(tmp_path, monkeypatch):
   for own.dir, other.dir, same in (('data', f'{tmp_path}/data/', True), ('data', 'x/../data', True),
                                    ('data', 'x/data', False), ('', '.', False), ('', '', True)):
     assert unseen.is_own(*configs) == same
+
+
+def test_a_run_finds_its_data_from_any_folder_or_says_how_to(folder_run, monkeypatch, capsys):
+  anew = [
+    'gta-jax', '--config', 'folder:2,model=tiny,method=sup_only', '--config.data.dir=data',
+    '--workdir', 'next', '--config.data.crop=32', '--config.model.width=0.125',
+    '--config.train.labelled_batch=2', '--config.train.unlabelled_batch=10',
+    '--config.train.epochs=1', '--config.evaluate.pictures=1']
+  assert command.main(anew) == 0
+  (folder_run / 'elsewhere').mkdir()
+  monkeypatch.chdir('elsewhere')
+  evaluate = ['gta-jax', '--mode', 'evaluate', '--workdir', '../next']
+  assert command.main(evaluate) == 0
+  (folder_run / 'data').rename(folder_run / 'moved')
+  capsys.readouterr()
+  assert command.main(evaluate) == 2
+  assert '--config folder:2 --config.data.dir=DIR' in capsys.readouterr().err
