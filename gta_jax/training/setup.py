@@ -114,6 +114,10 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   begun = workdir if workdir and has_checkpoint(workdir) else None
   config = from_data.as_begun(given, begun)
   kept = from_data.kept(given, config, begun)
+  # Before the data, which may have to be downloaded or take a while to look through.
+  make_protocols(_protocols(config), crop=config.data.crop or 1)
+  if not begun:
+    _check_first_networks(config)
   checked, found, proposed = None, None, []
   if from_data.unset(config):
     checked = checked_dataset(config)
@@ -121,8 +125,7 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
     config, proposed = from_data.decide(config, checked[0], found)
     config_rules.check(config)
   method = make_method_of(config)
-  # Before the data, which may have to be downloaded.
-  _check_without_data(config, method, drawn=not begun and not config.train.init_from)
+  _check_without_data(config, method)
   dataset, odd = checked or checked_dataset(config)
   if method.uses_unlabelled and not dataset.unlabelled:  # Else only the end of the warm-up tells.
     raise ValueError(
@@ -145,19 +148,28 @@ def make_run(config: ml_collections.ConfigDict, *, workdir: Path | None = None) 
   return Run(config, dataset, method, tools, stages, notes, inspected)
 
 
-def _check_without_data(
-  config: ml_collections.ConfigDict, method: Method, *, drawn: bool
-) -> None:
-  """Refuses what can be refused before the data are known; drawn: the run begins with weights."""
+def _protocols(config: ml_collections.ConfigDict) -> Sequence[str]:
+  return config.evaluate.get('protocols', ('whole',))
+
+
+def _check_first_networks(config: ml_collections.ConfigDict) -> None:
+  """Refuses a run to start from, or weights, that are not there or not of the network."""
+  if source := config.train.init_from:
+    if not (path := Path(source) / 'config.json').is_file():
+      raise ValueError(f'train.init_from={source} holds no run, as {path} does not exist; name the '
+                       'workdir of a finished one.')
+  else:
+    weights.check(config.model.weights, config.model)
+
+
+def _check_without_data(config: ml_collections.ConfigDict, method: Method) -> None:
+  """Refuses what can be refused of a complete config before the data are known."""
   for field in ('labelled_batch', 'unlabelled_batch'):
     sharding.check_batch(f'train.{field}', config.train[field])
   tools = make_tools(config, num_classes=_MANY_CLASSES, epoch_steps=1)
   check_sides('data.crop', [tools.crop], tools.network.patch)
-  check_protocols(tools.network, make_protocols(
-    config.evaluate.get('protocols', ('whole',)), crop=tools.crop))
+  check_protocols(tools.network, make_protocols(_protocols(config), crop=tools.crop))
   method.check(tools)
-  if drawn:
-    weights.check(config.model.weights, config.model)
 
 
 def make_tools(

@@ -120,7 +120,7 @@ def test_pretrained_weights_are_not_looked_for(finished, tmp_path):
 
 
 @pytest.mark.parametrize(('source', 'overrides', 'message'), [
-  ('nowhere', {}, 'nowhere does not exist; give the --workdir of a run'),
+  ('nowhere', {}, 'nowhere holds no run'),
   ('', {'model.width': 0.25}, r'another network: .*has shape .* there and .* here; use the same'),
 ])
 def test_what_cannot_be_taken_over_is_refused(finished, tmp_path, source, overrides, message):

@@ -76,7 +76,7 @@ def test_damaged_classes_and_colours_are_refused(workdir, changes):
 
 
 def test_a_run_without_checkpoints_is_refused_before_its_data_are_read(workdir, monkeypatch):
-  monkeypatch.setattr(setup, 'checked_dataset', None)
+  monkeypatch.setattr(datasets, 'make_dataset', None)
   with pytest.raises(ValueError, match='checkpoints does not exist; train first'):
     finished.evaluate_run(workdir, None)
   (workdir / 'checkpoints').mkdir()
@@ -274,6 +274,19 @@ def test_few_values_of_image_pooling_are_noted(module, argument, fields, said):
   tools = setup.make_tools(config, num_classes=21, epoch_steps=10)
   notes = cautions.cautions(config, method, method.stages(tools))
   assert said in ' '.join(notes) and bool(notes) == bool(said)
+
+
+@pytest.mark.parametrize('field, value, message', [
+  ('model.weights', 'nowhere.pth', 'model.weights=nowhere.pth does not exist'),
+  ('evaluate.protocols', ('nonsense',), "protocol 'nonsense' is unknown"),
+  ('train.init_from', 'nowhere', 'train.init_from=nowhere holds no run')])
+def test_no_folder_is_looked_through_for_a_config_that_cannot_run(
+    field, value, message, monkeypatch):
+  monkeypatch.setattr(setup, 'checked_dataset', None)
+  config = folder.get_config('46')
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    setup.make_run(config)
 
 
 def test_models_of_a_folder_are_those_that_it_lists():
