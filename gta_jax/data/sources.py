@@ -132,9 +132,9 @@ def of_each(function: Callable[[str], _T], ids: Iterable[str]) -> list[_T]:
 def check(dataset: Dataset) -> dict[str, np.ndarray]:
   """Refuses a data set that would fail later, before any work starts.
 
-  Looks at the headers and ends of all files, and decodes labelled and validation masks, and those
-  of test images that have one already; where the data set says that this has been done, it looks at
-  the lists alone.
+  Looks at the headers and ends of all files, and decodes validation images, one of which would
+  end a run later, labelled and validation masks, and those of test images that have one already;
+  where the data set says that this has been done, it looks at the lists alone.
 
   Returns: the classes that masks hold, bool [N,K] under 'labelled' and 'validation'; empty where
     no mask was decoded.
@@ -162,6 +162,7 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
   if dataset.checked:
     return {}
   of_each(dataset.reader.size, with_masks + dataset.unlabelled + dataset.test)
+  of_each(lambda id: dataset.reader.image(id).shape, dataset.validation)
   held = np.array(of_each(lambda id: _check_mask(dataset, id), with_masks))
   of_each(lambda id: _check_mask(dataset, id), filter(dataset.reader.has_mask, dataset.test))
   labelled = len(dataset.labelled)

@@ -54,7 +54,13 @@ def one_bit_mask(folder):
   Image.new('1', (16, 12)).save(folder / 'masks' / 'a.png')
 
 
+def half_a_validation_image(folder):
+  Image.new('RGB', (16, 12)).save(folder / 'images' / 'c.jpg', 'BMP')  # no header tells of a cut
+  cut(folder / 'images' / 'c.jpg', -200)
+
+
 @pytest.mark.parametrize(('damage', 'message'), [
+    (half_a_validation_image, r'c\.jpg (is damaged|cannot be decoded|is truncated)'),
     (lambda f: cut(f / 'images' / 'f.jpg', -40), r'f\.jpg is truncated.*copy'),
     (lambda f: cut(f / 'images' / 'f.jpg', 0), r'f\.jpg is no JPEG'),
     (lambda f: cut(f / 'masks' / 'a.png', -20), r'a\.png is truncated.*copy'),
