@@ -1,6 +1,7 @@
 """A folder as people have it: formats, depths, colours, lists, and what becomes of the rest."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 import struct
@@ -157,6 +158,20 @@ def test_pages_and_turned_tiffs_are_refused(tmp_path):
     reader.image('a')
   with pytest.raises(DataError, match=r'b\.tif is stored turned \(orientation 6\)'):
     reader.size('b')
+
+
+@pytest.mark.parametrize(('reduced', 'whole'), [([1], True), ([1, 1], True), ([1, 0], False)])
+def test_pages_are_refused_unless_all_but_the_first_are_smaller_copies(tmp_path, reduced, whole):
+  pages = [Image.fromarray(grey(i)) for i in range(1 + len(reduced))]
+  for page, kind in zip(pages[1:], reduced, strict=True):
+    page.encoderinfo = {'tiffinfo': {254: kind}}
+  pages[0].save(tmp_path / 'a.tif', save_all=True, append_images=pages[1:])
+  read = functools.partial(ImageFolder({'a': tmp_path / 'a.tif'}).image, 'a')
+  if whole:
+    np.testing.assert_array_equal(read()[..., 0], grey(0))
+  else:
+    with pytest.raises(DataError, match=r'a\.tif holds 3 pages; save each'):
+      read()
 
 
 def coloured(ids):
