@@ -8,6 +8,7 @@ import numpy as np
 from gta_jax.data.files import IGNORE
 
 Colour = tuple[int, int, int]
+IGNORE_COLOUR = (224, 224, 192)  # of 255 where masks are coloured: that of VOC's borders
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 

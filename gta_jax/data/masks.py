@@ -1,11 +1,13 @@
-"""Masks as people have them: class ids, colours or grey levels of the classes, black and white."""
+"""Masks as people have them: class ids, colours or grey levels of the classes, black and white; and
+as they are written here: ids with the classes' colours as their palette."""
 
 import functools
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from gta_jax.data.files import (
@@ -17,8 +19,9 @@ from gta_jax.data.files import (
   open_image,
   white_is_zero,
 )
-from gta_jax.data.mask_code import MaskCode, class_of_white, pack, unpack
+from gta_jax.data.mask_code import IGNORE_COLOUR, MaskCode, class_of_white, pack, unpack
 from gta_jax.data.mask_palettes import check_indices
+from gta_jax.data.writing import replace_bytes
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 _IDS, _COLOURS, _BITS = 'ids', 'colours', 'bits'
@@ -165,3 +168,24 @@ def _sorted_colours(code: MaskCode) -> tuple[np.ndarray, np.ndarray]:
     ids[packed] = id
   order = sorted(ids)
   return np.array(order, np.int32), np.array([ids[packed] for packed in order], np.uint8)
+
+
+def full_palette(palette: np.ndarray) -> np.ndarray:
+  """uint8 [256,3]: the classes' colours, black for ids without a class, VOC's border for 255."""
+  table = np.zeros((IGNORE + 1, 3), np.uint8)
+  table[: len(palette)] = palette
+  table[IGNORE] = IGNORE_COLOUR
+  return table
+
+
+def encode_mask(labels: np.ndarray, palette: np.ndarray) -> bytes:
+  """uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
+  picture, file = Image.fromarray(labels), io.BytesIO()
+  picture.putpalette(full_palette(palette).tobytes())
+  picture.save(file, 'PNG')
+  return file.getvalue()
+
+
+def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+  """Writes uint8 [H,W] as encode_mask makes it."""
+  replace_bytes(path, encode_mask(labels, palette))

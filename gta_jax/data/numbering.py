@@ -10,10 +10,9 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.mask_code import ids_of_greys, pack, unpack
+from gta_jax.data.mask_code import IGNORE_COLOUR, ids_of_greys, pack, unpack
 from gta_jax.data.sources import default_palette
 
-_VOID = (224, 224, 192)  # VOC's border
 _BLACK, _WHITE = 0, 0xffffff  # packed
 _MUCH_VOID = 0.01  # of the pixels
 _MANY = 64  # values: sets of more classes have a list of them, smoothed masks have more values
@@ -95,7 +94,7 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
   if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
     ids = {_BLACK: 0, _WHITE: 1}
     notes.append(f'Masks are black and white: white was taken for {names[1]!r}.')
-  void = dict.fromkeys(pack(np.array((_VOID, *classes.ignored))).tolist(), IGNORE)
+  void = dict.fromkeys(pack(np.array((IGNORE_COLOUR, *classes.ignored))).tolist(), IGNORE)
   return Numbering(classes, greys, {**void, **ids}, tuple(notes))
 
 
@@ -128,7 +127,7 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
 
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
-  known = sorted(codes - {int(pack(np.array(_VOID)))})
+  known = sorted(codes - {int(pack(np.array(IGNORE_COLOUR)))})
   if not 0 < len(known) <= _MANY:
     raise DataError(
       f'The masks hold {len(known)} colours besides that of void; without a list of classes 1 to '
