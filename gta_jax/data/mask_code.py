@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from gta_jax.data.files import IGNORE
+from gta_jax.data.files import IGNORE, DataError
 
 Colour = tuple[int, int, int]
 IGNORE_COLOUR = (224, 224, 192)  # of 255 where masks are coloured: that of VOC's borders
@@ -29,6 +29,11 @@ class MaskCode:
   ignored: tuple[Colour, ...] = ()
   greys: tuple[tuple[int, int], ...] = ()
 
+  @property
+  def distinct(self) -> bool:
+    """Whether every class has a colour of the user's that no other one has."""
+    return self.chosen and len({*self.palette}) == len(self.palette)
+
 
 def class_of_white(palette: Sequence[Colour]) -> int:
   """Which of two classes, of these colours, white stands for in black and white masks: the white
@@ -50,12 +55,23 @@ def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
   if count == 2 and held == {0, IGNORE}:
     white = class_of_white(code.palette)
     return {0: 1 - white, IGNORE: white}
-  if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
+  if not code.distinct or not all(len({*colour}) == 1 for colour in code.palette):
     return {}
   void = {colour[0]: IGNORE for colour in code.ignored if len({*colour}) == 1}
   greys = {IGNORE: IGNORE, **void, **{colour[0]: id for id, colour in enumerate(code.palette)}}
-  told = len({*code.palette}) == count and held <= greys.keys()
-  return greys if told and not held <= {*range(count), IGNORE} else {}
+  return greys if held <= greys.keys() and not held <= {*range(count), IGNORE} else {}
+
+
+def ids_of_colours(code: MaskCode) -> dict[int, int]:
+  """Packed colour -> id, for coloured masks. Raises DataError where one colour has two meanings."""
+  ids: dict[int, int] = {}
+  for id, colour in [*enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
+    if ids.setdefault(int(pack(np.array(colour))), id) != id:
+      raise DataError(
+        f'The masks are coloured, but classes.txt gives the colour {" ".join(map(str, colour))} to '
+        'two classes (one without a colour has VOC\'s of its line), or to one and "ignore"; give '
+        'each its own.')
+  return ids
 
 
 def pack(colours: np.ndarray) -> np.ndarray:

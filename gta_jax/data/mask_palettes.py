@@ -21,9 +21,9 @@ def classes_of_palette(
     palette: R, G, B of index 0, then of index 1, ...
     code: of the data set.
   Returns: that of every index below 255 in the mask; nothing where a colour is no class's, or two
-    are one's, or not every class has a colour of the user's.
+    are one's, or not every class has a colour of the user's and of its own.
   """
-  if not code.chosen:
+  if not code.distinct:
     return {}
   named = _named(indices, palette, code)
   found = {i: id for i, id in named.items() if id is not None}
@@ -44,7 +44,7 @@ def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
   """What palettes of these masks say against taking their indices for classes, as a sentence.
 
   Programs that number colours as they come give an index another class in every mask. Where the
-  user gave every class its colour, a palette that has them all tells the classes
+  user gave every class a colour of its own, a palette that has them all tells the classes
   (classes_of_palette); one that has some of them, elsewhere than their ids are, is doubtful.
   """
   palettes: dict[str, tuple[int, ...]] = {}
@@ -53,7 +53,7 @@ def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
     with contextlib.suppress(Exception), open_image(path, path) as image:
       if image.mode == 'P':
         palettes[path] = tuple(image.getpalette() or ())
-  return _of_chosen_colours(palettes, code) if code.chosen else _of_changing_palettes(palettes)
+  return _of_chosen_colours(palettes, code) if code.distinct else _of_changing_palettes(palettes)
 
 
 def _of_chosen_colours(palettes: dict[str, tuple[int, ...]], code: MaskCode) -> list[str]:

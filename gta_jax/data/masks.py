@@ -19,7 +19,14 @@ from gta_jax.data.files import (
   open_image,
   white_is_zero,
 )
-from gta_jax.data.mask_code import IGNORE_COLOUR, MaskCode, class_of_white, pack, unpack
+from gta_jax.data.mask_code import (
+  IGNORE_COLOUR,
+  MaskCode,
+  class_of_white,
+  ids_of_colours,
+  pack,
+  unpack,
+)
 from gta_jax.data.mask_palettes import check_indices
 from gta_jax.data.writing import replace_bytes
 
@@ -159,13 +166,7 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.n
 @functools.lru_cache(maxsize=4)
 def _sorted_colours(code: MaskCode) -> tuple[np.ndarray, np.ndarray]:
   """Packed colours in ascending order, and the id of each."""
-  ids: dict[int, int] = {}
-  for id, colour in [*enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
-    packed = int(pack(np.array(colour)))
-    if packed in ids:
-      raise DataError('The masks are coloured, but classes.txt gives the colour '
-                      f'{" ".join(map(str, colour))} to two classes; give each its own.')
-    ids[packed] = id
+  ids = ids_of_colours(code)
   order = sorted(ids)
   return np.array(order, np.int32), np.array([ids[packed] for packed in order], np.uint8)
 

@@ -10,7 +10,7 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.mask_code import IGNORE_COLOUR, ids_of_greys, pack, unpack
+from gta_jax.data.mask_code import IGNORE_COLOUR, ids_of_colours, ids_of_greys, pack, unpack
 from gta_jax.data.sources import default_palette
 
 _BLACK, _WHITE = 0, 0xffffff  # packed
@@ -90,12 +90,12 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
       f'what 0 is before {names[0]!r}, such as background, or one for {len(names)} at the end; '
       f'if 0 is void, the values as grey levels: "{names[0]} 1 1 1" to "{names[-1]} {len(names)} '
       f'{len(names)} {len(names)}", and "ignore 0 0 0".')
-  ids = dict(zip(pack(classes.palette).tolist(), range(len(names)), strict=True))
+  ids = ids_of_colours(classes.code) if codes else {}
   if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
-    ids = {_BLACK: 0, _WHITE: 1}
+    ids |= {_BLACK: 0, _WHITE: 1}
     notes.append(f'Masks are black and white: white was taken for {names[1]!r}.')
-  void = dict.fromkeys(pack(np.array((IGNORE_COLOUR, *classes.ignored))).tolist(), IGNORE)
-  return Numbering(classes, greys, {**void, **ids}, tuple(notes))
+  void = {int(pack(np.array(IGNORE_COLOUR))): IGNORE}
+  return Numbering(classes, greys, void | ids, tuple(notes))
 
 
 class _Values(NamedTuple):
