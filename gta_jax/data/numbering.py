@@ -64,6 +64,16 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
   classes, notes = found.classes, list(found.notes)
   held = _Values({}, set()) if found.numbered else _read_values(masked, left_out)
   grey, codes = {*held.grey}, held.colours
+  if grey and codes and grey <= {0, IGNORE} and codes <= {_BLACK, _WHITE}:
+    # Masks of one bit, or saved as RGB, beside grey ones: what some hold, the others mean as well.
+    grey |= {code & IGNORE for code in codes}
+    codes = {_BLACK if value == 0 else _WHITE for value in grey}
+  elif classes is None and codes and grey - {IGNORE}:
+    raise DataError(
+      f'Some masks hold colours, such as {unpack(min(codes))}, and others grey values or palette '
+      f'indices, such as {min(grey - {IGNORE})}, and nothing says which of them are one class; '
+      'give --classes, a classes.txt with a line "name R G B" for every grey value, from 0 on, or '
+      'write all masks in one way.')
   greys = {}
   if classes is None:
     if codes:

@@ -106,3 +106,34 @@ def test_colours_of_a_palette_that_two_classes_have_are_no_ids(tmp_path):
   (root / 'classes.txt').write_text('sky 0 0 0\nroad 0 128 0\ncar 0 128 0\n')
   convert(root, tmp_path / 'out', layout='masks')
   np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), ids)
+
+
+@pytest.mark.parametrize('grey', [0, 255])
+def test_colours_beside_grey_values_need_a_list_of_classes(tmp_path, grey):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for id in 'ab':
+    photo(root / 'images' / f'{id}.png')
+  save(root / 'masks' / 'a.png', np.resize([[255, 0, 0], [0, 200, 0]], (*SIZE, 3)))
+  save(root / 'masks' / 'b.png', np.full(SIZE, grey))
+  listed = tmp_path / 'mine.txt'
+  listed.write_text('red 255 0 0\ngreen 0 200 0\n')
+  if grey == 255:  # void, which needs no list
+    convert(root, out, layout='masks')
+  else:
+    with pytest.raises(DataError, match=r'colours, such as \(0, 200, 0\), .*, such as 0, and noth'):
+      convert(root, out, layout='masks')
+    assert not out.exists()
+    convert(root, out, layout='masks', classes=listed)
+  assert (ids_of(out, 'b') == grey).all()
+
+
+@pytest.mark.parametrize('bit', [False, True])
+def test_masks_of_one_bit_and_one_value_are_those_beside_them(tmp_path, bit):
+  root, out, truth = tmp_path / 'in', tmp_path / 'out', np.resize([0, 1], SIZE)
+  for id in 'ab':
+    photo(root / 'images' / f'{id}.png')
+  save(root / 'masks' / 'a.png', 255 * truth)
+  Image.fromarray(np.full(SIZE, bit)).save(root / 'masks' / 'b.png')
+  assert convert(root, out, layout='masks').classes == ('class0', 'class1')
+  np.testing.assert_array_equal(ids_of(out, 'a'), truth)
+  assert (ids_of(out, 'b') == bit).all()
