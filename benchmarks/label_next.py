@@ -28,7 +28,8 @@ from gta_jax.data import shapes
 from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IMAGE_SUFFIXES
 from gta_jax.data.listing import id_of, readings, visible_files
-from gta_jax.evaluation.pictures import write_image, write_mask
+from gta_jax.data.masks import write_mask
+from gta_jax.evaluation.pictures import write_image
 from gta_jax.reporting.runs import read_record
 from gta_jax.training.logs import markdown_table
 

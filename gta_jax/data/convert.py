@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
-
 from gta_jax.data import convert_coco, convert_masks
 from gta_jax.data.class_list import Classes, read_classes, write_classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.masks import write_mask
 from gta_jax.data.numbering import Numbering, number
 
 FORMATS: dict[str, Callable[[Path, Classes | None], Source]] = {
@@ -170,11 +168,7 @@ def _write_mask(item: Item, numbering: Numbering, path: Path) -> str | None:
   except DataError as error:
     return str(error)
   path.parent.mkdir(parents=True, exist_ok=True)
-  picture = Image.fromarray(ids)
-  table = np.full((256, 3), 224, np.uint8)
-  table[: len(numbering.classes.palette)] = numbering.classes.palette
-  picture.putpalette(table.tobytes())
-  picture.save(path)
+  write_mask(path, ids, numbering.classes.palette)
   return None
 
 

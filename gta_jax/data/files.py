@@ -246,12 +246,11 @@ def _check_tiff(image: TiffImageFile, path: str | os.PathLike) -> None:
   if image.tag_v2.get(_ORIENTATION, 1) != 1:
     raise DataError(f'{path} is stored turned (orientation {image.tag_v2[_ORIENTATION]}), which '
                     'programs follow or not; save it upright, and its mask likewise.')
-  if image.n_frames > 1:
-    image.seek(1)
-    page = image.tag_v2.get(_SUBFILE, 0)
-    image.seek(0)
-    if not page & _REDUCED:
+  for page in range(1, image.n_frames):
+    image.seek(page)
+    if not image.tag_v2.get(_SUBFILE, 0) & _REDUCED:
       raise DataError(f'{path} holds {image.n_frames} pages; save each as a file of its own.')
+  image.seek(0)
 
 
 def _check_bmp(image: BmpImageFile, start: bytes, path: str | os.PathLike) -> None:

@@ -1,7 +1,6 @@
 """A user's folder: images/, masks/, classes.txt and splits/ become a Dataset."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -24,11 +23,11 @@ from gta_jax.data.files import (
 from gta_jax.data.folder_notes import of_masks, of_turned
 from gta_jax.data.folder_roles import Draw, read_roles
 from gta_jax.data.listing import FolderFiles, find_files
-from gta_jax.data.mask_code import MaskCode, ids_of_greys
+from gta_jax.data.mask_code import MaskCode, ids_of_greys, values_in
 from gta_jax.data.mask_palettes import of_palettes
 from gta_jax.data.masks import MASK_SUFFIXES, decode_any_mask, mask_kind, values_of_mask
 from gta_jax.data.pixel_range import PERCENTILES, percentile_range
-from gta_jax.data.sources import Dataset, spread
+from gta_jax.data.sources import Dataset, of_each, spread
 
 _THREADS = 8
 _SAMPLE = 200  # images or masks that are decoded to learn how all of them are meant
@@ -119,13 +118,17 @@ def _refuse_unread_masks(ids: Sequence[str], reader: FolderReader, masks: Folder
 
 def _with_greys(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
   """The reader told what the grey levels of masks stand for, where these are no ids."""
-  held: set[int] = set()
-  for path in spread(list(reader.masks.values()), _SAMPLE):
-    # `check` names what cannot be read where it matters.
-    with contextlib.suppress(DataError):
+  def values_held(path: str) -> list[int]:
+    try:
       values, told_by_colour = values_of_mask(read_bytes(path), path, reader.code)
-      if not told_by_colour:
-        held.update(np.unique(values).tolist())
+    except DataError:  # `check` names what cannot be read where it matters.
+      return []
+    return [] if told_by_colour else values_in(values)
+
+  if not reader.code.may_have_greys:
+    return reader, []
+  sample = spread(list(reader.masks.values()), _SAMPLE)
+  held = {value for values in of_each(values_held, sample) for value in values}
   greys = ids_of_greys(held, reader.code)
   if not greys:
     return reader, []

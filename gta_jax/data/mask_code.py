@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 
+import cv2
 import numpy as np
 
-from gta_jax.data.files import IGNORE
+from gta_jax.data.files import IGNORE, DataError
 
 Colour = tuple[int, int, int]
+IGNORE_COLOUR = (224, 224, 192)  # of 255 where masks are coloured: that of VOC's borders
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -27,6 +29,21 @@ class MaskCode:
   chosen: bool = False
   ignored: tuple[Colour, ...] = ()
   greys: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def distinct(self) -> bool:
+    """Whether every class has a colour of the user's that no other one has."""
+    return self.chosen and len({*self.palette}) == len(self.palette)
+
+  @property
+  def all_grey(self) -> bool:
+    """Whether these colours are grey levels."""
+    return self.distinct and all(len({*colour}) == 1 for colour in self.palette)
+
+  @property
+  def may_have_greys(self) -> bool:
+    """Whether ids_of_greys has an answer for some values."""
+    return len(self.palette) == 2 or self.all_grey
 
 
 def class_of_white(palette: Sequence[Colour]) -> int:
@@ -49,12 +66,30 @@ def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:
   if count == 2 and held == {0, IGNORE}:
     white = class_of_white(code.palette)
     return {0: 1 - white, IGNORE: white}
-  if not code.chosen or not all(len({*colour}) == 1 for colour in code.palette):
+  if not code.all_grey:
     return {}
   void = {colour[0]: IGNORE for colour in code.ignored if len({*colour}) == 1}
   greys = {IGNORE: IGNORE, **void, **{colour[0]: id for id, colour in enumerate(code.palette)}}
-  told = len({*code.palette}) == count and held <= greys.keys()
-  return greys if told and not held <= {*range(count), IGNORE} else {}
+  return greys if held <= greys.keys() and not held <= {*range(count), IGNORE} else {}
+
+
+def ids_of_colours(code: MaskCode) -> dict[int, int]:
+  """Packed colour -> id, for coloured masks. Raises DataError where one colour has two meanings."""
+  ids: dict[int, int] = {}
+  for id, colour in [*enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
+    if ids.setdefault(int(pack(np.array(colour))), id) != id:
+      raise DataError(
+        f'The masks are coloured, but classes.txt gives the colour {" ".join(map(str, colour))} to '
+        'two classes (one without a colour has VOC\'s of its line), or to one and "ignore"; give '
+        'each its own.')
+  return ids
+
+
+def values_in(values: np.ndarray) -> list[int]:
+  """Which values occur in uint8 [H,W], in ascending order."""
+  # Several times as fast as np.bincount, which also makes a copy with eight bytes a value.
+  counts = cv2.calcHist([values], [0], None, [IGNORE + 1], [0, IGNORE + 1])
+  return np.flatnonzero(counts).tolist()
 
 
 def pack(colours: np.ndarray) -> np.ndarray:

@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from gta_jax.data.files import IGNORE, DataError, open_image
-from gta_jax.data.mask_code import MaskCode
+from gta_jax.data.mask_code import MaskCode, values_in
+from gta_jax.data.sources import of_each
 
 
 def classes_of_palette(
@@ -21,9 +23,9 @@ def classes_of_palette(
     palette: R, G, B of index 0, then of index 1, ...
     code: of the data set.
   Returns: that of every index below 255 in the mask; nothing where a colour is no class's, or two
-    are one's, or not every class has a colour of the user's.
+    are one's, or not every class has a colour of the user's and of its own.
   """
-  if not code.chosen:
+  if not code.distinct:
     return {}
   named = _named(indices, palette, code)
   found = {i: id for i, id in named.items() if id is not None}
@@ -36,38 +38,62 @@ def _named(
   """Index below 255 in the mask -> the class of its colour, None where it is no class's."""
   classes: dict[tuple[int, ...], int] = {
     **dict.fromkeys(code.ignored, IGNORE), **{colour: id for id, colour in enumerate(code.palette)}}
-  used = [int(i) for i in np.flatnonzero(np.bincount(indices.ravel())) if i != IGNORE]
-  return {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in used}
+  return {i: classes.get(tuple(palette[3 * i:3 * i + 3])) for i in values_in(indices)
+          if i != IGNORE}
+
+
+def _in_order(palette: Sequence[int], code: MaskCode) -> bool:
+  """Whether a palette begins with the colours of the classes, and has none of ignored pixels after
+  them, so that no index of a class has another one's colour."""
+  colours = [tuple(palette[i:i + 3]) for i in range(0, min(len(palette), 3 * IGNORE), 3)]
+  count = len(code.palette)
+  return (tuple(colours[:count]) == code.palette[:len(colours)]
+          and not {*colours[count:]} & {*code.ignored})
 
 
 def of_palettes(paths: Sequence[str], code: MaskCode) -> list[str]:
   """What palettes of these masks say against taking their indices for classes, as a sentence.
 
   Programs that number colours as they come give an index another class in every mask. Where the
-  user gave every class its colour, a palette that has them all tells the classes
+  user gave every class a colour of its own, a palette that has them all tells the classes
   (classes_of_palette); one that has some of them, elsewhere than their ids are, is doubtful.
   """
-  palettes: dict[str, tuple[int, ...]] = {}
-  for path in paths:
-    # Pillow raises almost anything on damaged bytes; `check` names them, here and below.
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      if image.mode == 'P':
-        palettes[path] = tuple(image.getpalette() or ())
-  return _of_chosen_colours(palettes, code) if code.chosen else _of_changing_palettes(palettes)
+  palettes = {path: palette for path, palette in zip(paths, of_each(_palette, paths), strict=True)
+              if palette}
+  return _of_chosen_colours(palettes, code) if code.distinct else _of_changing_palettes(palettes)
+
+
+def _palette(path: str) -> tuple[int, ...]:
+  """Of a mask, from its header; nothing where it has none or is damaged, which `check` names."""
+  # Pillow raises almost anything on damaged bytes.
+  with contextlib.suppress(Exception), open_image(path, path) as image:
+    if image.mode == 'P' and image.palette:
+      alone = Image.new('P', (1, 1))  # getpalette of the image itself would decode its pixels.
+      mode, table = image.palette.getdata()
+      alone.putpalette(table, mode)
+      return tuple(alone.getpalette() or ())
+  return ()
+
+
+def _indices(path: str) -> np.ndarray:
+  """uint8 [H,W] of a mask; void alone where it is damaged."""
+  with contextlib.suppress(Exception), open_image(path, path) as image:
+    return np.asarray(image)
+  return np.full((1, 1), IGNORE, np.uint8)
 
 
 def _of_chosen_colours(palettes: dict[str, tuple[int, ...]], code: MaskCode) -> list[str]:
-  for path, palette in palettes.items():
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      indices = np.asarray(image)
-      if classes_of_palette(indices, palette, code):
-        continue
-      for i, id in _named(indices, palette, code).items():
-        if id not in (None, i):
-          return [f'{_otherwise_coloured(path, i, id)}, but not every index that of a class of its '
-                  'own. Indices are taken for classes: if colours tell them, save the masks as RGB '
-                  'and give every colour a line in classes.txt.']
-  return []
+  def said(path: str) -> list[str]:
+    indices = _indices(path)
+    if classes_of_palette(indices, palettes[path], code):
+      return []
+    return [f'{_otherwise_coloured(path, i, id)}, but not every index that of a class of its '
+            'own. Indices are taken for classes: if colours tell them, save the masks as RGB '
+            'and give every colour a line in classes.txt.'
+            for i, id in _named(indices, palettes[path], code).items() if id not in (None, i)]
+
+  doubtful = [path for path, palette in palettes.items() if not _in_order(palette, code)]
+  return [one for notes in of_each(said, doubtful) for one in notes][:1]
 
 
 def _of_changing_palettes(palettes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -75,20 +101,22 @@ def _of_changing_palettes(palettes: dict[str, tuple[int, ...]]) -> list[str]:
   if all(longest[:len(one)] == one for one in palettes.values()):
     return []  # Nothing had to be decoded.
   first: dict[int, tuple[tuple[int, ...], str]] = {}
-  for path, palette in palettes.items():
-    with contextlib.suppress(Exception), open_image(path, path) as image:
-      for i in map(int, np.unique(np.asarray(image))):
-        colour = palette[3 * i:3 * i + 3]
-        before, other = first.setdefault(i, (colour, path))
-        if before != colour and i != IGNORE:
-          return [f'Palette index {i} has the colour {before} in {other} and {colour} in {path}. '
-                  'Indices are taken for classes: if colours tell them, give every class its own '
-                  'in classes.txt, or save the masks as RGB.']
+  used = of_each(lambda path: values_in(_indices(path)), palettes)
+  for (path, palette), held in zip(palettes.items(), used, strict=True):
+    for i in held:
+      colour = palette[3 * i:3 * i + 3]
+      before, other = first.setdefault(i, (colour, path))
+      if before != colour and i != IGNORE:
+        return [f'Palette index {i} has the colour {before} in {other} and {colour} in {path}. '
+                'Indices are taken for classes: if colours tell them, give every class its own '
+                'in classes.txt, or save the masks as RGB.']
   return []
 
 
 def check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode) -> None:
   """Refuses indices whose colours are those of other classes than the indices name."""
+  if _in_order(palette, code):
+    return  # Nothing has to be counted, as in most data sets.
   for i, id in classes_of_palette(indices, palette, code).items():
     if id != i:
       raise DataError(

@@ -1,11 +1,13 @@
-"""Masks as people have them: class ids, colours or grey levels of the classes, black and white."""
+"""Masks as people have them: class ids, colours or grey levels of the classes, black and white; and
+as they are written here: ids with the classes' colours as their palette."""
 
 import functools
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from gta_jax.data.files import (
@@ -17,11 +19,20 @@ from gta_jax.data.files import (
   open_image,
   white_is_zero,
 )
-from gta_jax.data.mask_code import MaskCode, class_of_white, pack, unpack
+from gta_jax.data.mask_code import (
+  IGNORE_COLOUR,
+  MaskCode,
+  class_of_white,
+  ids_of_colours,
+  pack,
+  unpack,
+)
 from gta_jax.data.mask_palettes import check_indices
+from gta_jax.data.writing import replace_bytes
 
 MASK_SUFFIXES = ('.png', '.bmp', '.tif', '.tiff')  # without loss, every one of them
 _IDS, _COLOURS, _BITS = 'ids', 'colours', 'bits'
+_BLACK, _WHITE = 0, 0xffffff  # packed
 _NAMED = 8  # colours in a message
 _NEEDED = ('a mask holds class ids, as grey values of 8 bits or palette indices, or the colours of '
            'classes.txt as RGB of 8 bits; export it so')
@@ -32,18 +43,21 @@ def decode_any_mask(data: bytes, path: str, code: MaskCode) -> np.ndarray:
 
   Args:
     data: the whole file. Palette images give their indices; RGB ones are looked up by colour, or
-      read as grey where they hold black and white alone and these are no classes.
+      read as grey where two classes are told by greys and they hold black and white alone.
     path: for messages.
     code: of the data set.
   Raises: DataError for damaged files, other kinds of pixels, and a colour that no class has.
   """
-  values, told_by_colour = values_of_mask(data, path, code)
+  values, told_by_colour = values_of_mask(data, path, code, by_greys=bool(code.greys))
   return values if told_by_colour or not code.greys else _ids_by_greys(values, path, code.greys)
 
 
-def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
+def values_of_mask(
+  data: bytes, path: str, code: MaskCode, *, by_greys: bool = True
+) -> tuple[np.ndarray, bool]:
   """A mask before grey levels have a meaning; arguments and errors as decode_any_mask.
 
+  by_greys: whether black and white of RGB may be grey levels of two classes.
   Returns: uint8 [H,W], and whether these are ids of classes, told by their colours; else they are
     grey values or indices.
   """
@@ -57,7 +71,7 @@ def values_of_mask(data: bytes, path: str, code: MaskCode) -> tuple[np.ndarray, 
     if image.mode == 'P':
       check_indices(pixels, image.getpalette() or [], path, code)
   if kind == _COLOURS:
-    return _ids_of_colours(pixels, path, code)
+    return _ids_of_colours(pixels, path, code, by_greys=by_greys)
   if kind == _BITS:
     check_bits(path, code)
     of_white = class_of_white(code.palette)
@@ -132,7 +146,9 @@ def _ids_by_greys(
   return table[values]
 
 
-def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.ndarray, bool]:
+def _ids_of_colours(
+  pixels: np.ndarray, path: str, code: MaskCode, *, by_greys: bool
+) -> tuple[np.ndarray, bool]:
   pixels = without_alpha(pixels, path)
   colours, classes = _sorted_colours(code)
   packed = pack(pixels)
@@ -140,9 +156,8 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.n
   unknown = colours[places] != packed
   if not unknown.any():
     return classes[places], True
-  grey = pixels[..., 0]
-  if (pixels == grey[..., None]).all() and np.isin(grey, (0, IGNORE)).all():
-    return grey, False
+  if by_greys and len(code.palette) == 2 and np.isin(packed, (_BLACK, _WHITE)).all():
+    return pixels[..., 0], False
   row, column = (int(axis[0]) for axis in np.nonzero(unknown))
   others = np.unique(packed[unknown]).tolist()
   named = ', '.join(str(unpack(one)) for one in others[:_NAMED]) + ', ...' * (len(others) > _NAMED)
@@ -156,12 +171,27 @@ def _ids_of_colours(pixels: np.ndarray, path: str, code: MaskCode) -> tuple[np.n
 @functools.lru_cache(maxsize=4)
 def _sorted_colours(code: MaskCode) -> tuple[np.ndarray, np.ndarray]:
   """Packed colours in ascending order, and the id of each."""
-  ids: dict[int, int] = {}
-  for id, colour in [*enumerate(code.palette), *((IGNORE, colour) for colour in code.ignored)]:
-    packed = int(pack(np.array(colour)))
-    if packed in ids:
-      raise DataError('The masks are coloured, but classes.txt gives the colour '
-                      f'{" ".join(map(str, colour))} to two classes; give each its own.')
-    ids[packed] = id
+  ids = ids_of_colours(code)
   order = sorted(ids)
   return np.array(order, np.int32), np.array([ids[packed] for packed in order], np.uint8)
+
+
+def full_palette(palette: np.ndarray) -> np.ndarray:
+  """uint8 [256,3]: the classes' colours, black for ids without a class, VOC's border for 255."""
+  table = np.zeros((IGNORE + 1, 3), np.uint8)
+  table[: len(palette)] = palette
+  table[IGNORE] = IGNORE_COLOUR
+  return table
+
+
+def encode_mask(labels: np.ndarray, palette: np.ndarray) -> bytes:
+  """uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
+  picture, file = Image.fromarray(labels), io.BytesIO()
+  picture.putpalette(full_palette(palette).tobytes())
+  picture.save(file, 'PNG')
+  return file.getvalue()
+
+
+def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+  """Writes uint8 [H,W] as encode_mask makes it."""
+  replace_bytes(path, encode_mask(labels, palette))

@@ -10,10 +10,9 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.mask_code import ids_of_greys, pack, unpack
+from gta_jax.data.mask_code import IGNORE_COLOUR, ids_of_colours, ids_of_greys, pack, unpack
 from gta_jax.data.sources import default_palette
 
-_VOID = (224, 224, 192)  # VOC's border
 _BLACK, _WHITE = 0, 0xffffff  # packed
 _MUCH_VOID = 0.01  # of the pixels
 _MANY = 64  # values: sets of more classes have a list of them, smoothed masks have more values
@@ -65,6 +64,16 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
   classes, notes = found.classes, list(found.notes)
   held = _Values({}, set()) if found.numbered else _read_values(masked, left_out)
   grey, codes = {*held.grey}, held.colours
+  if grey and codes and grey <= {0, IGNORE} and codes <= {_BLACK, _WHITE}:
+    # Masks of one bit, or saved as RGB, beside grey ones: what some hold, the others mean as well.
+    grey |= {code & IGNORE for code in codes}
+    codes = {_BLACK if value == 0 else _WHITE for value in grey}
+  elif classes is None and codes and grey - {IGNORE}:
+    raise DataError(
+      f'Some masks hold colours, such as {unpack(min(codes))}, and others grey values or palette '
+      f'indices, such as {min(grey - {IGNORE})}, and nothing says which of them are one class; '
+      'give --classes, a classes.txt with a line "name R G B" for every grey value, from 0 on, or '
+      'write all masks in one way.')
   greys = {}
   if classes is None:
     if codes:
@@ -91,12 +100,12 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
       f'what 0 is before {names[0]!r}, such as background, or one for {len(names)} at the end; '
       f'if 0 is void, the values as grey levels: "{names[0]} 1 1 1" to "{names[-1]} {len(names)} '
       f'{len(names)} {len(names)}", and "ignore 0 0 0".')
-  ids = dict(zip(pack(classes.palette).tolist(), range(len(names)), strict=True))
+  ids = ids_of_colours(classes.code) if codes else {}
   if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
-    ids = {_BLACK: 0, _WHITE: 1}
+    ids |= {_BLACK: 0, _WHITE: 1}
     notes.append(f'Masks are black and white: white was taken for {names[1]!r}.')
-  void = dict.fromkeys(pack(np.array((_VOID, *classes.ignored))).tolist(), IGNORE)
-  return Numbering(classes, greys, {**void, **ids}, tuple(notes))
+  void = {int(pack(np.array(IGNORE_COLOUR))): IGNORE}
+  return Numbering(classes, greys, void | ids, tuple(notes))
 
 
 class _Values(NamedTuple):
@@ -128,7 +137,7 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
 
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
-  known = sorted(codes - {int(pack(np.array(_VOID)))})
+  known = sorted(codes - {int(pack(np.array(IGNORE_COLOUR)))})
   if not 0 < len(known) <= _MANY:
     raise DataError(
       f'The masks hold {len(known)} colours besides that of void; without a list of classes 1 to '

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from gta_jax.data.masks import encode_mask
 from gta_jax.data.sources import Reader
-from gta_jax.evaluation.pictures import UNCERTAIN_COLOUR, colour_confidence, encode_mask
+from gta_jax.evaluation.pictures import UNCERTAIN_COLOUR, colour_confidence
 from gta_jax.evaluation.windows import Prediction
 
 IMAGE, TRUTH, CONFIDENCE, UNSURE = 'image', 'truth', 'confidence', 'least confident'

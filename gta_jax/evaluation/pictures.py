@@ -1,4 +1,4 @@
-"""Pictures of masks and confidence: palette PNGs, overlays, and a grid of validation images."""
+"""Pictures of masks and confidence: overlays, and a grid of validation images."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,19 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gta_jax.data.masks import full_palette
 from gta_jax.data.sources import Dataset, spread
 from gta_jax.data.writing import replace_bytes
 from gta_jax.evaluation.scores import Place, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.ops.network import Network, Variables
 
-IGNORE_COLOUR = (224, 224, 192)  # of VOC's borders
 UNCERTAIN_COLOUR = (214, 39, 40)
 # From 0 to 1: dark to light, so that it reads in grey too, and without the red of uncertain pixels.
 _CONFIDENCE_COLOURS = ((13, 22, 66), (30, 84, 122), (42, 144, 132), (135, 199, 98), (250, 235, 120))
 _FORMATS = {'.png': 'PNG', '.jpg': 'JPEG'}
 _GAP = 6  # pixels between pictures
 _JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
-
-
-def full_palette(palette: np.ndarray) -> np.ndarray:
-  """uint8 [256,3]: the classes' colours, black for ids without a class, VOC's border for 255."""
-  table = np.zeros((256, 3), np.uint8)
-  table[: len(palette)] = palette
-  table[255] = IGNORE_COLOUR
-  return table
 
 
 def colourise(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -51,19 +43,6 @@ def colour_confidence(confidence: np.ndarray, *, threshold: float | None = None)
   if threshold is not None:
     colours[confidence < threshold] = UNCERTAIN_COLOUR
   return colours
-
-
-def encode_mask(labels: np.ndarray, palette: np.ndarray) -> bytes:
-  """uint8 [H,W] as a palette PNG: read as indices, it gives the ids back."""
-  picture, file = Image.fromarray(labels), io.BytesIO()
-  picture.putpalette(full_palette(palette).tobytes())
-  picture.save(file, 'PNG')
-  return file.getvalue()
-
-
-def write_mask(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-  """Writes uint8 [H,W] as encode_mask makes it."""
-  replace_bytes(path, encode_mask(labels, palette))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 from gta_jax.data.class_list import Classes, write_classes
 from gta_jax.data.files import IGNORE
 from gta_jax.data.folder import FolderReader
+from gta_jax.data.mask_code import IGNORE_COLOUR
+from gta_jax.data.masks import write_mask
 from gta_jax.data.sources import Dataset
 from gta_jax.data.writing import check_writable, is_of_data, replace_bytes
-from gta_jax.evaluation.pictures import IGNORE_COLOUR, UNCERTAIN_COLOUR, write_image, write_mask
+from gta_jax.evaluation.pictures import UNCERTAIN_COLOUR, write_image
 from gta_jax.inference.acquisition import Ranking
 from gta_jax.inference.model import Model
 from gta_jax.training.workdir_files import write_lists

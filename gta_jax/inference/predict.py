@@ -13,8 +13,9 @@ import numpy as np
 
 from gta_jax.data.files import DataError, decode_mask, read_bytes
 from gta_jax.data.listing import named
+from gta_jax.data.masks import write_mask
 from gta_jax.data.writing import replace_bytes
-from gta_jax.evaluation.pictures import legend, overlay, write_image, write_mask
+from gta_jax.evaluation.pictures import legend, overlay, write_image
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.inference import begun_prediction
 from gta_jax.inference.image_folder import FOLDERS, ImageFolder, check_folders

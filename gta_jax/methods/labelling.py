@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gta_jax.data.masks import encode_mask
 from gta_jax.data.pseudo_masks import encode_doubt
 from gta_jax.data.stage_files import StageFiles
-from gta_jax.evaluation.pictures import encode_mask
 from gta_jax.evaluation.protocols import WHOLE, Protocol
 from gta_jax.methods.contract import Host, Tools
 from gta_jax.ops.network import Variables

@@ -10,6 +10,7 @@ from PIL import Image
 from gta_jax.data import folder, sources
 from gta_jax.data.convert import convert
 from gta_jax.data.files import DataError, decode_mask
+from gta_jax.data.masks import encode_mask
 
 SIZE = (8, 10)
 RNG = np.random.default_rng(0)
@@ -114,6 +115,18 @@ def test_masks_of_16_bits_hold_ids_and_transparent_ones_are_refused(tmp_path):
     Image.fromarray(pixels).save(root / 'masks' / 'a.png')
     with pytest.raises(DataError, match=message):
       convert(root, tmp_path / 'none', layout='masks')
+
+
+def test_masks_have_the_colours_of_written_predictions(tmp_path):
+  root, ids = tmp_path / 'in', np.resize([0, 1, 255], SIZE).astype(np.uint8)
+  photo(root / 'images' / 'a.png')
+  save(root / 'masks' / 'a.png', ids)
+  (root / 'classes.txt').write_text('sky 1 2 3\nroad 9 0 200\n')
+  convert(root, tmp_path / 'out', layout='masks')
+  written = (tmp_path / 'out' / 'masks' / 'a.png').read_bytes()
+  assert written == encode_mask(ids, np.array([[1, 2, 3], [9, 0, 200]], np.uint8))
+  with Image.open(tmp_path / 'out' / 'masks' / 'a.png') as mask:
+    assert mask.convert('RGB').getpixel((2, 0)) == (224, 224, 192)
 
 
 @pytest.mark.parametrize('kind', ['binary', 'colours', 'ids'])

@@ -1,6 +1,7 @@
 """A folder as people have it: formats, depths, colours, lists, and what becomes of the rest."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 import struct
@@ -169,6 +170,20 @@ def test_pages_and_turned_tiffs_are_refused(tmp_path):
     reader.size('b')
 
 
+@pytest.mark.parametrize(('reduced', 'whole'), [([1], True), ([1, 1], True), ([1, 0], False)])
+def test_pages_are_refused_unless_all_but_the_first_are_smaller_copies(tmp_path, reduced, whole):
+  pages = [Image.fromarray(grey(i)) for i in range(1 + len(reduced))]
+  for page, kind in zip(pages[1:], reduced, strict=True):
+    page.encoderinfo = {'tiffinfo': {254: kind}}
+  pages[0].save(tmp_path / 'a.tif', save_all=True, append_images=pages[1:])
+  read = functools.partial(ImageFolder({'a': tmp_path / 'a.tif'}).image, 'a')
+  if whole:
+    np.testing.assert_array_equal(read()[..., 0], grey(0))
+  else:
+    with pytest.raises(DataError, match=r'a\.tif holds 3 pages; save each'):
+      read()
+
+
 def coloured(ids):
   table = np.zeros((256, 3), np.uint8)
   table[[1, 2, 255]] = (255, 0, 0), (0, 0, 255), (9, 9, 9)
@@ -212,7 +227,12 @@ def test_black_and_white_masks_are_two_classes(tmp_path, mask):
   assert "0 is 'rock', 255 is 'pore'" in dataset.note
   np.testing.assert_array_equal(dataset.reader.mask('a'), BLACK_WHITE // 255)
   save(root / 'masks' / 'b.png', BLACK_WHITE // 255)  # one among them holds ids
-  assert read_folder(root, labelled='1').reader.mask('a').max() == 255
+  reader = read_folder(root, labelled='1').reader
+  if mask.ndim == 2:
+    assert reader.mask('a').max() == 255
+  else:
+    with pytest.raises(DataError, match=r'has the colour \(255, 255, 255\)'):
+      reader.mask('a')
 
 
 def test_a_list_that_names_nothing_names_nothing(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from gta_jax.data import sources
+from gta_jax.data.class_list import read_classes
 from gta_jax.data.convert import convert
 from gta_jax.data.files import DataError, decode_mask
 from gta_jax.data.folder import read_folder
@@ -42,6 +43,31 @@ def test_white_is_the_white_class_and_else_the_second(tmp_path, classes, kinds):
   for id in 'ab':
     np.testing.assert_array_equal(dataset.reader.mask(id), expected)
   assert kinds[0] != 'grey' or f"255 is '{('rock', 'pore')[TELLING[classes]]}'" in dataset.note
+
+
+@pytest.mark.parametrize('classes, colour', [
+  ('road 128 64 128\ncar 0 0 142\n', 'black'), ('road 128 64 128\ncar 0 0 142\ncat 9 9 9', 'black'),
+  ('sky 0 0 0\nroad 128 64 128\ncar 0 0 142\n', 'white'), ('sky\nroad\ncar\n', 'white')])
+def test_black_and_white_are_unknown_colours_where_they_tell_no_two_classes(
+  tmp_path, classes, colour
+):
+  root = make(tmp_path, classes, 'coloured', 'coloured')
+  told = read_classes(root / 'classes.txt').palette[WHITE.astype(int)]
+  Image.fromarray(told).save(root / 'masks' / 'a.png')
+  dataset = read_folder(root, labelled='1')
+  np.testing.assert_array_equal(dataset.reader.mask('a'), WHITE)
+  Image.new('RGB', SIZE[::-1], colour).save(root / 'masks' / 'b.png')
+  with pytest.raises(DataError, match=r'b\.png has the colour .* which no class'):
+    sources.check(read_folder(root, labelled='1'))
+
+
+def test_a_black_mask_among_black_and_white_ones_is_the_first_class(tmp_path):
+  root = make(tmp_path, 'rock 200 0 0\npore 0 0 200\n', 'coloured', 'coloured')
+  Image.new('RGB', SIZE[::-1]).save(root / 'masks' / 'b.png')
+  dataset = read_folder(root, labelled='1')
+  sources.check(dataset)
+  assert not dataset.reader.mask('b').any()
+  np.testing.assert_array_equal(dataset.reader.mask('a'), WHITE)
 
 
 @pytest.mark.parametrize('kind', KINDS)

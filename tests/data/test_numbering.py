@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gta_jax.data import folder, sources
+from gta_jax.data.class_list import read_classes
 from gta_jax.data.convert import convert
 from gta_jax.data.files import DataError
 from tests.data.test_convert import SIZE, ids_of, photo, save
@@ -76,3 +78,62 @@ def test_smoothed_colours_are_no_classes(tmp_path):
   save(root / 'masks' / 'a.png', np.arange(80).reshape(*SIZE, 1) * [3, 0, 1])
   with pytest.raises(DataError, match='80 colours .* 1 to 64 are possible, as smoothed masks'):
     convert(root, tmp_path / 'out', layout='masks')
+
+
+@pytest.mark.parametrize('classes', [
+  'sky 0 0 0\nroad 0 128 0\ncar\n',  # VOC's third colour is 0 128 0
+  'sky 0 0 0\nroad 0 128 0\nignore 0 128 0\n'])
+def test_one_colour_with_two_meanings_is_refused_as_training_refuses_it(tmp_path, classes):
+  root = tmp_path / 'in'
+  photo(root / 'images' / 'a.png')
+  save(root / 'masks' / 'a.png', np.resize([[0, 0, 0], [0, 128, 0]], (*SIZE, 3)))
+  (root / 'classes.txt').write_text(classes)
+  reader = folder.FolderReader({}, {'a': str(root / 'masks' / 'a.png')},
+                               code=read_classes(root / 'classes.txt').code)
+  for use in (lambda: reader.mask('a'), lambda: convert(root, tmp_path / 'out', layout='masks')):
+    with pytest.raises(DataError, match='the colour 0 128 0 to two classes .*; give each its own'):
+      use()
+  assert not (tmp_path / 'out').exists()
+
+
+def test_colours_of_a_palette_that_two_classes_have_are_no_ids(tmp_path):
+  root, ids = tmp_path / 'in', np.resize([0, 1], SIZE).astype(np.uint8)
+  photo(root / 'images' / 'a.png')
+  (root / 'masks').mkdir()
+  picture = Image.fromarray(ids)
+  picture.putpalette([0, 0, 0, 0, 128, 0])
+  picture.save(root / 'masks' / 'a.png')
+  (root / 'classes.txt').write_text('sky 0 0 0\nroad 0 128 0\ncar 0 128 0\n')
+  convert(root, tmp_path / 'out', layout='masks')
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), ids)
+
+
+@pytest.mark.parametrize('grey', [0, 255])
+def test_colours_beside_grey_values_need_a_list_of_classes(tmp_path, grey):
+  root, out = tmp_path / 'in', tmp_path / 'out'
+  for id in 'ab':
+    photo(root / 'images' / f'{id}.png')
+  save(root / 'masks' / 'a.png', np.resize([[255, 0, 0], [0, 200, 0]], (*SIZE, 3)))
+  save(root / 'masks' / 'b.png', np.full(SIZE, grey))
+  listed = tmp_path / 'mine.txt'
+  listed.write_text('red 255 0 0\ngreen 0 200 0\n')
+  if grey == 255:  # void, which needs no list
+    convert(root, out, layout='masks')
+  else:
+    with pytest.raises(DataError, match=r'colours, such as \(0, 200, 0\), .*, such as 0, and noth'):
+      convert(root, out, layout='masks')
+    assert not out.exists()
+    convert(root, out, layout='masks', classes=listed)
+  assert (ids_of(out, 'b') == grey).all()
+
+
+@pytest.mark.parametrize('bit', [False, True])
+def test_masks_of_one_bit_and_one_value_are_those_beside_them(tmp_path, bit):
+  root, out, truth = tmp_path / 'in', tmp_path / 'out', np.resize([0, 1], SIZE)
+  for id in 'ab':
+    photo(root / 'images' / f'{id}.png')
+  save(root / 'masks' / 'a.png', 255 * truth)
+  Image.fromarray(np.full(SIZE, bit)).save(root / 'masks' / 'b.png')
+  assert convert(root, out, layout='masks').classes == ('class0', 'class1')
+  np.testing.assert_array_equal(ids_of(out, 'a'), truth)
+  assert (ids_of(out, 'b') == bit).all()

@@ -8,6 +8,7 @@ import pytest
 
 from gta_jax.data import pseudo_masks
 from gta_jax.data.files import DataError
+from gta_jax.data.masks import encode_mask
 from gta_jax.data.pipeline import training_stream
 from gta_jax.data.pseudo_masks import (
   ConfidentMaskReader,
@@ -18,7 +19,6 @@ from gta_jax.data.pseudo_masks import (
   encode_doubt,
   with_pseudo_masks,
 )
-from gta_jax.evaluation.pictures import encode_mask
 from tests.arrays import random_dataset
 from tests.oracles.dmt import class_thresholds
 

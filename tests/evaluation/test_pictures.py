@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from gta_jax.data.files import decode_mask
+from gta_jax.data.masks import write_mask
 from gta_jax.evaluation import pictures
 from tests import tiny
 from tests.arrays import random_dataset
@@ -13,7 +14,7 @@ PALETTE = np.array([[10, 20, 30], [200, 100, 0]], np.uint8)
 
 def test_palette_png_gives_the_ids_back(tmp_path):
   labels = np.array([[0, 1, 255], [7, 1, 0]], np.uint8)
-  pictures.write_mask(tmp_path / 'a.png', labels, PALETTE)
+  write_mask(tmp_path / 'a.png', labels, PALETTE)
   with Image.open(tmp_path / 'a.png') as picture:
     assert picture.mode == 'P'
     np.testing.assert_array_equal(np.asarray(picture), labels)
