@@ -68,7 +68,8 @@ def _run(values: Flags, argv: Sequence[str]) -> int:
   except (OSError, ValueError, NotFiniteError, WorkerError) as error:
     return _refuse(error, status={NotFiniteError: 3, WorkerError: 4}.get(type(error), 2))
   except Interrupted as error:
-    print(f'{error}: stopped; the same command goes on from the newest checkpoint', file=sys.stderr)
+    print(f'{error}: stopped; the same command resumes from the newest checkpoint, if there is one',
+          file=sys.stderr)
     return os.EX_TEMPFAIL
   except KeyboardInterrupt as error:
     print(f'stopped{f": {error}" if str(error) else ""}', file=sys.stderr)

@@ -27,7 +27,7 @@ def mask_reader(
     try:
       if 'segments_info' in annotations[0]:
         return _panoptic(path, annotations[0], numbers)
-      return _segments(image, annotations, numbers)
+      return _segments(path, image, annotations, numbers)
     except DataError:
       raise
     except Exception as error:  # A segment may be anything, and so is what pycocotools raises.
@@ -37,7 +37,7 @@ def mask_reader(
 
 
 def _segments(
-  image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
+  path: Path, image: dict[str, Any], annotations: list[dict[str, Any]], numbers: Mapping[int, int]
 ) -> np.ndarray:
   from pycocotools import mask as coco  # noqa: PLC0415  An extra.
 
@@ -46,10 +46,16 @@ def _segments(
     raise DataError(f'its annotations say {height} x {width} pixels')
   drawn = []
   for annotation in annotations:
-    segment = annotation.get('segmentation')
-    if not segment or segment in ([[]], [None]):
-      raise DataError(f'its annotation {annotation.get("id", "")} has no outline (a box alone, '
-                      'say), so that the mask would lack it')
+    segment, called = annotation.get('segmentation'), f'its annotation {annotation.get("id", "")}'
+    if isinstance(segment, list):
+      # Of two points pycocotools would make a box; they have no area, as the one and none.
+      segment = [outline for outline in segment if outline and len(outline) >= 6]
+    if not segment:
+      raise DataError(f'{called} has no outline of three points or more (a box alone, say), so '
+                      'that the mask would lack it')
+    if annotation.get('category_id') not in numbers:
+      raise DataError(f'{called} has the category {annotation.get("category_id")!r}, which '
+                      f'{path.name} does not list')
     if isinstance(segment, list):
       encoded = coco.merge(coco.frPyObjects(segment, height, width))
     elif isinstance(segment['counts'], list):

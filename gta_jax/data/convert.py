@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from gta_jax.data import convert_coco, convert_masks
 from gta_jax.data.class_list import Classes, read_classes, write_classes
 from gta_jax.data.convert_masks import Item, Source
-from gta_jax.data.files import DataError, FileReader
+from gta_jax.data.files import DataError, FileReader, check_mask_size
+from gta_jax.data.folder_notes import of_turned
 from gta_jax.data.masks import write_mask
 from gta_jax.data.numbering import Numbering, number
 
@@ -111,7 +112,7 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
   if not masks:
     why = [reason if name in reason else f'{name}: {reason}' for name, reason in left_out.items()]
     raise DataError('No image with a mask could be converted: ' + '; '.join(
-      one.rstrip('.') for one in why[:3]) + '.')
+      one.rstrip('.') for one in why[:3] or ['no image has a mask']) + '.')
   held_out = {id for name in _HELD_OUT for id in found.lists.get(name, ())} - masks
   for item in kept:
     if item.id in held_out:
@@ -123,9 +124,10 @@ def _write(found: Source, out: Path, *, copy: bool) -> Report:
   lists = _write_lists(found, usable, masks, out / 'splits', left_out)
   write_classes(out / 'classes.txt', numbering.classes)
   _check_classes(out / 'classes.txt', numbering.classes)
+  turned = of_turned([str(item.image) for item in masked if item.id in masks])
   report = Report(
-    len(usable), len(masks), numbering.classes.names, lists, left_out, numbering.notes,
-    len(usable.difference(*found.lists.values())))
+    len(usable), len(masks), numbering.classes.names, lists, left_out,
+    (*numbering.notes, *turned), len(usable.difference(*found.lists.values())))
   (out / 'conversion.txt').write_text(report.text(), encoding='utf-8')
   return report
 
@@ -162,9 +164,7 @@ def _write_mask(item: Item, numbering: Numbering, path: Path) -> str | None:
   """Writes a mask; returns why it was left out, or None."""
   try:
     ids = numbering.ids(item)
-    size = _size(item)
-    if ids.shape != size:
-      raise DataError(f'it has height and width {ids.shape}, its image {size}')
+    check_mask_size(ids.shape, _size(item), 'it', 'its image')
   except DataError as error:
     return str(error)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -145,9 +145,13 @@ def _source(
   for path, one in content.items():
     words = {*re.split('[^a-z]+', stem_of[path].lower())}
     name = next((name for name in ('val', 'test') if words & LISTS[name]), 'train')
-    by_image: dict[Any, list[dict[str, Any]]] = {}
+    by_image: dict[str, list[dict[str, Any]]] = {}
     for annotation in one['annotations']:
-      by_image.setdefault(annotation.get('image_id'), []).append(annotation)
+      # Some tools write numbers as text, in one of the two places.
+      by_image.setdefault(str(annotation['image_id']), []).append(annotation)
+    known = {str(image['id']) for image in one['images']}
+    if astray := sum(len(drawn) for id, drawn in by_image.items() if id not in known):
+      left_out[f'{astray} annotations of {said[path]}'] = 'it lists no image of their image_id'
     for image in one['images']:
       file = found[path].get(str(image['file_name']))
       if file is None:
@@ -156,7 +160,7 @@ def _source(
       if id in items:
         left_out[f'{image["file_name"]} of {said[path]}'] = 'there is one of this name already'
         continue
-      drawn = by_image.get(image['id'], [])
+      drawn = by_image.get(str(image['id']), [])
       items[id] = Item(id, root / file, mask_reader(path, image, drawn, numbers) if drawn else None)
       lists[name].append(id)
       listed.setdefault(file.parent, set()).add(name)

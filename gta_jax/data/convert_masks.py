@@ -11,7 +11,7 @@ from gta_jax.data.class_list import Classes, read_classes
 from gta_jax.data.files import IGNORE, IMAGE_SUFFIXES, DataError, damaged, open_image
 from gta_jax.data.listing import composed, id_of, readings, refuse_look_alikes, visible_files
 from gta_jax.data.mask_code import MaskCode
-from gta_jax.data.mask_palettes import classes_of_palette, of_palettes
+from gta_jax.data.mask_palettes import check_black_and_white, classes_of_palette, of_palettes
 from gta_jax.data.masks import MASK_SUFFIXES, check_bits, in_8_bits, mask_kind, without_alpha
 
 _IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
@@ -175,6 +175,7 @@ def read_mask(path: Path, code: MaskCode = _NO_COLOURS) -> np.ndarray:
     # As colours: grey values might be ids.
     return np.repeat(np.where(pixels, np.uint8(IGNORE), np.uint8(0))[..., None], 3, -1)
   if palette:
+    check_black_and_white(palette, str(path), code)
     table = np.arange(IGNORE + 1, dtype=np.uint8)
     for index, id in classes_of_palette(pixels, palette, code).items():
       table[index] = id

@@ -76,11 +76,7 @@ class FileReader:
       _is_deep(image, path, self.pixel_range)
       size = image.height, image.width
     if id in self.masks:
-      mask_size = self._mask_size(self.masks[id])
-      if mask_size != size:
-        turned = ' as it is stored, its EXIF orientation aside' * (mask_size == size[::-1])
-        raise DataError(f'{self.masks[id]} has height and width {mask_size}, but {path} has '
-                        f'{size}{turned}; export the mask at the size of its image.')
+      check_mask_size(self._mask_size(self.masks[id]), size, self.masks[id], path)
     return size
 
   def _mask_size(self, path: str) -> tuple[int, int]:
@@ -88,6 +84,18 @@ class FileReader:
     size = _png_mask_size(_read_ends(path)[0], path)
     check_ends(path)
     return size
+
+
+def check_mask_size(
+  mask_size: tuple[int, int], size: tuple[int, int], mask: str, image: str
+) -> None:
+  """Raises DataError, with these names of both, where a mask has not its image's (H,W)."""
+  if mask_size != size:
+    remedy = 'export the mask at the size of its image'
+    if mask_size == size[::-1]:
+      remedy = ('if EXIF data turn the image, which is not followed here, save it upright; else '
+                f'{remedy}')
+    raise DataError(f'{mask} has height and width {mask_size}, but {image} has {size}; {remedy}.')
 
 
 def set_up_opencv() -> None:
@@ -312,6 +320,8 @@ def check_ends(path: str) -> None:
 
 
 def _check_format(head: bytes, path: str | os.PathLike) -> None:
+  if not head:
+    raise DataError(f'{path} is empty; copy or download it again, or take it out.')
   if not head.startswith(tuple(_FORMATS)):
     raise DataError(f'{path} is no JPEG, PNG, TIFF, BMP or WebP file; convert it, or take it out.')
 

@@ -20,7 +20,7 @@ from gta_jax.data.files import (
   open_image,
   read_bytes,
 )
-from gta_jax.data.folder_notes import of_masks, of_turned
+from gta_jax.data.folder_notes import of_bits, of_masks, of_turned
 from gta_jax.data.folder_roles import Draw, read_roles
 from gta_jax.data.listing import FolderFiles, find_files
 from gta_jax.data.mask_code import MaskCode, ids_of_greys, values_in
@@ -91,7 +91,8 @@ def read_folder(
     tuple(pixel_range or ()), classes.code)
   reader, notes = _with_greys(reader, classes.names)
   notes += of_masks(images.read, masks.read, masks.others)
-  notes += of_palettes(spread(list(reader.masks.values()), _SAMPLE), classes.code)
+  sample = spread(list(reader.masks.values()), _SAMPLE)
+  notes += of_palettes(sample, classes.code) + of_bits(sample, classes.code, classes.names)
   draw = Draw(reader, classes.names, seed, drawn)
   roles = read_roles(
     root / 'splits', pathlib.Path(lists) if lists else None, str(labelled), images, draw, notes)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gta_jax.data.files import open_image
+from gta_jax.data.mask_code import MaskCode, class_of_white
 from gta_jax.data.masks import MASK_SUFFIXES
 
 # Said with their number where they lie among the images; others, such as .txt, are no images.
@@ -65,6 +66,19 @@ def other_images(paths: Iterable[str]) -> str:
   counts = collections.Counter(
     suffix for path in paths if (suffix := pathlib.PurePath(path).suffix.lower()) in OTHER_IMAGES)
   return ', '.join(f'{count} {suffix}' for suffix, count in sorted(counts.items()))
+
+
+def of_bits(paths: Sequence[str], code: MaskCode, classes: Sequence[str]) -> list[str]:
+  """Which class white stands for, where masks of two classes have one bit a pixel."""
+  def has_one_bit(path: str) -> bool:
+    # Pillow raises almost anything on damaged bytes; `check` names them.
+    with contextlib.suppress(Exception), open_image(path, path) as image:
+      return image.mode == '1'
+    return False
+
+  if len(classes) != 2 or not any(map(has_one_bit, paths)):
+    return []
+  return [f'Masks have one bit a pixel: white is {classes[class_of_white(code.palette)]!r}.']
 
 
 def turned_images(paths: Sequence[str]) -> list[str]:

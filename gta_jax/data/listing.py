@@ -73,10 +73,11 @@ def visible_files(folder: Path, *, recursive: bool = True) -> list[Path]:
     seen.add(real)
     try:
       inside = sorted(path for path in place.iterdir() if not path.name.startswith('.'))
-    except PermissionError:  # As of lost+found.
-      if place == folder:
-        raise
-      continue
+    except PermissionError as error:
+      if place.name == 'lost+found':
+        continue
+      raise DataError(f'{place} cannot be looked into ({error.strerror}); permit it, or take it '
+                      'out.') from error
     for path in inside:
       if not path.is_dir():
         found.append(path)

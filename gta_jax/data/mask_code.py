@@ -10,7 +10,8 @@ from gta_jax.data.files import IGNORE, DataError
 
 Colour = tuple[int, int, int]
 IGNORE_COLOUR = (224, 224, 192)  # of 255 where masks are coloured: that of VOC's borders
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+WHITE: Colour = (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,10 @@ class MaskCode:
 
 def class_of_white(palette: Sequence[Colour]) -> int:
   """Which of two classes, of these colours, white stands for in black and white masks: the white
-  one where the other is black, else the second."""
-  return palette.index(_WHITE) if {*palette} == {_BLACK, _WHITE} else 1
+  one, or that beside the black one, else the second."""
+  if WHITE in palette:
+    return palette.index(WHITE)
+  return 1 - palette.index(BLACK) if BLACK in palette else 1
 
 
 def ids_of_greys(values: Collection[int], code: MaskCode) -> dict[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from gta_jax.data.files import IGNORE, DataError, open_image
-from gta_jax.data.mask_code import MaskCode, values_in
+from gta_jax.data.mask_code import BLACK, WHITE, MaskCode, values_in
 from gta_jax.data.sources import of_each
 
 
@@ -115,6 +115,7 @@ def _of_changing_palettes(palettes: dict[str, tuple[int, ...]]) -> list[str]:
 
 def check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: MaskCode) -> None:
   """Refuses indices whose colours are those of other classes than the indices name."""
+  check_black_and_white(palette, path, code)
   if _in_order(palette, code):
     return  # Nothing has to be counted, as in most data sets.
   for i, id in classes_of_palette(indices, palette, code).items():
@@ -122,6 +123,19 @@ def check_indices(indices: np.ndarray, palette: Sequence[int], path: str, code: 
       raise DataError(
         f'{_otherwise_coloured(path, i, id)}; save it as RGB, let classes.txt have the colours in '
         'the order of the palette, or let --mode convert write the masks anew.')
+
+
+def check_black_and_white(palette: Sequence[int], path: str, code: MaskCode) -> None:
+  """Refuses a palette that begins with white and black where two classes have no colours.
+
+  Indices would say the opposite of what white stands for in masks of greys or bits.
+  """
+  if not code.chosen and len(code.palette) == 2 and tuple(palette[:6]) == WHITE + BLACK:
+    raise DataError(
+      f'{path} has a palette of which index 0 is white and 1 black, while white stands for the '
+      'second of two classes elsewhere. Give both their colours in classes.txt: "255 255 255" for '
+      'the first and "0 0 0" for the second if the indices are right, else the other way round, '
+      'and let --mode convert write the masks anew.')
 
 
 def _otherwise_coloured(path: str, index: int, id: int) -> str:

@@ -10,7 +10,14 @@ import numpy as np
 from gta_jax.data.class_list import Classes
 from gta_jax.data.convert_masks import Item, Source
 from gta_jax.data.files import IGNORE, DataError
-from gta_jax.data.mask_code import IGNORE_COLOUR, ids_of_colours, ids_of_greys, pack, unpack
+from gta_jax.data.mask_code import (
+  IGNORE_COLOUR,
+  class_of_white,
+  ids_of_colours,
+  ids_of_greys,
+  pack,
+  unpack,
+)
 from gta_jax.data.sources import default_palette
 
 _BLACK, _WHITE = 0, 0xffffff  # packed
@@ -86,38 +93,54 @@ def number(found: Source, masked: Sequence[Item], left_out: dict[str, str]) -> N
       classes = Classes(tuple(f'class{value}' for value in values), default_palette(len(values)))
     notes.append('No list of classes was found: rename those in classes.txt.')
   names = classes.names
-  if not greys and (told := ids_of_greys(grey, classes.code)):
-    greys = told
-    notes.append('Masks hold grey levels of classes, not ids: ' + ', '.join(
-      f'{value} was taken for {names[greys[value]]!r}' for value in sorted(grey)
-      if greys[value] != IGNORE) + '.')
-  elif not greys and len(names) in grey and grey - {IGNORE} <= {*range(1, len(names) + 1)}:
-    greys = {id + 1: id for id in range(len(names))}
-    notes.append(f'The ids of the masks begin at 1: 1 was taken for {names[0]!r}, the first class.')
-  elif not greys and {0, len(names)} <= grey - {IGNORE}:
+  if not greys:
+    greys, more = _told_by_greys(grey, classes)
+    notes += more
+  notes += _check_white(held)
+  ids = ids_of_colours(classes.code) if codes else {}
+  if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
+    white = class_of_white(classes.code.palette)
+    ids |= {_BLACK: 1 - white, _WHITE: white}
+    notes.append(f'Masks are black and white: white was taken for {names[white]!r}.')
+  void = {int(pack(np.array(IGNORE_COLOUR))): IGNORE}
+  return Numbering(classes, greys, void | ids, tuple(notes))
+
+
+def _told_by_greys(grey: Set[int], classes: Classes) -> tuple[dict[int, int], list[str]]:
+  """Grey value -> id where these are no ids of the classes, and that as a sentence."""
+  names = classes.names
+  if told := ids_of_greys(grey, classes.code):
+    return told, ['Masks hold grey levels of classes, not ids: ' + ', '.join(
+      f'{value} was taken for {names[told[value]]!r}' for value in sorted(grey)
+      if told[value] != IGNORE) + '.']
+  if len(names) in grey and grey - {IGNORE} <= {*range(1, len(names) + 1)}:
+    return {id + 1: id for id in range(len(names))}, [
+      f'The ids of the masks begin at 1: 1 was taken for {names[0]!r}, the first class.']
+  if {0, len(names)} <= grey - {IGNORE}:
     raise DataError(
       f'The masks hold 0 and {len(names)}, while {len(names)} classes are listed: write a line for '
       f'what 0 is before {names[0]!r}, such as background, or one for {len(names)} at the end; '
       f'if 0 is void, the values as grey levels: "{names[0]} 1 1 1" to "{names[-1]} {len(names)} '
       f'{len(names)} {len(names)}", and "ignore 0 0 0".')
-  ids = ids_of_colours(classes.code) if codes else {}
-  if codes == {_BLACK, _WHITE} and len(names) == 2 and not codes <= ids.keys():
-    ids |= {_BLACK: 0, _WHITE: 1}
-    notes.append(f'Masks are black and white: white was taken for {names[1]!r}.')
-  void = {int(pack(np.array(IGNORE_COLOUR))): IGNORE}
-  return Numbering(classes, greys, void | ids, tuple(notes))
+  return {}, []
 
 
 class _Values(NamedTuple):
-  """What masks hold. grey: value -> pixels, of grey ones; colours: packed, of the others."""
+  """What masks hold.
+
+  grey: value -> pixels, of grey ones.
+  colours: packed, of the others.
+  together: values of grey ones that occur in one mask.
+  """
 
   grey: dict[int, int]
   colours: set[int]
+  together: Set[frozenset[int]] = frozenset()
 
 
 def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
   """What all masks hold; those that cannot be read are added to `left_out`."""
-  grey, colours = collections.Counter[int](), set()
+  grey, colours, together = collections.Counter[int](), set(), set()
   for item in masked:
     assert item.mask
     try:
@@ -128,12 +151,13 @@ def _read_values(masked: Sequence[Item], left_out: dict[str, str]) -> _Values:
     if mask.ndim == 2:
       values, counts = np.unique(mask, return_counts=True)
       grey.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+      together.add(frozenset(values.tolist()))
     else:
       colours.update(np.unique(pack(mask)).tolist())
     if len(colours) > 4 * IGNORE:
       raise DataError(f'The masks hold more than {4 * IGNORE} colours; they are no class '
                       'colours, or were saved as JPEG. Export them as PNG.')
-  return _Values(dict(grey), colours)
+  return _Values(dict(grey), colours, together)
 
 
 def _classes_of_colours(codes: Set[int]) -> Classes:
@@ -145,6 +169,15 @@ def _classes_of_colours(codes: Set[int]) -> Classes:
       '--classes, a classes.txt with the colours.')
   return Classes(tuple(f'class{i}' for i in range(len(known))),
                  np.array([unpack(code) for code in known], np.uint8))
+
+
+def _check_white(held: _Values) -> list[str]:
+  """That 1 and 255 may be one class, as a sentence."""
+  if not {1, IGNORE} <= {*held.grey} <= {0, 1, IGNORE} or any(
+      {1, IGNORE} <= values for values in held.together):
+    return []
+  return ['No mask holds both 1 and 255, but some the one and some the other. 255 is void: if it '
+          'is class 1 there, as in black and white masks, write all in one way.']
 
 
 def _check_values(values: Sequence[int], held: _Values) -> list[str]:

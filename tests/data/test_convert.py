@@ -242,7 +242,26 @@ def test_coco_names_of_windows_and_boxes_without_outline(tmp_path):
   path.write_text(path.read_text().replace('"train.jpg"', r'"images\\train.jpg"'))
   report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
   assert report.lists == {'train': 1}
-  assert 'its annotation 5 has no outline (a box alone' in report.left_out['mask of val']
+  assert 'annotation 5 has no outline of three points or more' in report.left_out['mask of val']
+
+
+def test_coco_annotations_that_cannot_be_drawn_or_belong_to_no_image_are_told(tmp_path):
+  pytest.importorskip('pycocotools')
+  box, line = [2, 1, 6, 1, 6, 5, 2, 5], [0, 0, 9, 7]
+  coco(tmp_path / 'in', 'a', [  # Image 1 as text; a line has no area, and is no box either.
+    {'image_id': '1', 'category_id': 7, 'segmentation': [line, box]},
+    {'image_id': 99, 'category_id': 7, 'segmentation': [box]}])
+  coco(tmp_path / 'in', 'b', [{'image_id': 1, 'category_id': 7, 'id': 4, 'segmentation': [line]}])
+  coco(tmp_path / 'in', 'c', [{'image_id': 1, 'category_id': 8, 'id': 6, 'segmentation': [box]}])
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='coco')
+  expected = np.zeros(SIZE, int)
+  expected[1:5, 2:6] = 1
+  np.testing.assert_array_equal(ids_of(tmp_path / 'out', 'a'), expected)
+  assert report.left_out['1 annotations of instances_a.json'] == (
+    'it lists no image of their image_id')
+  assert 'annotation 4 has no outline of three points' in report.left_out['mask of b']
+  assert report.left_out['mask of c'] == (
+    'its annotation 6 has the category 8, which instances_c.json does not list')
 
 
 def test_coco_panoptic(tmp_path):
@@ -344,6 +363,8 @@ def test_refuses_and_leaves_nothing(tmp_path):
   with pytest.raises(DataError, match=r'no \.json'):
     convert(root, out, layout='coco')
   (root / 'masks').mkdir()
+  with pytest.raises(DataError, match=r'No image with a mask could be .*: no image has a mask\.'):
+    convert(root, out, layout='masks')
   (root / 'masks' / 'a.png').write_text('x')
   with pytest.raises(DataError, match=r'No image with a mask could be .*a\.png is no JPEG'):
     convert(root, out, layout='masks')
@@ -547,6 +568,19 @@ def test_masks_of_one_bit_tell_two_classes(tmp_path):
     dataset = folder.read_folder(data, labelled='1')
     sources.check(dataset)
     np.testing.assert_array_equal(dataset.reader.mask('a'), truth)
+    assert ("one bit a pixel: white is 'car'" in dataset.note) == (data == root)
+
+
+def test_images_that_are_shown_turned_are_told(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for id in 'abc':
+    save(tmp_path / 'in' / 'images' / f'{id}.jpg', np.zeros((*SIZE, 3)), exif=exif)
+    size = SIZE[::-1] if id == 'c' else SIZE
+    save(tmp_path / 'in' / 'masks' / f'{id}.png', np.resize([0, 1], size))
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  assert report.masks == 2 and '2 of 2 images with masks are to be shown turned' in report.text()
+  assert 'if EXIF data turn the image, which is not followed here, save' in report.text()
 
 
 @pytest.mark.parametrize('listed', [True, False])

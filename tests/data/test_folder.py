@@ -385,7 +385,7 @@ def test_images_that_are_shown_turned_are_said(tmp_path):
   assert '1 of 2 images with masks are to be shown turned (EXIF), such as' in dataset.note
   check(dataset)
   save(root / 'masks' / 'a.png', IDS.T)
-  with pytest.raises(DataError, match='as it is stored, its EXIF orientation aside; export'):
+  with pytest.raises(DataError, match='if EXIF data turn the image, .* save it upright; else exp'):
     check(read_folder(root, labelled='1'))
 
 

@@ -1,6 +1,8 @@
 """Names of files."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,19 @@ def test_links_to_folders_are_followed_and_no_folder_counts_twice(tmp_path):
   found = [path.relative_to(images).as_posix() for path in visible_files(images)]
   assert found == ['a.png', 'day/deep/a.png', 'z/a.png']
   assert [path.name for path in visible_files(images, recursive=False)] == ['a.png']
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+  def iterdir(path):
+    if path.name in ('lost+found', 'day'):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return listed(path)
+
+  listed = Path.iterdir
+  monkeypatch.setattr(Path, 'iterdir', iterdir)
+  (tmp_path / 'lost+found').mkdir()
+  (tmp_path / 'a.png').touch()
+  assert visible_files(tmp_path) == [tmp_path / 'a.png']
+  (tmp_path / 'day').mkdir()
+  with pytest.raises(DataError, match=r'day cannot be looked into \(Permission denied\); per'):
+    visible_files(tmp_path)

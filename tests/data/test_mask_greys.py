@@ -14,7 +14,8 @@ SIZE = (6, 8)
 WHITE = np.resize([True, False, False], SIZE)
 TELLING = {  # classes.txt -> the class that white stands for
   'rock\npore\n': 1, 'rock 0 0 0\npore 255 255 255\n': 1, 'rock 255 255 255\npore 0 0 0\n': 0,
-  'rock 200 0 0\npore 0 0 200\n': 1}
+  'rock 200 0 0\npore 0 0 200\n': 1, 'rock 255 255 255\npore 200 0 0\n': 0,
+  'rock 200 0 0\npore 0 0 0\n': 0}
 KINDS = {
   'grey': lambda: Image.fromarray(np.where(WHITE, 255, 0).astype(np.uint8)),
   'coloured': lambda: Image.fromarray(np.where(WHITE, 255, 0).astype(np.uint8)).convert('RGB'),

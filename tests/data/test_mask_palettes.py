@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gta_jax.data import folder, mask_code, mask_palettes
+from gta_jax.data import convert_masks, folder, mask_code, mask_palettes
 from gta_jax.data.files import IGNORE, DataError, open_image
 from gta_jax.data.mask_code import MaskCode, values_in
 from gta_jax.data.masks import decode_any_mask, encode_mask
@@ -80,3 +80,18 @@ def test_damaged_masks_say_nothing_and_the_first_odd_palette_is_told(tmp_path):
   assert said.startswith(f'{whole} has a palette that gives index 1 the colour of class 2')
   said, = mask_palettes.of_palettes(paths, MaskCode(COLOURS))
   assert 'index 0 has the colour (0, 0, 0) in' in said and said.count('c.png') == 1
+
+
+def test_white_before_black_is_refused_where_two_classes_have_no_colours(tmp_path):
+  ids = IDS % 2
+  path = save(tmp_path / 'a.png', ((255,) * 3, (0,) * 3), ids)
+  data = (tmp_path / 'a.png').read_bytes()
+  for read in (lambda code: decode_any_mask(data, path, code),
+               lambda code: convert_masks.read_mask(tmp_path / 'a.png', code)):
+    with pytest.raises(DataError, match=r'a\.png has a palette of which index 0 is white and 1 bl'):
+      read(MaskCode(((0, 0, 0), (128, 0, 0))))
+    np.testing.assert_array_equal(
+      read(MaskCode(((255, 255, 255), (0, 0, 0)), chosen=True)), ids)
+    np.testing.assert_array_equal(read(MaskCode(((0, 0, 0), (128, 0, 0), (0, 128, 0)))), ids)
+  turned = MaskCode(((0, 0, 0), (255, 255, 255)), chosen=True)
+  np.testing.assert_array_equal(convert_masks.read_mask(tmp_path / 'a.png', turned), 1 - ids)

@@ -43,6 +43,16 @@ def test_grey_values_that_occur_are_the_classes_in_ascending_order(tmp_path, val
     np.testing.assert_array_equal(dataset.reader.mask(id), expected)
 
 
+@pytest.mark.parametrize('other, told', [([0, 1], True), ([0, 1, 255], False)])
+def test_one_and_white_that_never_meet_are_told(tmp_path, other, told):
+  for id, values in {'a': [0, 255], 'b': other}.items():
+    photo(tmp_path / 'in' / 'images' / f'{id}.png')
+    save(tmp_path / 'in' / 'masks' / f'{id}.png', np.resize(values, SIZE))
+  report = convert(tmp_path / 'in', tmp_path / 'out', layout='masks')
+  assert report.classes == ('class0', 'class1')
+  assert ('No mask holds both 1 and 255' in report.text()) == told
+
+
 def test_so_many_grey_values_are_said_or_refused(tmp_path):
   grey_pair(tmp_path / 'many', [*range(65)])
   report = convert(tmp_path / 'many', tmp_path / 'out', layout='masks')

@@ -62,7 +62,7 @@ def half_a_validation_image(folder):
 @pytest.mark.parametrize(('damage', 'message'), [
     (half_a_validation_image, r'c\.jpg (is damaged|cannot be decoded|is truncated)'),
     (lambda f: cut(f / 'images' / 'f.jpg', -40), r'f\.jpg is truncated.*copy'),
-    (lambda f: cut(f / 'images' / 'f.jpg', 0), r'f\.jpg is no JPEG'),
+    (lambda f: cut(f / 'images' / 'f.jpg', 0), r'f\.jpg is empty; copy or download'),
     (lambda f: cut(f / 'masks' / 'a.png', -20), r'a\.png is truncated.*copy'),
     (lambda f: broken(f, 'images/e.jpg', b'hello'), r'e\.jpg is no JPEG.*convert'),
     (lambda f: broken(f, 'images/e.jpg', b'\xff\xd8\xff\xda\xff\xd9'), r'e\.jpg is damaged'),
