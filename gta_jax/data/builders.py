@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from gta_jax.data.files import IGNORE, DataError, decode_image, decode_mask, image_size
+from gta_jax.data.mask_code import unknown_ids
 from gta_jax.data.records import VERSION, Example, Source
 
 _ENCODED = {name: tfds.decode.SkipDecoding() for name in ('image', 'label')}
@@ -90,7 +90,6 @@ def _check(example: Example, num_classes: int) -> None:
   if image.shape[:2] != mask.shape:
     raise DataError(f'{example.id}: the image has height and width {image.shape[:2]}, the mask '
                     f'{mask.shape}; get the archives again.')
-  found = np.bincount(mask.ravel(), minlength=256)
-  if found[num_classes:IGNORE].any():
+  if unknown_ids(mask, num_classes):
     raise DataError(f'The mask of {example.id} holds ids from {num_classes} to {IGNORE - 1}; it is '
                     'not from this data set.')

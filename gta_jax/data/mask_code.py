@@ -95,6 +95,11 @@ def values_in(values: np.ndarray) -> list[int]:
   return np.flatnonzero(counts).tolist()
 
 
+def unknown_ids(mask: np.ndarray, num_classes: int) -> list[int]:
+  """Which values of a mask, uint8 [H,W], are neither ids of so many classes nor IGNORE."""
+  return [value for value in values_in(mask) if num_classes <= value < IGNORE]
+
+
 def pack(colours: np.ndarray) -> np.ndarray:
   """int32 [...] of RGB [...,3] uint8: 65536 R + 256 G + B."""
   packed = colours[..., 0].astype(np.int32) << 8  # Shifts, as a product takes five times as long.

@@ -16,6 +16,7 @@ from gta_jax.data.mask_code import (
   ids_of_colours,
   ids_of_greys,
   pack,
+  unknown_ids,
   unpack,
 )
 from gta_jax.data.sources import default_palette
@@ -42,9 +43,8 @@ class Numbering:
       table = np.arange(IGNORE + 1, dtype=np.uint8)
       table[[*self.greys]] = [*self.greys.values()]
       ids = table[mask]
-      unknown = np.setdiff1d(ids, [*range(len(self.classes.names)), IGNORE])
-      if unknown.size:
-        raise DataError(f'it holds {unknown.tolist()[:10]}, but there are '
+      if unknown := unknown_ids(ids, len(self.classes.names)):
+        raise DataError(f'it holds {unknown[:10]}, but there are '
                         f'{len(self.classes.names)} classes; add them to classes.txt, or renumber')
       return ids
     values, inverse = np.unique(pack(mask), return_inverse=True)

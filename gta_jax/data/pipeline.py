@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from gta_jax.data import files, skipping
+from gta_jax.data.mask_code import unknown_ids
 from gta_jax.data.sources import IGNORE, DataError, Dataset, Reader
 from gta_jax.data.transforms import ColourJitter, RandomCrop
 
@@ -169,7 +170,7 @@ class _MakeExample:
     if label.shape != size:
       raise DataError(f'The mask of {id!r} has height and width {label.shape}, its image {size}; '
                       'export the mask at the size of its image.')
-    if ((label >= self.num_classes) & (label != IGNORE)).any():
+    if unknown_ids(label, self.num_classes):
       raise DataError(f'The mask of {id!r} holds ids that are neither below {self.num_classes} nor '
                       f'{IGNORE} (ignore); it has changed since the run began, restore it.')
     if self.confidence:  # As a second channel it goes the way of the label.

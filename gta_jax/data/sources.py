@@ -14,6 +14,7 @@ import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
 from gta_jax.data.listing import named
+from gta_jax.data.mask_code import unknown_ids, values_in
 
 _T = TypeVar('_T')
 _CHECK_THREADS = 8
@@ -171,11 +172,8 @@ def check(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
   """Which classes the mask holds, bool [K]."""
-  known = np.zeros(256, bool)
-  known[[*range(len(dataset.classes)), IGNORE]] = True
-  mask = dataset.reader.mask(id)
-  if not known[mask].all():
-    unknown, count = np.unique(mask[~known[mask]]).tolist(), len(dataset.classes)
+  mask, count = dataset.reader.mask(id), len(dataset.classes)
+  if unknown := unknown_ids(mask, count):
     grey = f'{dataset.classes[-1]} {unknown[-1]} {unknown[-1]} {unknown[-1]}'
     if unknown != [count]:
       hint = f' If these are grey levels of classes, give each its own in classes.txt: "{grey}".'
@@ -188,7 +186,7 @@ def _check_mask(dataset: Dataset, id: str) -> np.ndarray:
     raise DataError(f'The mask of {id!r} holds {unknown}, but {dataset.name} has the ids 0 to '
                     f'{count - 1} and {IGNORE} (ignore); renumber the mask or add the classes to '
                     f'classes.txt.{hint}')
-  return np.bincount(mask.ravel(), minlength=256)[:len(dataset.classes)] > 0
+  return np.isin(range(count), values_in(mask))
 
 
 def check_classes(dataset: Dataset, held: Mapping[str, np.ndarray]) -> list[str]:
@@ -260,7 +258,7 @@ def draw_covering(candidates: Sequence[str], reader: Reader, *, count: int,
                     'validation have masks; ask for fewer, or add masks.')
   order = [candidates[int(i)] for i in np.random.default_rng(seed).permutation(len(candidates))]
   present = np.array(of_each(
-      lambda id: np.bincount(reader.mask(id).ravel(), minlength=256)[:len(classes)] > 0, order))
+      lambda id: np.isin(range(len(classes)), values_in(reader.mask(id))), order))
   chosen, missing = [], np.ones(len(classes), bool)
   while len(chosen) < count and (gain := (present & missing).sum(axis=1)).any():
     chosen.append(int(gain.argmax()))

@@ -50,6 +50,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from gta_jax.data.files import IGNORE, DataError
+from gta_jax.data.mask_code import unknown_ids
 from gta_jax.data.sources import ImageReader, Reader
 from gta_jax.data.transforms import block_side, resize_image
 from gta_jax.evaluation.protocols import Protocol, View
@@ -88,7 +89,7 @@ def make_batches(
   crop: int,
   multiple: int,
   threads: int,
-  masks: bool,
+  num_classes: int = 0,
   devices: int = 1,
   done: Collection[str] = (),
 ) -> Iterator[ValidationBatch]:
@@ -100,7 +101,7 @@ def make_batches(
     batch_size: rows of a batch, a multiple of `devices`; fewer where they would hold more than
       _MOST_PIXELS, down to as many as there are devices.
     devices: that share a batch.
-    masks: whether to read labels, from a Reader.
+    num_classes: of the labels, which a Reader then reads; 0 reads none.
     done: a batch of these ids alone is left out.
     The others are as in scores.evaluate_protocols.
   Raises: ValueError for sizes that are not positive; DataError of the reader.
@@ -115,10 +116,11 @@ def make_batches(
     size = reader.size(image_id)
     groups.setdefault(pad(_scaled(size, image_scale)), []).append((image_id, size))
   views = {view for protocol in protocols for view in protocol.views}
-  truths = {(p.crop, p.padding_label) for p in protocols if masks}
+  truths = {(p.crop, p.padding_label) for p in protocols if num_classes}
   # The mean colour is zero after normalisation, like the padding of the first convolution.
   colour = np.round(255 * np.array(mean)).astype(np.uint8)
-  load = functools.partial(_load, reader, colour, image_scale=image_scale)
+  load = functools.partial(
+    _load, reader, colour, image_scale=image_scale, num_classes=num_classes)
   with ThreadPoolExecutor(max(threads, 1)) as pool:
     for padded, members in groups.items():
       largest = _largest(padded[0], image_scale), _largest(padded[1], image_scale)
@@ -181,11 +183,11 @@ def _crop_size(crop: int, image_scale: float) -> Size:
 
 def _load(
   reader: ImageReader, colour: np.ndarray, item: tuple[str, Size], row: int, arrays: Arrays, *,
-  image_scale: float,
+  image_scale: float, num_classes: int,
 ) -> None:
   """Decodes an image, and its mask if wanted, into a row of a batch's arrays."""
   image_id, own_size = item
-  whole, mask = _read(reader, image_id, own_size, masks=bool(arrays.labels))
+  whole, mask = _read(reader, image_id, own_size, num_classes)
   for view, (images, sizes, ratios) in arrays.images.items():
     image, size = whole, _scaled(own_size, image_scale * view.scale)
     if view.crop:
@@ -206,15 +208,18 @@ def _load(
 
 
 def _read(
-  reader: ImageReader, image_id: str, size: Size, *, masks: bool
+  reader: ImageReader, image_id: str, size: Size, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
   try:
     image = reader.image(image_id)
-    mask = cast(Reader, reader).mask(image_id) if masks else None
+    mask = cast(Reader, reader).mask(image_id) if num_classes else None
     if image.shape[:2] != size or (mask is not None and mask.shape != size):
       raise DataError(f'{image_id!r} or its mask has changed its size since {size} was read.')
+    if mask is not None and (unknown := unknown_ids(mask, num_classes)):
+      raise DataError(f'The mask of {image_id!r} has changed, and holds {unknown}, which are no '
+                      'classes.')
   except DataError as error:
-    if not masks:
+    if not num_classes:
       raise
     raise DataError(f'{error} It is a validation image: scores without it would be others, so '
                     'it is not skipped; start again once it is there.') from error

@@ -113,7 +113,7 @@ def evaluate_protocols(
     network.mean, dataset.reader, dataset.validation[part[0]::part[1]], protocols,
     batch_size=batch_size, image_scale=image_scale, crop=crop,
     multiple=multiple or network.multiple, threads=threads, devices=jax.local_device_count(),
-    masks=True)
+    num_classes=classes)
   for batch in batches:
     placed = batch._replace(arrays=place(batch.arrays))
     counts = _count_batch(network, variables_by_name, placed, protocols, classes)
@@ -213,7 +213,7 @@ def label_images(
   batches = make_batches(
     network.mean, reader, ids, (protocol,), batch_size=batch_size, image_scale=image_scale,
     crop=crop, multiple=multiple or network.multiple, threads=threads,
-    devices=jax.local_device_count(), masks=False, done=done)
+    devices=jax.local_device_count(), done=done)
   for batch in batches:
     images = place(batch.arrays).images
     found = {

@@ -111,7 +111,7 @@ def _look_at(
     return make_batches(
       model.network.mean, reader, ids, (WHOLE,), image_scale=model.image_scale,
       batch_size=sharding.round_up_to_devices(rows), crop=model.crop, multiple=model.multiple,
-      threads=threads, devices=jax.local_device_count(), masks=False)
+      threads=threads, devices=jax.local_device_count())
 
   def pooled(images: Images) -> np.ndarray:
     return np.asarray(_pooled_features(model.network, variables, images))

@@ -193,7 +193,7 @@ class Model:
     batches = make_batches(
       self.network.mean, _Arrays(images), [str(i) for i in range(len(images))], (WHOLE,),
       batch_size=sharding.round_up_to_devices(rows), image_scale=self.image_scale, crop=self.crop,
-      multiple=self.multiple, threads=4, devices=jax.local_device_count(), masks=False)
+      multiple=self.multiple, threads=4, devices=jax.local_device_count())
     for batch in batches:
       seen = sharding.place_locally(batch.arrays).images
       outputs = function(self.network, variables, seen, batch.output_sizes[0])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gta_jax.data.files import DataError
 from gta_jax.data.sources import Dataset
 from gta_jax.evaluation import batches
 from gta_jax.evaluation.batches import make_batches
@@ -16,11 +17,12 @@ from tests.arrays import ArrayReader, random_dataset
 
 
 def batches_of(
-    data: Dataset, ids=None, *, image_scale=1.0, crop=32, multiple=32, names=('whole',), devices=1):
+    data: Dataset, ids=None, *, image_scale=1.0, crop=32, multiple=32, names=('whole',), devices=1,
+    num_classes=256):
   return list(make_batches(
     (0.5, 0.5, 0.5), data.reader, ids or data.validation, make_protocols(names, crop=crop),
-    batch_size=2, image_scale=image_scale, crop=crop, multiple=multiple, threads=1, masks=True,
-    devices=devices))
+    batch_size=2, image_scale=image_scale, crop=crop, multiple=multiple, threads=1,
+    num_classes=num_classes, devices=devices))
 
 
 def columns(*sides):
@@ -94,3 +96,10 @@ def test_corners_of_padded_images_line_up_as_those_of_training_crops(stem, outpu
     padded = whole.image.shape[1]
     assert 0 <= padded - side < 32
     assert offsets(padded) == expected
+
+
+def test_a_mask_that_got_ids_without_a_class_during_a_run_is_refused():
+  data = columns(3, 5)
+  assert len(batches_of(data, num_classes=6)) == 1
+  with pytest.raises(DataError, match=r"mask of '5' has changed, and holds \[5\].* start again"):
+    batches_of(data, num_classes=5)

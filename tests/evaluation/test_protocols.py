@@ -37,7 +37,7 @@ def predictions(network, variables, data, protocol, multiple=16, image_scale=1.0
   """What the package finds: id -> labels and confidence; crops whole, others of the own size."""
   batches = make_batches(
     network.mean, data.reader, data.validation, [protocol], batch_size=2, crop=16,
-    multiple=multiple, image_scale=image_scale, threads=1, masks=False)
+    multiple=multiple, image_scale=image_scale, threads=1)
   found = {}
   for batch in batches:
     labels, confidence = predict_batch(network, variables, batch.arrays.images, protocol,

@@ -64,7 +64,7 @@ def test_crops_and_scores_are_of_averages_where_images_shrink_to_an_eighth(monke
   data = setup.make_run(tiny_config()).dataset
   batch = next(make_batches(
     (0.5,) * 3, data.reader, data.validation[:1], (WHOLE,), batch_size=1, image_scale=0.125,
-    crop=5, multiple=1, threads=1, masks=False))
+    crop=5, multiple=1, threads=1))
   image, (seen,) = data.reader.image(data.validation[0]), batch.arrays.images[WHOLE.views[0]].image
   np.testing.assert_array_equal(seen, resize_image(image, (5, 5), block=2))
   assert (seen != resize_image(image, (5, 5))).any()
