@@ -17,10 +17,10 @@ kind on a GPU, OHEM, the auxiliary head and its weight. Stem, stride, grid, ASPP
 augmentation are those of VOC. recipe=released takes U2PL's decoder rate as well, one time the
 backbone's; the paper's sentence (ten times) names no data set and is taken for both.
 
-Never run here. Estimated: 14 hours on one A100, 1.7 on eight (34,800 steps of 132 TFLOP, VOC's
-scaled by the pixels of the batch, at 30 % of 312 TFLOP/s; evaluation not counted). Memory: 46
-GB for 16 + 16 images on one H100, as compiled (docs/performance.md). If it does not fit:
-model.remat, see docs/how_to/fit_the_memory.md.
+Never run here. Estimated: 16 hours on one A100, 2 on eight (34,800 steps of 154.7 TFLOP, as
+compiled for a GPU, at 30 % of 312 TFLOP/s; evaluation not counted). Memory: 46 GB for 16 + 16
+images on one H100, as compiled (docs/performance.md). If it does not fit: model.remat, see
+docs/how_to/fit_the_memory.md.
 
 method=NAME takes the system's published rates, batch, crop and epochs (docs/methods.md);
 unimatch_v2, published with DINOv2, those of UniMatch, and with model=dinov2_* its own, as all other

@@ -19,8 +19,8 @@ The paper's: ResNet-101 and DeepLabV3+, rate 0.001 (decoder ten times) with powe
 that its authors released decides: crop, scales, flip, 80 epochs, 3 images of a kind on a GPU,
 momentum, stem, stride, grid, ASPP rates, neither OHEM nor an auxiliary head.
 
-Never run here. Estimated: 9 hours on one A100, 2.3 on four (69,280 steps of 44 TFLOP, counted from
-the shapes of all products, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
+Never run here. Estimated: 10.5 hours on one A100, 2.6 on four (69,280 steps of 50.9 TFLOP, as
+compiled for a GPU, at 30 % of 312 TFLOP/s; recipe=released takes 15/7 of it; evaluation not
 counted). Memory: 15.5 GB for 12 + 12 images as compiled for a GPU, 7.7 GB with model.remat=True
 (docs/performance.md). If it does not fit:
 docs/how_to/fit_the_memory.md.
