@@ -178,7 +178,11 @@ def facts_section(one: Record) -> str:
       'timing are not known.'))
   stages = ', '.join(f'{stage["name"]} {stage["steps"]}' for stage in found['stages'])
   images = ', '.join(f'{count} {role}' for role, count in found['images'].items() if count)
-  pace = ', '.join(f'{name} {seconds:.3g} s' for name, seconds in timing['step_seconds'].items())
+  waiting = timing.get('waiting_share', {})  # not in runs of earlier versions
+  pace = ', '.join(
+    f'{name} {seconds:.3g} s' + (f' (waits for images up to {waiting[name]:.0%} of it)'
+                                 if waiting.get(name, 0) >= 0.01 else '')
+    for name, seconds in timing['step_seconds'].items())
   memory = ', '.join(
     f'{kind} {size / 2**30:.2f} GiB' for kind, size in timing['peak_bytes'].items())
   frozen = '' if found['learning'] == found['parameters'] else f', {found["learning"]:,} learn'

@@ -11,6 +11,7 @@ import jax
 from gta_jax.methods.contract import Stage
 
 _ENOUGH_SECONDS, _ENOUGH_STEPS = 3.0, 10
+_MUCH_WAITING = 0.2  # of the time
 
 
 class Pace:
@@ -23,6 +24,7 @@ class Pace:
   def __init__(self, stages: Sequence[Stage]):
     self._stages = tuple(stages)
     self._measured: dict[str, tuple[int, float]] = {}  # steps and seconds by stage
+    self._waited: dict[str, float] = {}  # seconds by stage
     self._since: tuple[int, float] | None = None
     self._stage, self._told = '', set()
     self.evaluation: float | None = None  # seconds of the newest one; the first one compiles
@@ -44,6 +46,16 @@ class Pace:
       self._measured[self._stage] = (
         steps + step - self._since[0], seconds + now - self._since[1])
     self._since = step, now
+
+  def waited(self, seconds: float) -> None:
+    """The device has been without work for so long or less, as its images were not there."""
+    if self._since is not None:
+      self._waited[self._stage] = self._waited.get(self._stage, 0.0) + seconds
+
+  def waiting_share(self, stage: str) -> float:
+    """The most of a stage's measured time that the device can have waited for images, 0 to 1."""
+    seconds = self._measured.get(stage, (0, 0.0))[1]
+    return min(1.0, self._waited.get(stage, 0.0) / seconds) if seconds else 0.0
 
   def step_seconds(self, stage: str) -> float | None:
     """Of a step; None before enough of them have been measured."""
@@ -73,9 +85,12 @@ class Pace:
       unknown.append(number)
     elif evaluations:
       counted = f', with {number} of {self.evaluation:.1f} s as the last one took'
+    waiting = self.waiting_share(self._stage)
     return (f'{seconds:.3g} s a step of {self._stage}, measured on '
             f'{self._measured[self._stage][0]} of them: about {_minutes(total)} left{counted}'
-            + (f'; not known yet and not counted: {", ".join(unknown)}' if unknown else ''))
+            + (f'; not known yet and not counted: {", ".join(unknown)}' if unknown else '')
+            + (f'; up to {waiting:.0%} of a step the device waits for images, which more '
+               'data.threads or data.workers may shorten' if waiting > _MUCH_WAITING else ''))
 
   def seconds_left(self, step: int, evaluations: int) -> float | None:
     """The rest in one number: stages to come at the present one's pace until theirs is known.
@@ -102,6 +117,7 @@ class Pace:
     return {
       'seconds': round(time.monotonic() - self._began, 1),
       'step_seconds': {name: seconds / steps for name, (steps, seconds) in self._measured.items()},
+      'waiting_share': {name: self.waiting_share(name) for name in self._measured},
       'evaluation_seconds': self.evaluation, 'peak_bytes': memory}
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class Steps:
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
+    self._newest: dict[str, Any] = {}  # metrics of the step that was sent last
     # The line that has ended, not yet written: its metrics, what else it says, and whether its
     # stage is to log data.oracle.
     self._line: tuple[list, list, dict, bool] | None = None
@@ -110,9 +112,13 @@ class Steps:
     for step in range(int(state.step), stop):
       if (alone or step % log_steps == 0) and signals.agreed():
         break
+      asked = time.monotonic()
       batches = {name: next(stream) for name, stream in self._of_stage.items()}
+      if all(value.is_ready() for value in self._newest.values()):
+        self._telling.pace.waited(time.monotonic() - asked)
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
+      self._newest = metrics
       self._waiting.append((step + 1, metrics))
       self._telling.progress.advance(sum(len(batch['image']) for batch in batches.values()))
       if (step + 1) % log_steps == 0:

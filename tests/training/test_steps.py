@@ -104,3 +104,24 @@ def test_a_method_that_compares_no_labels_says_so_once(method):
     taken.log(mock.Mock())
   assert notes == ([] if method == 'gta' else [
     (1, 'data.oracle=True has no effect here, as cps does not compare its pseudo-labels')])
+
+
+@pytest.mark.parametrize('ready', [True, False])
+def test_time_for_images_counts_where_the_device_has_nothing_to_do(monkeypatch, ready):
+  now = [0.0]
+  monkeypatch.setattr(steps.time, 'monotonic', lambda: now[0])
+
+  def stream():
+    while True:
+      now[0] += 2.0
+      yield {'image': np.zeros((4, 1))}
+
+  telling = mock.Mock()
+  taken = steps.Steps(setup.make_run(tiny_config()), mock.Mock(), mock.Mock(), telling, Skipped(0))
+  taken._of_stage = {'labelled': stream()}
+  metrics = {
+    'student_loss': mock.Mock(is_ready=lambda: ready), 'n': mock.Mock(is_ready=lambda: True)}
+  taken._compiled = lambda state, batches: (state, metrics)
+  taken.advance(mock.Mock(step=0), 3, mock.Mock(agreed=lambda: False))
+  # Of the first step nothing is under way; a pace that has not begun leaves it out.
+  assert telling.pace.waited.call_args_list == [mock.call(2.0)] * (3 if ready else 1)

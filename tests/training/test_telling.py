@@ -60,6 +60,24 @@ def test_compilation_and_evaluations_count_for_no_step(clock):
   assert found.summary()['peak_bytes']['host'] > 1e7
 
 
+def test_waiting_for_images_is_told_where_it_is_much(clock):
+  found = pace.Pace([stage('main', 100)])
+  found.enter('main')
+  found.waited(50.0)  # while it compiles
+  found.observe(10)
+  found.waited(1.5)
+  clock[0] = 105.0
+  found.observe(20)
+  assert found.waiting_share('main') == 0.3
+  assert found.estimate(20, 0).endswith(
+    'left; up to 30% of a step the device waits for images, which more data.threads or '
+    'data.workers may shorten')
+  assert found.summary()['waiting_share'] == {'main': 0.3}
+  clock[0] = 115.0
+  found.observe(30)
+  assert found.waiting_share('main') == 0.1 and found.waiting_share('warmup') == 0
+
+
 def test_a_network_of_another_size_is_told_with_its_own(tmp_path):
   run = setup.make_run(tiny_config('4,method=gct'))
   text = summary(run, tmp_path, first_step=0, evaluations=1)
