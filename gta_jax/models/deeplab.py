@@ -35,7 +35,9 @@ class Aspp(nn.Module):
     pooled = Conv(self.features, 1, bias=not self.pool_norm, name='conv1_1')(pooled)
     if self.pool_norm:
       pooled = BatchNorm(name='conv1_2')(pooled, train=train)
-    branches = [jnp.broadcast_to(nn.relu(pooled), (*x.shape[:3], self.features))]
+    # In float32, as the gradient is a sum over all cells.
+    pooled = nn.relu(pooled).astype(jnp.float32)
+    branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.features)).astype(x.dtype)]
     for number, (size, rate) in enumerate([(1, 1), *((3, rate) for rate in self.rates)], start=2):
       branch = Conv(self.features, size, dilation=rate, name=f'conv{number}_0')(x)
       branches.append(nn.relu(BatchNorm(name=f'conv{number}_1')(branch, train=train)))

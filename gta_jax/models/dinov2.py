@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gta_jax.models.layers import call, without_gradient
+from gta_jax.models.layers import add_bias, call, without_gradient
 from gta_jax.ops.resizing import bicubic_matrix
 
 Array = jax.Array
@@ -69,7 +69,7 @@ class _Dense(nn.Module):
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', nn.initializers.zeros, (x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+    return add_bias(x @ kernel.astype(x.dtype), bias)
 
 
 class _PatchEmbedding(nn.Module):
@@ -85,7 +85,7 @@ class _PatchEmbedding(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = images.reshape(batch, rows, PATCH, columns, PATCH, colours)
     x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-    return x @ kernel.reshape(-1, self.features).astype(x.dtype) + bias.astype(x.dtype)
+    return add_bias(x @ kernel.reshape(-1, self.features).astype(x.dtype), bias)
 
 
 class _Embedding(nn.Module):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gta_jax.models.layers import Conv, call
+from gta_jax.models.layers import Conv, add_bias, call
 from gta_jax.ops.network import Stages
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -32,9 +32,10 @@ class Unfold(nn.Module):
     batch, height, width, channels = x.shape
     shape = (self.stride, self.stride, channels, channels)
     kernel = self.param('kernel', nn.initializers.zeros, shape).astype(x.dtype)
-    bias = self.param('bias', nn.initializers.zeros, (channels,)).astype(x.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
     x = jnp.einsum('bhwi,kloi->bhkwlo', x, kernel)
-    return x.reshape(batch, height * self.stride, width * self.stride, channels) + bias
+    return add_bias(
+      x.reshape(batch, height * self.stride, width * self.stride, channels), bias)
 
 
 class _Residual(nn.Module):

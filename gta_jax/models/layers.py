@@ -60,6 +60,15 @@ def max_pool(x: Array, *, ceil_mode: bool) -> Array:
   return x
 
 
+def add_bias(x: Array, bias: Array) -> Array:
+  """x [...,C] + bias [C] float32, in x's dtype.
+
+  Added in float32, and so the bias's gradient, a sum over all pixels, is added up in float32: in
+  bfloat16 a sum stops growing at some 256 times what is added to it.
+  """
+  return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
 class Conv(nn.Module):
   """`conv` with its parameters: kernel [size,size,C,features] and perhaps bias [features].
 
@@ -78,7 +87,7 @@ class Conv(nn.Module):
     kernel = self.param('kernel', nn.initializers.zeros, shape)
     x = conv(x, kernel, stride=self.stride, dilation=self.dilation)
     if self.bias:
-      x = x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+      x = add_bias(x, self.param('bias', nn.initializers.zeros, (self.features,)))
     return x
 
 

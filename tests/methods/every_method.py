@@ -26,6 +26,7 @@ from gta_jax.methods.registry import METHODS, make_method, option_names
 from gta_jax.training.checkpoint import Checkpoints
 from tests import tiny
 from tests.methods.tiny_model import tiny_model
+from tests.narrow_sums import narrow_sums
 
 # Rows of ablation tables are other numbers of the same code.
 NAMES = [name for name, named in METHODS.items() if not named.note.startswith('Table')]
@@ -206,9 +207,12 @@ def check_padding(runner: Runner) -> None:
 
 
 def prove_bfloat16(name: str) -> None:
-  """Steps of each stage in bfloat16 are finite; the state keeps its dtypes."""
+  """Steps of each stage in bfloat16 are finite; the state keeps its dtypes; no sum is in it."""
   method = make(name)
   runner = Runner(method, make_tools(method, dtype='bfloat16'))
+  for stage in runner.stages:
+    program = jax.make_jaxpr(stage.step)(runner.first(), batches(stage, 1))
+    assert not (found := [*narrow_sums(program.jaxpr)]), found
   state, metrics = runner.run()
   assert_same_kind(runner.first(), state)
   assert_finite(state, metrics)

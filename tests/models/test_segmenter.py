@@ -7,8 +7,10 @@ import optax
 import pytest
 
 from gta_jax.models.backbones import BACKBONES
+from gta_jax.models.layers import add_bias
 from gta_jax.models.segmenter import DECODERS, make_segmenter
 from gta_jax.ops.optim import make_adam, make_sgd
+from tests.narrow_sums import narrow_sums
 
 TINY = {'num_classes': 3, 'depth': 10, 'width': 0.125, 'aspp_rates': (1, 2, 3)}
 
@@ -135,3 +137,33 @@ def test_frozen_stages_stay(make_optimizer):
 def test_unknown_parts_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     make_segmenter(**TINY | options)
+
+
+@pytest.mark.parametrize('options', [
+  {'auxiliary': True}, {'pool_norm': False}, {'decoder': 'unet'},
+  {'decoder': 'dpt', 'backbone': 'dinov2_s', 'auxiliary': True},
+  *(pytest.param(options, marks=pytest.mark.slow) for options in (
+    {'decoder': 'unet', 'backbone': 'efficientnet_lite0'},
+    {'decoder': 'deeplab', 'backbone': 'dinov2_s_reg'}))], ids=str)
+def test_no_gradient_is_summed_in_bfloat16(options):
+  side = 56 if 'dinov2' in options.get('backbone', '') else 64
+  network = make_segmenter(**TINY | options, dtype='bfloat16')
+
+  def loss(params, batch_stats, images):
+    logits, _ = network.apply(
+      {'params': params, 'batch_stats': batch_stats}, images, train=True)
+    return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(logits))
+
+  variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (side, side)))
+  images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+  program = jax.make_jaxpr(jax.grad(loss))(
+    variables['params'], variables['batch_stats'], images)
+  assert list(narrow_sums(program.jaxpr)) == []
+
+
+def test_the_gradient_of_a_bias_is_as_large_as_in_float32():
+  gradient = jax.random.uniform(jax.random.key(0), (2, 65, 65, 3))
+  found = jax.grad(
+    lambda bias: (add_bias(jnp.zeros(gradient.shape, jnp.bfloat16), bias) * gradient).sum())(
+    jnp.zeros(3))
+  np.testing.assert_allclose(found, gradient.sum((0, 1, 2)), rtol=1e-3)
