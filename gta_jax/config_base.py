@@ -146,7 +146,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
   c.train.checkpoint_steps = 0  # steps between two saves besides those; 0: none
   # Workdir of a finished run whose networks this one starts from, by role; '' for drawn ones.
   c.train.init_from = ''
-  c.train.deterministic = False  # GPU kernels that give the same bits every time; slower
+  c.train.deterministic = False  # steps of GPU kernels that give the same bits always; slower
   c.train.non_finite = 'stop'  # stop | skip: where a loss or the state after a step is not finite
 
   c.evaluate = ml_collections.ConfigDict()

@@ -143,8 +143,17 @@ def sum_over_processes(tree: Tree) -> Tree:
 def place_locally(batch: Tree) -> Tree:
   """Cuts the rows of a batch over this process's devices, which must divide them."""
   if jax.local_device_count() == 1:
-    return batch
+    return jax.device_put(batch)  # Once, however many networks see it.
   return jax.device_put(batch, split(make_mesh(jax.local_devices())))
+
+
+def first_rows(array: jax.Array, rows: int) -> np.ndarray:
+  """The first rows of an array on this process's devices; of the others nothing is copied."""
+  parts = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+  needed = [parts[start].data for start in sorted(parts) if start < rows]
+  for part in needed:
+    part.copy_to_host_async()
+  return np.concatenate([np.asarray(part) for part in needed])[:rows]
 
 
 def round_up_to_devices(rows: int) -> int:

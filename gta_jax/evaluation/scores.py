@@ -221,7 +221,8 @@ def label_images(
                           output_size=batch.output_sizes[protocol.crop])
       for name, variables in variables_by_name.items()
     }
-    arrays = {name: tuple(map(np.asarray, prediction)) for name, prediction in found.items()}
+    arrays = {name: [sharding.first_rows(array, len(batch.items)) for array in prediction]
+              for name, prediction in found.items()}
     for i, (image_id, (height, width)) in enumerate(batch.items):
       yield image_id, {
         name: Prediction(*(x[i, :height, :width] for x in pair)) for name, pair in arrays.items()

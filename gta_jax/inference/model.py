@@ -197,7 +197,7 @@ class Model:
     for batch in batches:
       seen = sharding.place_locally(batch.arrays).images
       outputs = function(self.network, variables, seen, batch.output_sizes[0])
-      outputs = [np.asarray(output) for output in jax.device_get(tuple(outputs))]
+      outputs = [sharding.first_rows(output, len(batch.items)) for output in outputs]
       for row, (index, (height, width)) in enumerate(batch.items):
         yield int(index), tuple(output[row, :height, :width] for output in outputs)
 

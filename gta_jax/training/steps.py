@@ -1,5 +1,6 @@
 """Training steps between two stops of the host loop: stages, streams, log, what is not finite."""
 
+import collections
 import functools
 import itertools
 import time
@@ -54,7 +55,8 @@ class Steps:
     self._checked = [
       (step, {k: np.float32(v) for k, v in metrics.items()}) for step, metrics in unlogged]
     self._waiting: list[tuple[int, dict]] = []
-    self._newest: dict[str, Any] = {}  # metrics of the step that was sent last
+    # Metrics of the two steps that were sent last.
+    self._sent: collections.deque[dict[str, Any]] = collections.deque(maxlen=2)
     # The line that has ended, not yet written: its metrics, what else it says, and whether its
     # stage is to log data.oracle.
     self._line: tuple[list, list, dict, bool] | None = None
@@ -112,13 +114,16 @@ class Steps:
     for step in range(int(state.step), stop):
       if (alone or step % log_steps == 0) and signals.agreed():
         break
+      if len(self._sent) == 2:
+        # Steps that wait for the device hold their batches there: not more than two.
+        jax.block_until_ready(self._sent[0])
       asked = time.monotonic()
       batches = {name: next(stream) for name, stream in self._of_stage.items()}
-      if all(value.is_ready() for value in self._newest.values()):
+      if all(value.is_ready() for metrics in self._sent for value in metrics.values()):
         self._telling.pace.waited(time.monotonic() - asked)
       with jax.transfer_guard('disallow'):
         state, metrics = self._compiled(state, batches)
-      self._newest = metrics
+      self._sent.append(metrics)
       self._waiting.append((step + 1, metrics))
       self._telling.progress.advance(sum(len(batch['image']) for batch in batches.values()))
       if (step + 1) % log_steps == 0:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -82,6 +83,23 @@ def compare(methods: list[tuple[str, str]]) -> None:
   check_threshold()
   check_partner()
   check_joint()
+  check_rows()
+
+
+def check_rows() -> None:
+  """Rows come from the devices that hold them, and from no other."""
+  array = np.arange(32).reshape(16, 2)
+  placed = sharding.place_locally(array)
+  for rows in (1, 2, 3, 16):
+    np.testing.assert_array_equal(sharding.first_rows(placed, rows), array[:rows])
+    np.testing.assert_array_equal(
+      sharding.first_rows(sharding.replicate(array, sharding.make_mesh()), rows), array[:rows])
+  read = []
+  shards = [mock.Mock(index=shard.index, data=mock.MagicMock(**{
+    '__array__': lambda *_, number=number: read.append(number) or np.zeros((2, 2))}))
+    for number, shard in enumerate(placed.addressable_shards)]
+  sharding.first_rows(mock.Mock(addressable_shards=shards), 3)
+  assert read == [0, 1], read
 
 
 def check_micro_batches() -> None:
@@ -219,6 +237,10 @@ def test_each_result_takes_the_place_of_its_own_input():
   hlo = step.lower(state, np.ones(4, np.float32)).compile().as_text()
   aliases = re.search(r'input_output_alias=\{(.*?)\}, entry', hlo)[1]
   assert re.findall(r'\{(\d)\}: \((\d)', aliases) == [('0', '0'), ('1', '1'), ('2', '2')]
+
+
+def test_a_batch_of_one_device_is_sent_once():
+  assert isinstance(sharding.place_locally({'image': np.zeros(3)})['image'], jax.Array)
 
 
 def test_a_batch_that_does_not_split_is_refused(monkeypatch):

@@ -125,3 +125,5 @@ def test_time_for_images_counts_where_the_device_has_nothing_to_do(monkeypatch, 
   taken.advance(mock.Mock(step=0), 3, mock.Mock(agreed=lambda: False))
   # Of the first step nothing is under way; a pace that has not begun leaves it out.
   assert telling.pace.waited.call_args_list == [mock.call(2.0)] * (3 if ready else 1)
+  # Not more than two steps wait on the device: of three the first one has been waited for.
+  assert metrics['student_loss'].block_until_ready.call_count == 1
