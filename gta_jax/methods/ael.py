@@ -48,7 +48,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, descend, forward, move_on, slope
+from gta_jax.methods.gradient_step import Objective, Outcome, descend, forward, move_on, slope
 from gta_jax.methods.objectives import unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import class_counts, oracle_metrics
@@ -56,7 +56,7 @@ from gta_jax.methods.supervised import LABELLED, Supervised
 from gta_jax.ops import class_pasting, equalisation
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import next_images
-from gta_jax.ops.network import Array, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Variables, with_statistics
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -265,7 +265,7 @@ class Ael(Supervised):
       return equalisation.move_confidence(
         confidence, means, shares, decay=self.confidence_decay, absent=self.absent)
 
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
+    def loss(variables: Variables, batch: Any, key: Array) -> Outcome:
       images, targets, labels, shares, pseudo = batch
       logits, stats = tools.network.apply(variables, images, train=True, dropout_key=key)
       losses = {LABELLED: term.sole_loss(logits, targets)}
@@ -274,7 +274,7 @@ class Ael(Supervised):
       if pseudo is not None:  # Never of a cut batch, see check: the means are those of all images.
         losses[LABELLED_PSEUDO], _ = self.pseudo_loss(
           tools.labelled_batch, logits_full, pseudo, move(means))
-      return losses, stats, {'means': means}
+      return Outcome(losses, stats, {'means': means})
 
     batch = (term.images, term.targets, labels, shares, pseudo)
     return Objective(loss, batch, key), move
@@ -283,13 +283,13 @@ class Ael(Supervised):
     self, tools: Tools, images: Array, pseudo: Pseudo, confidence: Array, key: Array
   ) -> Objective:
     """The loss on mixed images; measures how many pixels of each class are kept."""
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
+    def loss(variables: Variables, batch: Any, key: Array) -> Outcome:
       images, pseudo = batch
       logits, stats = tools.network.apply(variables, images, train=True, dropout_key=key)
       logits_full = resize_bilinear(logits.main, images.shape[1:3])
       found, kept = self.pseudo_loss(tools.unlabelled_batch, logits_full, pseudo, confidence)
       count = class_counts(jnp.where(kept, pseudo[0], IGNORE), len(confidence))
-      return {MIXED: found}, stats, {'kept': count}
+      return Outcome({MIXED: found}, stats, {'kept': count})
 
     return Objective(loss, (images, pseudo), key)
 

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from gta_jax.methods.cct_perturbations import KINDS, NEED_BACKGROUND, Seen, perturbation, see
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.cps import TORCHSEMISEG_VOC
-from gta_jax.methods.gradient_step import Objective, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, gradient_step
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import (
   Term,
@@ -54,7 +54,7 @@ from gta_jax.methods.supervised import LABELLED
 from gta_jax.models.auxiliary_decoders import LinearDecoders, ShufflingDecoders
 from gta_jax.models.heads import MakeHead
 from gta_jax.ops.losses import bootstrapped_cross_entropy
-from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Logits, Variables, with_statistics
 from gta_jax.ops.ramps import sigmoid_ramp
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -180,7 +180,7 @@ class Cct(Learners):
     images = unlabelled_images(tools, unlabelled)
     pixels = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
 
-    def loss(variables: Variables, batch: tuple, _: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: tuple, _: Array) -> Outcome:
       images, valid, numbers = batch
       stages, stats = network.encode(variables, images, train=True)
       fused = self.feature == 'fused'
@@ -195,7 +195,7 @@ class Cct(Learners):
           self._of_decoder, tools, kind, variables, features, seen, jax.nn.softmax(logits), valid,
           key)
         total += jnp.sum(jax.lax.map(jax.checkpoint(of_kind), jnp.array(decoders)))
-      return {'consistency': weight * total / (pixels * self.count)}, stats
+      return Outcome({'consistency': weight * total / (pixels * self.count)}, stats)
 
     return Objective(loss, (images, valid, jnp.arange(len(images))), key)
 

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Stage, Tools, TrainState
 from gta_jax.methods.corrmatch_losses import Seen, Targets, metrics_of, unlabelled_losses
-from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, forward, gradient_step
 from gta_jax.methods.learners import Learners, StrongView
 from gta_jax.methods.objectives import (
   Term,
@@ -59,7 +59,7 @@ from gta_jax.ops.channel_dropout import channel_masks, dropped
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
-from gta_jax.ops.network import Array, Logits, Params, Stages, Variables, with_statistics
+from gta_jax.ops.network import Array, Logits, Stages, Variables, with_statistics
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -194,7 +194,7 @@ class CorrMatch(StrongView, Learners):
     threshold: [] float32, tau before the step.
     unlabelled: perhaps with 'label' for metrics.
     """
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params, Metrics]:
+    def loss(variables: Variables, batch: Any, key: Array) -> Outcome:
       (images, truth), seen = batch
       keys, counts = jax.random.split(key, 4), (len(images), len(seen.weak))
       stages, stats = tools.network.encode(
@@ -221,7 +221,8 @@ class CorrMatch(StrongView, Learners):
       losses |= unlabelled_losses(
         seen, targets, strong=strong.logits.main, strong_spread=strong.spread,
         perturbed=of_weak.perturbed, weak_spread=of_weak.spread)
-      return losses, variables['batch_stats'], metrics_of(tools, targets, unlabelled)
+      return Outcome(
+        losses, variables['batch_stats'], metrics_of(tools, targets, unlabelled))
 
     return loss
 

@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, Slope, descend, forward, in_turn
+from gta_jax.methods.gradient_step import Objective, Outcome, Slope, descend, forward, in_turn
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import Term, labelled_term, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -51,7 +51,7 @@ from gta_jax.methods.pseudo_labelling import image_size, kept_metrics
 from gta_jax.methods.supervised import LABELLED
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, xor_boxes
-from gta_jax.ops.network import Array, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Variables, with_statistics
 from gta_jax.ops.resizing import resize_bilinear
 
 NAMES: tuple[str, str] = ('first', 'second')
@@ -154,9 +154,7 @@ class Cps(Learners):
       other network [B,H,W], labels by network ({}: those of this pass), and ground truth. Its rows
       are the labels by network.
     """
-    def loss(
-      variables: Variables, batch: tuple, key: Array
-    ) -> tuple[Metrics, Params, Metrics, Params]:
+    def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
       images, counted, labels, truth = batch
       logits, stats = {}, {}
       for i, name in enumerate(NAMES):
@@ -173,7 +171,7 @@ class Cps(Learners):
         else:
           losses[f'{name}_cross_labelled'] = cross
           losses[f'{name}_labelled'] = labelled.sole_loss(logits[name], truth)
-      return losses, stats, {}, labels
+      return Outcome(losses, stats, rows=labels)
 
     return loss
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, descend, forward, move_on, slope
+from gta_jax.methods.gradient_step import Objective, Outcome, descend, forward, move_on, slope
 from gta_jax.methods.learners import Learners, StrongView
 from gta_jax.methods.objectives import (
   Term,
@@ -47,7 +47,7 @@ from gta_jax.methods.supervised import LABELLED
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
-from gta_jax.ops.network import Array, Logits, Params, Variables
+from gta_jax.ops.network import Array, Logits, Variables
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -128,15 +128,13 @@ class FixMatch(StrongView, Learners):
     self, tools: Tools, labelled: Term, images: Array, valid: Array, key: Array
   ) -> Objective:
     """The pass of labelled images and weak views together; its rows are what it Said of these."""
-    def loss(
-      variables: Variables, batch: tuple, key: Array
-    ) -> tuple[Metrics, Params, Metrics, Said]:
+    def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
       (x, truth), (weak, valid) = batch
       logits, stats = tools.network.apply(
         variables, join(x, weak), train=True, dropout_key=key)
       of_labelled, of_weak = separate(logits, len(x), len(weak))
       losses = {LABELLED: labelled.sole_loss(of_labelled, truth) / 2}
-      return losses, stats, {}, label(of_weak, valid)
+      return Outcome(losses, stats, rows=label(of_weak, valid))
 
     return Objective(loss, ((labelled.images, labelled.targets), (images, valid)), key)
 

@@ -42,7 +42,7 @@ from gta_jax.methods.gct_images import (
   read_images,
   shares,
 )
-from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, forward, gradient_step
 from gta_jax.methods.learners import Learners, draw_each
 from gta_jax.methods.objectives import check_joint
 from gta_jax.methods.options import choice, number
@@ -214,7 +214,7 @@ class Gct(Learners):
     def split(maps: Array) -> Parts:
       return separate(maps, *map(len, x.images))
 
-    def loss(variables: Variables, batch: tuple, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
       labels, images, valid, own, own_logits, other_logits, both_bad = batch
 
       def apply(stats: Params, part: Array, number: int) -> tuple[Logits, Params]:
@@ -231,11 +231,11 @@ class Gct(Learners):
         difference = jnp.mean(jnp.square(p - target), axis=-1)
         consistency += jnp.sum(jnp.where(valid[i], difference, 0.0))
         flaw += jnp.sum(jnp.where(valid[i] & both_bad[i], jnp.square(flaws[i]), 0.0))
-      return {
+      return Outcome({
         'labelled': tools.loss(logits[0], labels, divisor=divisor),
         'flaw': self.flaw_weight * flaw / pixels,
         'consistency': self.consistency_weight * ramp * consistency / pixels,
-      }, stats
+      }, stats)
 
     return Objective(loss, (x.labels, x.images, x.valid, split(own), own_logits, other_logits,
                             split(both_bad)), key)
@@ -248,7 +248,7 @@ class Gct(Learners):
     seen = {name: logits[name][:len(images)] for name in NETWORKS}
     divisor = x.labels.size * len(NETWORKS)
 
-    def loss(variables: Variables, batch: tuple, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
       del key
       labels, images, seen = batch
       total, stats = jnp.float32(0), variables['batch_stats']
@@ -260,7 +260,7 @@ class Gct(Learners):
         if self.rectified:
           flaw = flaw + jax.lax.stop_gradient(jnp.maximum(flaw, 0) - flaw)
         total += jnp.sum(jnp.square(flaw - target))
-      return {'flaw': self.detector_weight * total / divisor}, stats
+      return Outcome({'flaw': self.detector_weight * total / divisor}, stats)
 
     return Objective(loss, (x.labels, images, seen), jax.random.key(0))
 

@@ -24,21 +24,30 @@ from gta_jax.ops.optim import Optimizer
 Tree = Any
 
 
-class Objective(NamedTuple):
-  """What one or several passes of a network over a batch cost.
+class Outcome(NamedTuple):
+  """What comes of one or several passes of a network over a batch or a part of it.
 
-  loss: (variables, batch or a part of it, key) -> (losses by name, batch_stats after the passes).
-    The losses are added up. The losses of a batch's parts must add up to the loss of the batch.
-    It may return more, without a gradient: what else the passes say by name, of which the parts'
-    are added up, and what they say of each image, a tree of [b,...].
+  losses: by name; they are added up. Those of a batch's parts must add up to those of the batch.
+  batch_stats: after the passes.
+  sums: what else they say by name, without a gradient; of parts it is added up.
+  rows: what they say of each image, without a gradient, a tree of [b,...].
+  """
+
+  losses: Metrics
+  batch_stats: Params
+  sums: Metrics | None = None
+  rows: Tree = ()
+
+
+class Objective(NamedTuple):
+  """What a batch costs a network.
+
+  loss: (variables, batch or a part of it, key) -> Outcome.
   batch: tree of [B,...].
   key: PRNG key of the dropout.
   """
 
-  loss: Callable[
-    [Variables, Tree, Array],
-    tuple[Metrics, Params] | tuple[Metrics, Params, Metrics]
-    | tuple[Metrics, Params, Metrics, Tree]]
+  loss: Callable[[Variables, Tree, Array], Outcome]
   batch: Tree
   key: Array
 
@@ -51,7 +60,7 @@ class Slope(NamedTuple):
   batch_stats: after the objective's passes.
   sums: what else the passes say; {} where they say nothing.
   rows: what they say of each image, a tree of [B,...] in the batch's order, such as the labels that
-    another pass of the step learns from.
+    another pass of the step learns from; () where they say nothing.
   """
 
   gradient: Params
@@ -109,13 +118,12 @@ def descend(
 def slope(tools: Tools, variables: Variables, objective: Objective) -> Slope:
   """Gradient and losses of an objective at these variables."""
   def of_part(part: Tree, key: Array) -> tuple[Tree, Slope]:
-    def total(params: Params) -> tuple[Array, tuple[Metrics, Params, Metrics, Tree]]:
-      losses, stats, *more = objective.loss({**variables, 'params': params}, part, key)
-      sums, rows = jax.lax.stop_gradient((*more, {}, {})[:2])
-      return jnp.asarray(sum(losses.values())), (losses, stats, sums, rows)
+    def total(params: Params) -> tuple[Array, Outcome]:
+      found = objective.loss({**variables, 'params': params}, part, key)
+      return jnp.asarray(sum(found.losses.values())), found
 
-    gradient, (*found, rows) = jax.grad(total, has_aux=True)(variables['params'])
-    return rows, Slope(gradient, *found)
+    gradient, found = jax.grad(total, has_aux=True)(variables['params'])
+    return found.rows, Slope(gradient, found.losses, found.batch_stats, found.sums or {})
 
   rows, found, count = over_micro_batches(
     of_part, objective.batch, tools.accumulation, key=objective.key)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools
-from gta_jax.methods.gradient_step import Objective
+from gta_jax.methods.gradient_step import Objective, Outcome
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import group_weights
-from gta_jax.ops.network import Array, Logits, Params, Variables
+from gta_jax.ops.network import Array, Logits, Variables
 
 Tree = Any
 Losses = Array | Metrics  # one, or several by name
@@ -132,7 +132,7 @@ def passes(
 def _objective(
   tools: Tools, terms: Mapping[str, Term], learns: tuple[str, ...], key: Array
 ) -> Objective:
-  def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
+  def loss(variables: Variables, batch: dict, key: Array) -> Outcome:
     images = [batch[name][0] for name in terms]
     logits, stats = tools.network.apply(variables, join(*images), train=True, dropout_key=key)
     losses = {}
@@ -141,6 +141,6 @@ def _objective(
       if name in learns:
         found = term.loss(of_term, batch[name][1])
         losses |= found if isinstance(found, dict) else {name: found}
-    return losses, stats
+    return Outcome(losses, stats)
 
   return Objective(loss, {name: (term.images, term.targets) for name, term in terms.items()}, key)

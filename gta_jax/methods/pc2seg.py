@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, gradient_step
 from gta_jax.methods.learners import Learners, StrongView
 from gta_jax.methods.objectives import check_whole, labelled_term, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -127,16 +127,16 @@ class Pc2seg(StrongView, Learners):
     strong = self.strong_colours(key_view, weak, network)
     strong = jnp.where(valid[..., None], strong, 0.0)
 
-    def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: dict, key: Array) -> Outcome:
       (of_labelled, of_weak, of_strong), stats = self.see(
         tools, variables, (batch[LABELLED][0], batch['weak'], batch['strong']), key)
-      return {
+      return Outcome({
         LABELLED: labelled.sole_loss(of_labelled[0], batch[LABELLED][1]),
         CONSISTENCY: self.consistency_weight * self.consistency(
           of_weak, of_strong, batch['valid']),
         CONTRAST: self.contrast_weight * self.contrast(
           key_draws, of_weak, of_strong, batch['valid']),
-      }, stats
+      }, stats)
 
     return Objective(loss, {LABELLED: (labelled.images, labelled.targets), 'weak': weak,
                             'strong': strong, 'valid': valid}, key_dropout)

@@ -48,7 +48,7 @@ import optax
 
 from gta_jax.methods.accumulation import mean, over_micro_batches
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, Slope, descend, in_turn
+from gta_jax.methods.gradient_step import Objective, Outcome, Slope, descend, in_turn
 from gta_jax.methods.learners import Learners
 from gta_jax.methods.objectives import labelled_term, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -200,12 +200,12 @@ class PseudoSeg(Learners):
     seen = grad_cam.nearest(seen, soft.shape[1:3])
     divisor = jnp.maximum(jnp.sum(seen), 1)
 
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: Any, key: Array) -> Outcome:
       strong, seen, soft = batch
       logits, stats = tools.network.apply(variables, strong, train=True, dropout_key=key)
       losses = optax.losses.softmax_cross_entropy(logits.main, soft)
       total = jnp.sum(jnp.where(seen, losses, 0.0)) / divisor
-      return {PSEUDO: self.pseudo_weight * total}, stats
+      return Outcome({PSEUDO: self.pseudo_weight * total}, stats)
 
     return Objective(loss, (strong, seen, soft), key)
 
@@ -216,7 +216,7 @@ class PseudoSeg(Learners):
     present = jnp.any(labels[..., None] == jnp.arange(1, tools.num_classes), axis=(1, 2))
     divisor, entries = mean_divisor(labels), present.size
 
-    def loss(variables: Variables, batch: Any, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: Any, key: Array) -> Outcome:
       images, labels, present = batch
       stages, stats = network.encode(variables, images, train=True, dropout_key=key)
       decoded, stats = network.decode(
@@ -234,9 +234,11 @@ class PseudoSeg(Learners):
       refined = resize_bilinear(refined, decoded.logits.main.shape[1:3])
       of_attention = cross_entropy(
         resize_bilinear(refined, labels.shape[1:3]), labels, divisor=divisor)
-      return {LABELLED: term.sole_loss(decoded.logits, labels),
-              'classification': self.classification_weight * of_classes / entries,
-              ATTENTION: self.attention_weight * of_attention}, stats
+      return Outcome({
+        LABELLED: term.sole_loss(decoded.logits, labels),
+        'classification': self.classification_weight * of_classes / entries,
+        ATTENTION: self.attention_weight * of_attention,
+      }, stats)
 
     return Objective(loss, (term.images, labels, present), key)
 

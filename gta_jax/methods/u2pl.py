@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
-from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, forward, gradient_step
 from gta_jax.methods.objectives import Term, check_joint, partner_notes, unlabelled_images
 from gta_jax.methods.options import choice, number
 from gta_jax.methods.pseudo_labelling import kept_metrics, oracle_metrics
@@ -254,18 +254,18 @@ class U2pl(Supervised):
     kept, divisor = targets
     size, counts = kept.shape[1:], (len(labelled.images), len(images))
 
-    def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: dict, key: Array) -> Outcome:
       (images, truth, rows), (more_images, pseudo, more_rows) = batch[LABELLED], batch[PSEUDO]
       (logits, embedding), stats = embed(
         tools.network, variables, join(images, more_images), train=True, dropout_key=key)
       of_labelled, of_mixed = separate(logits, len(images), len(more_images))
       full = resize_bilinear(of_mixed.main, size)
-      return {
+      return Outcome({
         LABELLED: labelled.sole_loss(of_labelled, truth),
         PSEUDO: self.unlabelled_weight * cross_entropy(full, pseudo, divisor=divisor),
         CONTRAST: self.contrast_weight * class_contrast.contrast_loss(
           contrast, embedding, join(rows, more_rows), temperature=self.temperature),
-      }, stats
+      }, stats)
 
     rows, more_rows = separate(jnp.arange(sum(counts)), *counts)
     return Objective(loss, {

@@ -33,9 +33,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from gta_jax.methods.contract import Metrics, Tools
+from gta_jax.methods.contract import Tools
 from gta_jax.methods.fixmatch import FixMatch, Said, full_cross_entropy, label
-from gta_jax.methods.gradient_step import Objective
+from gta_jax.methods.gradient_step import Objective, Outcome
 from gta_jax.methods.objectives import Term
 from gta_jax.methods.options import number
 from gta_jax.methods.supervised import LABELLED
@@ -67,16 +67,14 @@ class UniMatch(FixMatch):
     """See FixMatch; dropped features learn what the clean ones say."""
     divisor = jnp.maximum(jnp.sum(valid), 1)
 
-    def loss(
-      variables: Variables, batch: tuple, key: Array
-    ) -> tuple[Metrics, Params, Metrics, Said]:
+    def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
       (x, truth), (weak, valid) = batch
       (of_labelled, of_weak, _, perturbed), stats = perturbed_pass(tools, variables, x, weak, key)
       said = jax.lax.stop_gradient(label(of_weak, valid))
       features = full_cross_entropy(perturbed, self.confident(said), divisor)
       losses = {LABELLED: labelled.sole_loss(of_labelled, truth) / 2,
                 'features': self.features_weight / 2 * features}
-      return losses, stats, {}, said
+      return Outcome(losses, stats, rows=said)
 
     return Objective(loss, ((labelled.images, labelled.targets), (images, valid)), key)
 

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from gta_jax.methods.contract import Batch, Metrics, Tools, TrainState
 from gta_jax.methods.fixmatch import CITYSCAPES, VOC
-from gta_jax.methods.gradient_step import Objective, forward, gradient_step
+from gta_jax.methods.gradient_step import Objective, Outcome, forward, gradient_step
 from gta_jax.methods.learners import StrongView
 from gta_jax.methods.objectives import Term, check_joint, partner_notes, unlabelled_images
 from gta_jax.methods.options import choice, number
@@ -45,7 +45,7 @@ from gta_jax.ops.channel_dropout import complementary_masks, dropped
 from gta_jax.ops.joining import join, separate
 from gta_jax.ops.losses import IGNORE, cross_entropy
 from gta_jax.ops.mixing import next_images, paste, unimatch_boxes
-from gta_jax.ops.network import Array, Logits, Params, Variables, with_statistics
+from gta_jax.ops.network import Array, Logits, Variables, with_statistics
 from gta_jax.ops.pseudo_labels import pseudo_labels
 from gta_jax.ops.resizing import resize_bilinear
 
@@ -190,7 +190,7 @@ class UniMatchV2(StrongView, Supervised):
 
     divisors: [V], pixels of each view of the whole batch that are no padding.
     """
-    def loss(variables: Variables, batch: dict, key: Array) -> tuple[Metrics, Params]:
+    def loss(variables: Variables, batch: dict, key: Array) -> Outcome:
       parts, masks = {}, ()
       if LABELLED in batch:
         parts[LABELLED] = batch[LABELLED][0]
@@ -207,8 +207,8 @@ class UniMatchV2(StrongView, Supervised):
       decoded, stats = tools.network.decode(
         with_statistics(variables, stats), stages, train=True, dropout_key=key)
       logits = separate(decoded.logits, *map(len, parts.values()))
-      return self._losses(
-        labelled, dict(zip(parts, logits, strict=True)), batch, divisors), stats
+      return Outcome(self._losses(
+        labelled, dict(zip(parts, logits, strict=True)), batch, divisors), stats)
 
     return loss
 

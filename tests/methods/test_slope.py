@@ -6,7 +6,7 @@ import numpy as np
 
 from gta_jax.methods.accumulation import Accumulation
 from gta_jax.methods.contract import init_state
-from gta_jax.methods.gradient_step import Objective, descend, gradient_step, slope
+from gta_jax.methods.gradient_step import Objective, Outcome, descend, gradient_step, slope
 from tests import tiny
 
 
@@ -14,7 +14,8 @@ def test_what_is_measured_has_no_gradient_and_is_that_of_the_whole_batch():
   def loss(variables, batch, key):
     del key
     product = batch * variables['params']['w']
-    return {'a': jnp.sum(product)}, {'count': jnp.float32(2)}, {'sum': jnp.sum(product, axis=0)}
+    return Outcome(
+      {'a': jnp.sum(product)}, {'count': jnp.float32(2)}, {'sum': jnp.sum(product, axis=0)})
 
   variables = {'params': {'w': jnp.float32(3)}, 'batch_stats': {}}
   objective = Objective(loss, jnp.arange(8.0).reshape(4, 2), jax.random.key(0))
@@ -30,7 +31,7 @@ def test_what_a_pass_says_of_each_image_is_in_the_batchs_order():
   def loss(variables, batch, key):
     del key
     said = batch * variables['params']['w']
-    return {'a': jnp.sum(said)}, {}, {}, {'said': said}
+    return Outcome({'a': jnp.sum(said)}, {}, rows={'said': said})
 
   variables = {'params': {'w': jnp.float32(3)}, 'batch_stats': {}}
   objective = Objective(loss, jnp.arange(8.0).reshape(8, 1), jax.random.key(0))
@@ -45,8 +46,9 @@ def test_slopes_one_by_one_are_the_step_of_all():
   def objective(sign):
     def loss(variables, batch, key):
       del key
-      return {f'of_{sign}': sign * jnp.sum(batch @ variables['params']['backbone']['kernel'])}, \
-        {'passes': variables['batch_stats']['passes'] + 1}
+      return Outcome(
+        {f'of_{sign}': sign * jnp.sum(batch @ variables['params']['backbone']['kernel'])},
+        {'passes': variables['batch_stats']['passes'] + 1})
     return Objective(loss, jnp.ones((4, 3)), jax.random.key(0))
 
   tools = tiny.make_tools(tiny.linear_network())
