@@ -169,6 +169,7 @@ class Progress:
                      dynamic_ncols=True, unit=unit)
     self._first: tuple[int, float] | None = None  # step and time of the stage's first show
     self._since: float | None = None  # when the images of images/s began
+    self._shown = -1  # steps that had been begun at the last show
 
   def advance(self, images: int = 0) -> None:
     """One more step has been begun, of so many images; images/s is left out at 0."""
@@ -198,9 +199,10 @@ class Progress:
     done = max(0, len(self._images) - (self._step - step))
     images, self._images = sum(self._images[:done]), self._images[done:]
     shown = {name: f'{float(value):.4g}' for name, value in scalars.items()}
-    if images and self._since is not None:
+    # Two lines in a row, as at the end, say nothing of how long the second one's steps took.
+    if images and self._since is not None and self._step > self._shown:
       shown['images/s'] = f'{images / max(now - self._since, 1e-9):.1f}'
-    self._since = now
+    self._since, self._shown = now, self._step
     self._bar.set_postfix(shown)
     self._first = self._first or (step, now)
     if seconds_left is None and step > self._first[0]:

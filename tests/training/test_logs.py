@@ -2,6 +2,7 @@ import io
 import json
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from gta_jax.training import logs
@@ -153,7 +154,8 @@ def test_progress_counts_neither_compilation_nor_images_that_no_step_read(monkey
                    'step 30/100, 00:14 left, images/s 40.0', 'step 31/100, 00:07 left']
 
 
-def test_progress_is_that_of_the_steps_that_are_done(monkeypatch):
+@pytest.mark.parametrize('phase', [True, False])
+def test_progress_is_that_of_the_steps_that_are_done(monkeypatch, phase):
   now, stream = [0.0], io.StringIO()
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
   with Progress(30, every_seconds=0, stream=stream) as progress:
@@ -163,7 +165,9 @@ def test_progress_is_that_of_the_steps_that_are_done(monkeypatch):
       now[0] += 2.0
       if begun > 10:
         progress.show({'loss': begun - 10}, step=begun - 10)
-    progress.note_phase('saves')
+    now[0] += 0.1
+    if phase:
+      progress.note_phase('saves')
     progress.show({'loss': 30}, step=30)
   assert stream.getvalue().splitlines() == [
     'step 10/30, loss 10, images/s 10.0', 'step 20/30, 00:02 left, loss 20, images/s 20.0',
