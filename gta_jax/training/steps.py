@@ -152,11 +152,14 @@ class Steps:
 
     So the host never waits for the step that it has just given to the device.
     """
+    more: dict[str, Any] = {}
+    if self._checked or self._waiting:
+      # Here, as the line is written later, and earlier where a run is interrupted; and before the
+      # last line is written, from where the pace is measured, as it compiles the first time.
+      more = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
+      more['skipped_images'] = len(self._skipped.reasons)
     self._write_line()
     if self._checked or self._waiting:
-      more = distances(state, self._run.method.compared) if len(self._streams) > 1 else {}
-      # Here, as the line is written later, and earlier where a run is interrupted.
-      more['skipped_images'] = len(self._skipped.reasons)
       oracle = self._run.config.data.oracle and 'unlabelled' in self._of_stage
       self._line = self._checked, self._waiting, more, oracle
       self._checked, self._waiting = [], []

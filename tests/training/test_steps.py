@@ -127,3 +127,15 @@ def test_time_for_images_counts_where_the_device_has_nothing_to_do(monkeypatch, 
   assert telling.pace.waited.call_args_list == [mock.call(2.0)] * (3 if ready else 1)
   # Not more than two steps wait on the device: of three the first one has been waited for.
   assert metrics['student_loss'].block_until_ready.call_count == 1
+
+
+def test_what_compiles_at_a_line_of_the_log_comes_before_the_pace_is_measured(monkeypatch):
+  calls, telling = [], mock.Mock()
+  monkeypatch.setattr(steps, 'distances', lambda *_: calls.append('distances') or {})
+  telling.done = calls.append
+  taken = steps.Steps(setup.make_run(tiny_config()), mock.Mock(), mock.Mock(), telling, Skipped(0))
+  taken._streams = dict.fromkeys(('labelled', 'unlabelled'), mock.Mock())
+  for step in (1, 2):
+    taken._waiting = [(step, {'student_loss': np.float32(1)})]
+    taken._end_line(mock.Mock())
+  assert calls == ['distances', 'distances', 1]
