@@ -48,7 +48,7 @@ def _segments(
   for annotation in annotations:
     segment, called = annotation.get('segmentation'), f'its annotation {annotation.get("id", "")}'
     if isinstance(segment, list):
-      # Of two points pycocotools would make a box; they have no area, as the one and none.
+      # Outlines of two points, of one and of none have no area; pycocotools makes boxes of two.
       segment = [outline for outline in segment if outline and len(outline) >= 6]
     if not segment:
       raise DataError(f'{called} has no outline of three points or more (a box alone, say), so '

@@ -89,9 +89,9 @@ def read_folder(
   reader = FolderReader(
     images.read, {id: masks.read[id] for id in images.read if id in masks.read},
     tuple(pixel_range or ()), classes.code)
-  reader, notes = _with_greys(reader, classes.names)
-  notes += of_masks(images.read, masks.read, masks.others)
   sample = spread(list(reader.masks.values()), _SAMPLE)
+  reader, notes = _with_greys(reader, classes.names, sample)
+  notes += of_masks(images.read, masks.read, masks.others)
   notes += of_palettes(sample, classes.code) + of_bits(sample, classes.code, classes.names)
   draw = Draw(reader, classes.names, seed, drawn)
   roles = read_roles(
@@ -117,8 +117,10 @@ def _refuse_unread_masks(ids: Sequence[str], reader: FolderReader, masks: Folder
                       f'to one of {", ".join(MASK_SUFFIXES)} (not to .jpg, which changes ids).')
 
 
-def _with_greys(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderReader, list[str]]:
-  """The reader told what the grey levels of masks stand for, where these are no ids."""
+def _with_greys(
+  reader: FolderReader, classes: Sequence[str], sample: Sequence[str]
+) -> tuple[FolderReader, list[str]]:
+  """The reader told what the grey levels of these masks stand for, where they are no ids."""
   def values_held(path: str) -> list[int]:
     try:
       values, told_by_colour = values_of_mask(read_bytes(path), path, reader.code)
@@ -128,7 +130,6 @@ def _with_greys(reader: FolderReader, classes: Sequence[str]) -> tuple[FolderRea
 
   if not reader.code.may_have_greys:
     return reader, []
-  sample = spread(list(reader.masks.values()), _SAMPLE)
   held = {value for values in of_each(values_held, sample) for value in values}
   greys = ids_of_greys(held, reader.code)
   if not greys:

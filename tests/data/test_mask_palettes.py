@@ -63,10 +63,10 @@ def test_no_mask_is_decoded_for_grey_levels_that_no_class_can_have(tmp_path, mon
   path = save(tmp_path / 'a.png', COLOURS)
   reader = folder.FolderReader({}, {'a': path}, code=CHOSEN)
   monkeypatch.setattr(folder, 'values_of_mask', never)
-  assert folder._with_greys(reader, 'abc') == (reader, [])
+  assert folder._with_greys(reader, 'abc', [path]) == (reader, [])
   for grey in (MaskCode(COLOURS[:2]), MaskCode(((0, 0, 0), (9, 9, 9), (8, 8, 8)), chosen=True)):
     with pytest.raises(AssertionError, match='not needed'):
-      folder._with_greys(folder.FolderReader({}, {'a': path}, code=grey), 'abc')
+      folder._with_greys(folder.FolderReader({}, {'a': path}, code=grey), 'abc', [path])
   for values in ([0, 255], [0, 9, 8], [9]):
     assert not mask_code.ids_of_greys(values, CHOSEN)
 
