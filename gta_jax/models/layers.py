@@ -60,13 +60,27 @@ def max_pool(x: Array, *, ceil_mode: bool) -> Array:
   return x
 
 
+@jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
-  """x [...,C] + bias [C] float32, in x's dtype.
+  """x [...,C] + bias [C] float32, in x's dtype; the bias's gradient is added up in float32.
 
-  Added in float32, and so the bias's gradient, a sum over all pixels, is added up in float32: in
-  bfloat16 a sum stops growing at some 256 times what is added to it.
+  It is a sum over all pixels, and in bfloat16 a sum stops growing at some 256 times what is added
+  to it. Adding in float32 instead would do the same and keep arrays of that size: 3.3 GB more in a
+  step of DINOv2-B.
   """
-  return (x.astype(jnp.float32) + bias).astype(x.dtype)
+  return x + bias.astype(x.dtype)
+
+
+def _add_bias(x: Array, bias: Array) -> tuple[Array, None]:
+  return add_bias(x, bias), None
+
+
+def _of_bias(_: None, gradient: Array) -> tuple[Array, Array]:
+  wide = gradient.astype(jnp.float32)
+  return gradient, wide.sum(tuple(range(gradient.ndim - 1)))
+
+
+add_bias.defvjp(_add_bias, _of_bias)
 
 
 class Conv(nn.Module):
