@@ -171,9 +171,9 @@ def gradient_of(options, losses):
   loss = method.make_loss(tools, term, jnp.float32(0.4), unlabelled)
 
   def total(params):
-    found, _, _ = loss({**variables, 'params': params}, ((term.images, term.targets), seen),
-                       jax.random.key(1))
-    return sum(found[name] for name in losses)
+    found = loss({**variables, 'params': params}, ((term.images, term.targets), seen),
+                 jax.random.key(1))
+    return sum(found.losses[name] for name in losses)
 
   gradient = jax.jit(jax.grad(total))(variables['params'])
   return {key for key, layer in gradient.items() if np.abs(layer['kernel']).max() > 0}
