@@ -65,7 +65,7 @@ def add_bias(x: Array, bias: Array) -> Array:
   """x [...,C] + bias [C] float32, in x's dtype; the bias's gradient is added up in float32.
 
   It is a sum over all pixels, and in bfloat16 a sum stops growing at some 256 times what is added
-  to it. Adding in float32 instead would do the same and keep arrays of that size: 3.3 GB more in a
+  to it. Adding in float32 instead would do the same and keep arrays of that size: 3.2 GB more in a
   step of DINOv2-B.
   """
   return x + bias.astype(x.dtype)
