@@ -41,6 +41,12 @@ def anchors(page: Path) -> set[str]:
   return {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}
 
 
+def links(text: str) -> list[str]:
+  """Those to files and headings, outside of code."""
+  text = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+  return [link for link in re.findall(r'\]\(([^)\s]+)\)', text) if not link.startswith('http')]
+
+
 def test_every_page_is_in_the_navigation_once():
   nav = in_nav(yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav'])
   assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in PAGES)
@@ -48,13 +54,20 @@ def test_every_page_is_in_the_navigation_once():
 
 @pytest.mark.parametrize('page', WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.DOTALL | re.MULTILINE)
-  for link in re.findall(r'\]\(([^)\s]+)\)', text):
-    if not link.startswith('http'):
-      file, _, anchor = link.partition('#')
-      target = (page.parent / file) if file else page
-      assert target.is_file(), link
-      assert not anchor or anchor in anchors(target), link
+  for link in links(page.read_text()):
+    file, _, anchor = link.partition('#')
+    target = (page.parent / file) if file else page
+    assert target.is_file(), link
+    assert not anchor or anchor in anchors(target), link
+
+
+def test_the_site_has_what_its_pages_link_to(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  hooks = load('hooks')
+  for page in PAGES:
+    for link in links(hooks.on_page_markdown(page.read_text())):
+      target = (page.parent / link.partition('#')[0]).resolve()
+      assert target.is_relative_to(DOCS), f'{page.name}: {link}'
 
 
 def test_the_readme_leads_to_every_part_and_its_picture_is_small():
