@@ -1,6 +1,7 @@
 """A network of a run as StableHLO, ONNX or a torch state dict, checked as soon as it is written."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from gta_jax.ops.resizing import resize_bilinear
 TOLERANCE = 1e-4  # of probabilities, between JAX and what was exported
 _SUFFIXES = {'stablehlo': ('.stablehlo',), 'onnx': ('.onnx',), 'torch': ('.pth', '.safetensors')}
 FORMATS = tuple(_SUFFIXES)
-ONNX_PACKAGES = ('pip install onnx onnx_ir onnxruntime equinox jaxtyping dm_pix && pip install '
-                 '--no-deps jax2onnx')
+_BESIDE_JAX2ONNX = ('onnx', 'onnx_ir', 'onnxruntime', 'equinox', 'jaxtyping', 'dm_pix')
+ONNX_PACKAGES = f'pip install {" ".join(_BESIDE_JAX2ONNX)} && pip install --no-deps jax2onnx'
 
 
 def export(
@@ -55,6 +56,7 @@ def export(
                      'take images of any size; leave it out.')
   if out.is_dir() or (out.exists() and not overwrite):
     raise ValueError(f'{out} is there already; give another --out, or --overwrite.')
+  _check_packages(out)
   name = model.check_network(network)
   out.parent.mkdir(parents=True, exist_ok=True)
   if layout == 'torch':
@@ -76,6 +78,15 @@ def export(
   return (f'{out}: {name} of step {model.step}, uint8 [1,{size[0]},{size[1]},3] -> probabilities '
           f'[1,{size[0]},{size[1]},{len(model.classes)}]; {checker} gives the same as JAX within '
           f'{difference:.1e}, and as predict within {apart:.1e}, on an image of noise')
+
+
+def _check_packages(out: Path) -> None:
+  """Refuses a file whose package is missing, before any work."""
+  if out.suffix == '.pth' and not importlib.util.find_spec('torch'):
+    raise ValueError('.pth needs torch: install it, or write .safetensors.')
+  missing = [name for name in ('jax2onnx', *_BESIDE_JAX2ONNX) if not importlib.util.find_spec(name)]
+  if out.suffix == '.onnx' and missing:
+    raise ValueError(f'ONNX needs {", ".join(missing)}; install it with "{ONNX_PACKAGES}".')
 
 
 def make_function(
@@ -152,13 +163,9 @@ def _stablehlo(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, s
 
 
 def _onnx(function: Any, size: tuple[int, int]) -> tuple[bytes, Callable, str]:
-  try:
-    import jax2onnx  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-    import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ValueError(
-      f'ONNX needs the package {error.name or error}; install it with "{ONNX_PACKAGES}".'
-    ) from error
+  import jax2onnx  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+  import onnxruntime  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
   shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
   try:
     with portable():  # As another function: jax remembers the one that has run.
@@ -197,10 +204,8 @@ def _export_torch(model: Model, name: str, out: Path) -> str:
 
 
 def _save_pth(state: dict[str, np.ndarray], path: Path) -> None:
-  try:
-    import torch  # noqa: PLC0415
-  except ImportError as error:
-    raise ValueError('.pth needs torch: install it, or write .safetensors.') from error
+  import torch  # noqa: PLC0415
+
   torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
 
 

@@ -25,6 +25,7 @@ from gta_jax.inference import acquisition, begun, evaluations, export, label_nex
 from gta_jax.inference.image_folder import check_folders, remarks
 from gta_jax.inference.model import Model
 from gta_jax.inference.predict import predict_folder
+from gta_jax.methods.options import drop_share
 from gta_jax.training import config_rules, setup, unseen
 from gta_jax.training.finished_run import load_networks, read_run
 from gta_jax.training.logs import evaluation_sheet, note
@@ -144,7 +145,7 @@ def choose_images(
     acquisition.without_masks(dataset) if own.data.source == 'folder' else (dataset, 0))
   ranking = acquisition.rank(
     model, asked, count=count, network=network,
-    drop_share=own.method.get('drop_fraction', 0.2), threads=data.threads)
+    drop_share=drop_share(own.method), threads=data.threads)
   lists = label_next.write(
     ranking, model, dataset, out, network=network, overwrite=overwrite)
   print(f'{len(ranking.ids)} of {len(asked.unlabelled)} unlabelled images are in {out}: '

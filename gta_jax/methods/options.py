@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,6 +14,11 @@ def choice(default: str, *known: str) -> Any:
 def number(default: float, *, least: float = 0, most: float = math.inf) -> Any:
   """A field that is a number from `least` to `most`; a whole one where the default is."""
   return dataclasses.field(default=default, metadata={'least': least, 'most': most})
+
+
+def drop_share(options: Mapping[str, Any]) -> float:
+  """Share of the least confident pixels that pictures mark: what the method drops, else 0.2."""
+  return options.get('drop_fraction', 0.2)
 
 
 def check_fields(options: Any) -> None:

@@ -19,6 +19,7 @@ from gta_jax.evaluation.protocols import WHOLE, Protocol
 from gta_jax.evaluation.scores import evaluate, label_images
 from gta_jax.evaluation.windows import Prediction
 from gta_jax.methods.contract import Host, TrainState
+from gta_jax.methods.options import drop_share
 from gta_jax.ops.network import Variables
 from gta_jax.training import verdict
 from gta_jax.training.checkpoint import Checkpoints
@@ -100,7 +101,7 @@ def _train(run: Run, workdir: Path, begin: list[TrainState], page: Page) -> dict
         count=run.config.evaluate.pictures, place=sharding.place_locally,
         batch_size=sharding.round_up_to_devices(run.config.evaluate.batch),
         crop=run.config.data.crop, image_scale=run.config.data.image_scale,
-        drop_share=run.config.method.get('drop_fraction', 0.2))
+        drop_share=drop_share(run.config.method))
       page.write()
       print(final_table(results))
       print(said)

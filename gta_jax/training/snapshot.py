@@ -15,6 +15,7 @@ from gta_jax.evaluation.metrics import iou
 from gta_jax.evaluation.pictures import prediction_grid
 from gta_jax.evaluation.scores import Evaluation
 from gta_jax.evaluation.windows import Prediction
+from gta_jax.methods.options import drop_share
 from gta_jax.training.setup import Run
 from gta_jax.training.summary import device_line, parameter_counts
 from gta_jax.training.workdir_files import read_json
@@ -45,7 +46,7 @@ def write_snapshot(
   pictures = spread(data.validation, run.config.evaluate.pictures)
   ids, miou = shown_ids(run, found), _miou_by_image(found, data.validation)
   predictions = dict(predict(ids)) if ids else {}
-  share = run.config.method.get('drop_fraction', 0.2)
+  share = drop_share(run.config.method)
   shown, threshold = [], 0.0
   if ids:
     certain = [of[names[0]].confidence.ravel() for of in predictions.values()]

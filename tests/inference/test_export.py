@@ -125,3 +125,15 @@ def test_refuses_before_any_work(model, tmp_path):
   with pytest.raises(ValueError, match='there already'):
     export(model, tmp_path / 'm.pth', layout='torch')
   export(model, tmp_path / 'm.pth', layout='torch', overwrite=True)
+
+
+@pytest.mark.parametrize(('name', 'layout', 'message'), [
+  ('m.onnx', 'onnx', r'ONNX needs jax2onnx, onnx, .*; install it with "pip install onnx '),
+  ('m.pth', 'torch', r'\.pth needs torch: install it, or write \.safetensors')])
+def test_a_missing_package_is_told_before_work(
+  model, tmp_path, monkeypatch, name, layout, message
+):
+  monkeypatch.setattr(exporting.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=message):
+    export(model, tmp_path / 'new' / name, layout=layout)
+  assert not (tmp_path / 'new').exists()
