@@ -12,7 +12,7 @@ Only the encoder profits; evaluation knows nothing of the auxiliary decoders.
     5  L = L_s + w L_u, w = 30 exp(-5 (1 - k/K)^2), then 30; one step of SGD
 
 L_s reaches encoder and main decoder, L_u encoder and auxiliary decoders.
-T(k) = 1/C + (.9 - 1/C)(1 - exp(-5 k/K')), K' = 40 % of the steps.
+T(k) = 1/C + (.9 - 1/C)(1 - exp(-5 min(k/K', 1))), K' = 40 % of the steps.
 
 Cost: 6 forward-equivalents of B images, and the decoders. These go one after the other and are
 computed again in the backward pass, so that one decoder's logits are in memory at a time. Reported
@@ -73,7 +73,7 @@ class Cct(Learners):
   published: ClassVar[Mapping[str, Mapping[str, Any]]] = {'voc': {
     'data.crop': 320, 'data.scale': (0.4, 1.6), 'optim.rate': 0.001,
     'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4, 'train.epochs': 80,
-    'train.labelled_batch': 10, 'train.unlabelled_batch': 10}}
+    'train.labelled_batch': 10, 'train.unlabelled_batch': 10, 'model.multi_grid': (1, 2, 4)}}
 
   # Auxiliary decoders of each kind.
   vat: int = number(2)
@@ -160,7 +160,8 @@ class Cct(Learners):
     """Line 1."""
     if self.supervised == 'plain':
       return labelled_term(tools, labelled)
-    risen = 1 - jnp.exp(-5 * step / max(self.bootstrap_share * tools.total_steps, 1))
+    until = max(self.bootstrap_share * tools.total_steps, 1)
+    risen = 1 - jnp.exp(-5 * jnp.minimum(step, until) / until)
     lowest = 1 / tools.num_classes
     threshold = lowest + (self.bootstrap_top - lowest) * risen
 

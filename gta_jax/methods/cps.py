@@ -13,7 +13,9 @@ With CutMix u is the mixed image and y_k the labels of the clean ones, mixed ali
 
     u_m = u (1 - m) + u' m        y_k = argmax (f_k(u) (1 - m) + f_k(u') m)
 
-m are three boxes whose overlaps cancel; the partner u' is the next image of the batch.
+m are three boxes whose overlaps cancel; the partner u' is the next image of the batch. Labelled and
+mixed pixels have a mean each (L_cps = L^l + L^u, unverified: from memory), so that mixed images
+weigh as much as in the code, which has no other: w is 1.5 without CutMix and 1 with it.
 
 Cost 12 forward-equivalents: labels are those of the passes that are learnt from, in which both
 networks see the images side by side. With CutMix 14, a pass of each network on the clean images
@@ -89,7 +91,7 @@ class Cps(Learners):
 
   cross_weight: float = number(1.5)  # w of the other network's labels
   cross_on: str = choice('both', 'both', 'unlabelled')  # images that these labels are for
-  labelled_void: str = choice('ignore', 'ignore', 'learn')  # what they are for labels of 255
+  labelled_void: str = choice('ignore', 'ignore', 'learn')  # labelled pixels of 255, with `both`
   mixing: str = choice('none', 'none', 'xor_boxes')  # of the unlabelled images
 
   @property
@@ -126,11 +128,14 @@ class Cps(Learners):
           lambda x: paste(x, next_images(x), inside), (images, valid, clean))
 
       counted = self.counted(batches['labelled']['label'])
-      divisor = jnp.maximum(jnp.sum(counted) + jnp.sum(valid), 1)
+      pixels = {LABELLED: jnp.sum(counted), CROSS: jnp.sum(valid)}
+      if self.mixing == 'none':  # one mean over both kinds, else one of each
+        pixels = dict.fromkeys(pixels, sum(pixels.values()))
       seen = {LABELLED: (labelled.images, counted, {}, labelled.targets),
               CROSS: (images, valid, clean, ())}
       objectives = {kind: Objective(
-        self.make_loss(tools, labelled if kind == LABELLED else None, divisor), seen[kind],
+        self.make_loss(tools, labelled if kind == LABELLED else None,
+                       jnp.maximum(pixels[kind], 1)), seen[kind],
         jax.random.fold_in(key, i)) for i, kind in enumerate(self.order)}
       found = dict(zip(objectives, in_turn(tools, both, objectives.values()), strict=True))
       first, second = (found[CROSS].rows[name] for name in NAMES)
@@ -149,7 +154,7 @@ class Cps(Learners):
     Args:
       tools: of the method.
       labelled: whose loss of ground truth it has; None for unlabelled images.
-      divisor: [], pixels of both kinds that learn from the other network.
+      divisor: [], of the loss of the other network's labels.
     Returns: the loss of an Objective whose batch is images [B,H,W,3], which pixels learn from the
       other network [B,H,W], labels by network ({}: those of this pass), and ground truth. Its rows
       are the labels by network.

@@ -15,8 +15,8 @@ Cost: 16 forward-equivalents of B images, gct_torchsemiseg 20; D besides, each p
 fifth of DeepLabV3+'s (derived). Reported figures: docs/methods/gct.md.
 
 gct_torchsemiseg is the version of TorchSemiSeg, of GTA-Seg's Table 2 (unverified: that the table
-quotes it): both kinds of images are batches of their own, CE is a mean over known pixels, D learns
-from predictions of the updated networks, at a constant rate, and from max(F, 0).
+quotes it): to the networks both kinds of images are batches of their own, CE is a mean over known
+pixels, D learns from predictions of the updated networks, at a constant rate, and from max(F, 0).
 
 Deviations: padding of unlabelled images has no loss and no flaw; pixels without a label count in
 all but CE, as published. D has no biases before a normalisation, which would take them away.
@@ -186,12 +186,15 @@ class Gct(Learners):
     return one, other
 
   def detect(self, variables: Variables, images: Parts, seen: Parts) -> tuple[Parts, Params]:
-    """The detector's output on each part and its probabilities, and its statistics afterwards."""
+    """The detector's output on each part and its probabilities, and its statistics afterwards.
+
+    It sees both parts as one batch, also where the networks do not.
+    """
     def apply(stats: Params, pair: tuple[Array, Array], _: int) -> tuple[Array, Params]:
       return self.detector().apply(with_statistics(variables, stats), *pair)
 
     parts = zip(images, seen, strict=True)
-    return in_passes(apply, variables['batch_stats'], parts, joint=self._joint)
+    return in_passes(apply, variables['batch_stats'], parts, joint=True)
 
   def objective(
     self, tools: Tools, detector: Variables, x: Images,
@@ -241,11 +244,9 @@ class Gct(Learners):
                             split(both_bad)), key)
 
   def detector_objective(self, x: Images, logits: Mapping[str, Parts]) -> Objective:
-    """Step 2, as a sum over images; joint statistics are those of all images."""
+    """Step 2, as a sum over labelled images; the detector's statistics are those of all."""
     height, size = x.size[0], x.size
     sizes = odd_size(height / 8), odd_size(height / 4)
-    images = x.images if self._joint else x.images[:1]
-    seen = {name: logits[name][:len(images)] for name in NETWORKS}
     divisor = x.labels.size * len(NETWORKS)
 
     def loss(variables: Variables, batch: tuple, key: Array) -> Outcome:
@@ -262,7 +263,7 @@ class Gct(Learners):
         total += jnp.sum(jnp.square(flaw - target))
       return Outcome({'flaw': self.detector_weight * total / divisor}, stats)
 
-    return Objective(loss, (x.labels, images, seen), jax.random.key(0))
+    return Objective(loss, (x.labels, x.images, dict(logits)), jax.random.key(0))
 
   @property
   def _joint(self) -> bool:

@@ -114,7 +114,7 @@ METHODS: Mapping[str, Named] = types.MappingProxyType({
   # The other systems of the paper's tables
   'cps': Named(Cps),
   'cps_cutmix': Named(CpsCutMix),
-  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled', 'labelled_void': 'learn'},
+  'cps_cutmix_released': Named(CpsCutMix, {'cross_on': 'unlabelled'},
                                'without the labels of labelled images, as the published code'),
   'u2pl': Named(U2pl),
   'u2pl_released': Named(U2pl, {

@@ -292,3 +292,20 @@ def test_shuffled_pixels_lie_as_torch_lays_them():
   x = np.arange(2 * 3 * 2 * 8, dtype=np.float32).reshape(2, 3, 2, 8)
   expected = torch.nn.functional.pixel_shuffle(torch.from_numpy(x.transpose(0, 3, 1, 2)), 2)
   np.testing.assert_array_equal(pixel_shuffle(x), expected.numpy().transpose(0, 2, 3, 1))
+
+
+def test_the_bootstrapped_threshold_rises_until_its_share_of_the_run(monkeypatch):
+  monkeypatch.setattr(cct, 'bootstrapped_cross_entropy', lambda *_, threshold, rank: threshold)
+  tools = tiny.make_tools(tiny.linear_network(4), total_steps=100)
+  labelled, _ = tiny.make_batches(2)
+  method = make_method('cct')
+  logits = Logits(jnp.zeros((2, 8, 8, 3)), None)
+
+  def threshold(step):
+    return float(method.labelled(tools, labelled, jnp.int32(step)).loss(
+      logits, jnp.zeros((2, 8, 8), jnp.int32)))
+
+  lowest = 1 / tools.num_classes
+  end = lowest + (0.9 - lowest) * (1 - np.exp(-5))
+  np.testing.assert_allclose([threshold(0), threshold(40), threshold(100)], [lowest, end, end],
+                             rtol=1e-6)

@@ -121,7 +121,8 @@ def test_an_image_outside_of_the_mask_has_no_influence(whole, monkeypatch):
   """Invariant 5: with the mask empty an image is its own, with a full one the next image."""
   monkeypatch.setattr('gta_jax.methods.cps.xor_boxes',
                       lambda key, batch, size: jnp.full((batch, *size), whole))
-  plain, mixed = Cps(cross_weight=1.0), CpsCutMix()
+  plain = Cps(cross_weight=1.0, cross_on='unlabelled')
+  mixed = CpsCutMix(cross_on='unlabelled')
   _, labelled, unlabelled, tools, state = setup(mixed)
   moved = {key: np.roll(x, -1, 0) for key, x in unlabelled[0].items()} if whole else unlabelled[0]
   one, _ = jax.jit(mixed.step(tools))(state, kit.batches(labelled[0], unlabelled[0]))

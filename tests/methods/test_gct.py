@@ -220,3 +220,22 @@ def test_what_ohem_and_a_batch_of_one_leave_without_effect_is_said():
     assert any('leaves no other image to mix with' in note
                for note in make_method(name, **rank).check(alone)), name
   assert not any('no other image' in note for note in make_method('mean_teacher').check(alone))
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_the_detector_sees_both_kinds_of_images_as_one_batch(name, monkeypatch):
+  """Its statistics are those of all, also where the networks' are of each kind."""
+  s, seen, make = prepared(name), [], gct.make_flaw_detector
+
+  def counting(*, blocks):
+    made = make(blocks=blocks)
+
+    def apply(variables, images, probabilities):
+      seen.append(len(images))
+      return made.apply(variables, images, probabilities)
+
+    return made._replace(apply=apply)
+
+  monkeypatch.setattr(gct, 'make_flaw_detector', counting)
+  jax.eval_shape(s.method.stages(s.tools)[0].step, s.state, batches())
+  assert set(seen) == {8}

@@ -127,7 +127,7 @@ def supervised(params, labelled, step, hyper):
   if hyper.get('supervised', 'bootstrapped') == 'plain':
     weight = mean_weights(label != IGNORE)
   else:
-    rise = 1 - np.exp(-5 * step / hyper['bootstrap_steps'])
+    rise = 1 - np.exp(-5 * min(step / hyper['bootstrap_steps'], 1))
     threshold = 1 / classes + (hyper.get('bootstrap_top', 0.9) - 1 / classes) * rise
     weight = bootstrapped_weights(layers['logits'], label, len(labelled['label']), threshold)
   loss, delta = cross_entropy(layers['logits'], label, weight)

@@ -9,8 +9,8 @@ Lines of the sheet (k = 1, 2 are 'student' and 'assistant'):
 
 Paper and code differ in line 4. hyper['cross_on']:
   'both' (default, the paper's formula): L_cps also counts the labelled images, unmixed, each with
-    the other network's labels of them; one mean with the mixed pixels (hyper['cross_mean'] and
-    hyper['labelled_void'] as in cps).
+    the other network's labels of them, in a mean of their own (hyper['cross_mean'], 'separate' by
+    default here, and hyper['labelled_void'] as in cps).
   'unlabelled' (the official code): the mixed images alone.
 A mixed pixel is valid if the pixel it came from is.
 """
@@ -45,6 +45,6 @@ def step(state, labelled, unlabelled, *, inside, partner=None, hyper):
   for name in OTHER:
     own = forward(state['networks'][name], x_l)['logits'].argmax(1)
     labels[name] = np.concatenate([own, labels[name]])
-  weight = cross_weights(labelled, mixed['valid'], hyper)
+  weight = cross_weights(labelled, mixed['valid'], {'cross_mean': 'separate', **hyper})
   x = np.concatenate([x_l, pixels(mixed)])
   return learn_from_each_other(state, labelled, x, labels, weight, hyper)

@@ -19,7 +19,8 @@ def hyper(**options):
 def test_mask_of_nothing_on_both_streams_is_cps():
   state, labelled, unlabelled = problem()
   nothing = np.zeros_like(INSIDE)
-  mixed = cps_cutmix.step(state, labelled, unlabelled[0], inside=nothing, hyper=hyper())
+  mixed = cps_cutmix.step(
+    state, labelled, unlabelled[0], inside=nothing, hyper=hyper(cross_mean='joint'))
   plain = cps.step(state, labelled, unlabelled[0], hyper=hyper())
   lm.assert_trees_close(mixed[0]['networks'], plain[0]['networks'], 0)
   assert mixed[1] == plain[1]
