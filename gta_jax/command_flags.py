@@ -93,6 +93,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
       values.config.seed  # noqa: B018  A file that failed says why when a field is asked for.
       _find_home(values.config)
     for name in _PATHS:
+      if '' in (values[name].value, *(values[name].value or ())):
+        raise UsageError(f'--{name} is empty; give a path, ./ for the current folder.')
       values[name].value = _at_home(values[name].value)
   except UsageError:
     raise

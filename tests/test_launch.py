@@ -218,8 +218,10 @@ def test_every_flag_is_read_by_the_modes_in_its_heading_alone(capsys):
   ('report --workdir w --port 80', '--port=80 has no effect without --serve'),
   ('report --workdir w --serve --out o', '--out=o has no effect with --serve'),
   ('predict --workdir w --images i --out o --count 10', '--count=10 has no effect in '),
+  ('predict --workdir w --images i --out=', '--out is empty; give a path'),
+  ('report --workdirs w,', '--workdirs is empty; give a path'),
 ])
-def test_a_flag_that_the_mode_does_not_read_is_refused(arguments, message):
+def test_a_flag_that_the_mode_does_not_read_or_an_empty_path_is_refused(arguments, message):
   with pytest.raises(command_flags.UsageError, match=re.escape(message)):
     command_flags.parse(['', '--mode', *arguments.split()])
 

@@ -63,7 +63,10 @@ def keep_compiled_programs() -> None:
   # jax makes attributes of its options at run time, where a type checker does not see them.
   if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     return
-  folder = Path('~/.cache/gta_jax/xla').expanduser()
+  try:
+    folder = Path('~/.cache/gta_jax/xla').expanduser()
+  except RuntimeError:  # a user without a home folder, as in some containers
+    return
   if jax.default_backend() == 'cpu':
     # Programs for one processor's instructions may stop another one that shares the home folder.
     folder /= platform.node()

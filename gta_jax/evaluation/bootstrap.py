@@ -37,12 +37,19 @@ def miou_difference(
     first, second: [N,K,K] counts of the same N images, truth by row and prediction by column.
     resamples: draws.
     seed: of the draws.
-  Returns: the difference; its interval is infinite for one image.
+  Returns: the difference; its interval is infinite for one image. Images without a labelled pixel
+    are none: they say nothing, and as draws they would narrow the interval.
   """
   if first.shape != second.shape:
     raise ValueError(f'confusions of shapes {first.shape} and {second.shape} are not of the same '
                      'images and classes; score both on the same ones.')
+  labelled = first.any((1, 2))
+  first, second = first[labelled], second[labelled]
   images = len(first)
+  one, other = (iou(counts.sum(0))[1] for counts in (first, second))
+  value = float(one - other)
+  if images <= 1:
+    return Difference(value, -np.inf, np.inf)
   rng = np.random.default_rng(seed)
   flat = [counts.reshape(images, -1).astype(np.float64) for counts in (first, second)]
   differences = []
@@ -51,10 +58,6 @@ def miou_difference(
     draws = rng.multinomial(images, np.full(images, 1 / images), min(rows, resamples - start))
     one, other = (iou((draws @ counts).reshape(-1, *first.shape[1:]))[1] for counts in flat)
     differences.append(one - other)
-  one, other = (iou(counts.sum(0))[1] for counts in (first, second))
-  value = float(one - other)
-  if images == 1:
-    return Difference(value, -np.inf, np.inf)
   low, high = np.nanpercentile(np.concatenate(differences), (2.5, 97.5))
   wider = float(stdtrit(images - 1, 0.975) / ndtri(0.975) * np.sqrt(images / (images - 1)))
   return Difference(value, *(value + wider * (float(border) - value) for border in (low, high)))

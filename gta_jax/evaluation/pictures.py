@@ -127,7 +127,9 @@ def prediction_grid(
   rows = []
   for (image_id, by_name), confidence in zip(predictions.items(), certain, strict=True):
     image = dataset.reader.image(image_id)
-    size = cell_width, max(1, round(image.shape[0] * cell_width / image.shape[1]))
+    # A strip, a few pixels wide and thousands high, would make a picture of gigabytes.
+    size = cell_width, min(4 * cell_width,
+                           max(1, round(image.shape[0] * cell_width / image.shape[1])))
     masks = [dataset.reader.mask(image_id), *(by_name[name].labels for name in names)]
     small = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
     rows.append([

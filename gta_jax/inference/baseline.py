@@ -1,6 +1,7 @@
 """What a pixel classifier makes of the same masks: a random forest on filters of each pixel."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ def run_baseline(config: ml_collections.ConfigDict | None, workdir: Path) -> dic
   else:
     config_rules.check(config)
     dataset = datasets.make_dataset(config)
+  dataset = dataclasses.replace(dataset, unlabelled=())  # Nothing reads these here.
   sources.check_classes(dataset, sources.check(dataset))
   check_writable(workdir, '--workdir')
   forest, grey, pixels = _fit(dataset, config.seed)

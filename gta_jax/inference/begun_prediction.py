@@ -76,8 +76,12 @@ def done(
   began = (out / _FILE).stat().st_mtime_ns
 
   def is_done(id: str) -> bool:
-    image = images[id].stat()
-    since = max(began, image.st_mtime_ns, image.st_ctime_ns)  # ctime: of one that was moved there
+    try:
+      image, link = images[id].stat(), images[id].lstat()
+    except OSError:  # The reader says why.
+      return False
+    # ctime: of one that was moved there, or a link that was set anew
+    since = max(began, image.st_mtime_ns, image.st_ctime_ns, link.st_ctime_ns)
     return all(path.is_file() and path.stat().st_mtime_ns >= since for path in results[id])
 
   return {id for id in images if is_done(id)}

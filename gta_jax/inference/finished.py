@@ -80,6 +80,7 @@ def evaluate_run(
     dataset = dataclasses.replace(dataset, validation=dataset.test, test=())
   unseen.check_unseen(
     workdir, dataset.validation, split=split, same_data=unseen.is_own(config, own))
+  whole = dataclasses.replace(whole, unlabelled=())  # Nothing reads these here.
   odd = sources.check_classes(whole, sources.check(whole))
   if sharding.is_first_process():
     for remark in (*dataset.note.splitlines(), *odd):

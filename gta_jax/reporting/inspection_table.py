@@ -12,7 +12,7 @@ from gta_jax.data.files import DataError
 from gta_jax.data.inspection import Inspection
 from gta_jax.data.proposals import Proposal, shown
 from gta_jax.data.twins import of_twins
-from gta_jax.data.writing import replace_text
+from gta_jax.data.writing import check_writable, replace_text
 from gta_jax.training import config_rules, datasets, from_data
 from gta_jax.training.workdir_files import has_checkpoint, read_json
 
@@ -34,6 +34,7 @@ def inspect_data(config: ml_collections.ConfigDict, folder: Path) -> str:
   if path.exists() and 'digest' not in before:
     raise ValueError(f'{path} is no inspection; move it, or give another --workdir.')
   config_rules.check(config)
+  check_writable(folder, '--workdir')
   dataset = datasets.make_dataset(config)
   held = sources.check(dataset)
   try:

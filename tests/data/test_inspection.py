@@ -89,6 +89,13 @@ def test_what_a_run_began_with_is_not_written_over(tmp_path):
   assert (run / 'inspection.json').read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_file_is_read(tmp_path):
+  (tmp_path / 'file').touch()
+  config = gta_jax.load_config('folder:2', {'data.dir': str(tmp_path / 'none')})
+  with pytest.raises(DataError, match='file/run cannot be written, .*give another --workdir'):
+    inspection_table.inspect_data(config, tmp_path / 'file' / 'run')
+
+
 def test_a_file_that_no_list_names_is_not_looked_at(tmp_path):
   root = make(tmp_path)
   (root / 'splits' / '2' / 'unlabeled.txt').write_text('04\n')

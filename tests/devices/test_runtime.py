@@ -90,7 +90,14 @@ def test_modes_that_compute_nothing_open_no_device_and_programs_are_kept_for_the
     'import jax\n'
     'from jax._src import xla_bridge\n'
     'assert not xla_bridge.backends_are_initialized()\n'
+    'from pathlib import Path\n'
     'from gta_jax.devices import runtime\n'
+    'def homeless(path):\n'
+    '  raise RuntimeError\n'
+    'expanduser, Path.expanduser = Path.expanduser, homeless\n'
+    'runtime.keep_compiled_programs()\n'
+    'assert not jax.config.jax_compilation_cache_dir\n'
+    'Path.expanduser = expanduser\n'
     'runtime.keep_compiled_programs()\n'
     'print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)\n')
   environment = {name: value for name, value in os.environ.items()

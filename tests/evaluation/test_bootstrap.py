@@ -47,3 +47,13 @@ def test_few_images_claim_no_difference_between_equals():
   assert claims <= 6  # 5 % of 60 are 3; quantiles of three images alone claim in every third case
   one = confusions(rng, 1, 0.8)
   assert not miou_difference(one, confusions(rng, 1, 0.2)).shown
+
+
+def test_images_without_a_label_change_nothing():
+  rng = np.random.default_rng(2)
+  first, second = confusions(rng, 4, 0.8), confusions(rng, 4, 0.7)
+  blank = np.zeros((20, 2, 2), np.int64)
+  assert miou_difference(*(np.concatenate([blank, of]) for of in (first, second))) == (
+    miou_difference(first, second))
+  found = miou_difference(*(np.concatenate([blank, of[:1]]) for of in (first, second)))
+  assert np.isinf([found.low, found.high]).all()

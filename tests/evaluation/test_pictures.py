@@ -6,6 +6,7 @@ from PIL import Image
 from gta_jax.data.files import decode_mask
 from gta_jax.data.masks import write_mask
 from gta_jax.evaluation import pictures
+from gta_jax.evaluation.windows import Prediction
 from tests import tiny
 from tests.arrays import random_dataset
 
@@ -71,6 +72,13 @@ def test_picture_of_a_data_set_with_two_sizes(tmp_path):
     assert picture.height > 133 + 300 + 133
   pictures.write_picture(tmp_path / 'none.png', network, variables, data, crop=32, count=0)
   assert not (tmp_path / 'none.png').exists()
+
+
+def test_a_strip_makes_no_endless_picture():
+  data = random_dataset([(900, 2)])
+  shown = Prediction(np.zeros((900, 2), np.uint8), np.ones((900, 2), np.float32))
+  grid = pictures.prediction_grid(data, {data.validation[0]: {'teacher': shown}}, cell_width=50)
+  assert grid.shape[0] < 400  # A cell has a height of 200.
 
 
 def test_an_overlay_too_long_for_a_jpeg_is_written_smaller(tmp_path):

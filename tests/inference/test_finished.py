@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import launch
-from gta_jax.inference import evaluations
+from gta_jax.inference import baseline, evaluations
 from gta_jax.inference import finished as inference
 
 
@@ -46,6 +46,16 @@ def test_evaluation_of_a_workdir_gives_the_scores_of_training(finished, tmp_path
 def test_a_folder_without_test_images_is_told_where_to_list_them(folder_run):
   with pytest.raises(ValueError, match=r'list their ids in .*data/splits/test\.txt'):
     inference.evaluate_run(folder_run / 'run', None, split='test')
+
+
+def test_unlabelled_images_are_not_read_for_a_score(folder_run, monkeypatch):
+  monkeypatch.setattr(baseline, '_TREES', 2)
+  kept, = (folder_run / 'run' / 'splits').glob('*/unlabeled.txt')
+  id = kept.read_text().split()[0]
+  image = next((folder_run / 'data' / 'images').glob(f'{id}.*'))
+  image.write_bytes(image.read_bytes()[:60])
+  assert inference.evaluate_run(folder_run / 'run', None)['split'] == 'val'
+  baseline.run_baseline(None, folder_run / 'run')
 
 
 def test_prediction_of_a_folder(finished, tmp_path, capsys):

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import errno
 import os
+import time
 
 import jax
 import numpy as np
@@ -334,3 +335,23 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path):
   (images / 'b.png').symlink_to('nowhere.png')
   skipped = predict_folder(MODEL, images=images, out=tmp_path / 'out').skipped
   assert 'b.png cannot be read (No such file' in skipped['b']
+
+
+def test_links_without_a_file_and_links_set_anew_are_not_done(tmp_path):
+  out, images = tmp_path / 'out', {id: tmp_path / f'{id}.png' for id in ('kept', 'lost', 'moved')}
+  out.mkdir()
+  for name in ('one', 'two'):
+    (tmp_path / name).write_text(name)
+  results = {id: [out / f'{id}.png'] for id in images}
+  with pytest.raises(KeyboardInterrupt), begun_prediction.recorded(out, {}, anew=True):
+    for id, path in images.items():
+      path.symlink_to(tmp_path / ('nowhere' if id == 'lost' else 'one'))
+    time.sleep(0.02)  # of files that a clock tells apart
+    for id in images:
+      (out / f'{id}.png').touch()
+    raise KeyboardInterrupt
+  assert begun_prediction.done(out, images, results) == {'kept', 'moved'}
+  time.sleep(0.02)
+  images['moved'].unlink()
+  images['moved'].symlink_to(tmp_path / 'two')
+  assert begun_prediction.done(out, images, results) == {'kept'}
