@@ -4,6 +4,7 @@ A run goes on only with the same: steps, rates and the order of the images follo
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,14 @@ def write_same(run: Run, workdir: Path) -> None:
 def _anywhere(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A copy whose folders are found from any current folder, and none of the same name instead."""
   config = config.copy_and_resolve_references()
+  config.train.init_from = _absolute(config.train.init_from)
   for field in ('dir', 'split_lists', 'store'):
-    if config.data[field]:
-      config.data[field] = str(Path(config.data[field]).absolute())
+    config.data[field] = _absolute(config.data[field])
   return config
+
+
+def _absolute(path: str) -> str:
+  return str(Path(path).absolute()) if path else path
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +138,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     config: as a tree, of a file or a ConfigDict; fields that it lacks have their defaults.
   """
   fields = tuples(config_rules.DEFAULTS | flatten(config))
+  # As a run's file has it, and as a command spells it from wherever it is given.
+  fields['train.init_from'] = os.path.realpath(of) if (of := fields['train.init_from']) else of
   return {name: value for name, value in fields.items() if name not in FREE_FIELDS}
 
 

@@ -1,13 +1,14 @@
 """Runs that start from the networks of another one."""
 
 import json
+import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from gta_jax.training import init_from, setup
+from gta_jax.training import init_from, same_run, setup
 from tests.runs import final_state, tiny_config
 
 
@@ -112,6 +113,21 @@ def test_heads_that_the_other_run_lacks_are_drawn(finished):
   extra = found.keys() - end['student']['params'].keys()
   assert extra and all(np.any(jax.tree.leaves(found[key])[-1]) for key in extra)  # a kernel
   assert_equal({key: found[key] for key in end['student']['params']}, end['student']['params'])
+
+
+def test_the_other_run_may_be_named_from_any_folder(finished, tmp_path, monkeypatch):
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  shutil.copytree(finished[0], source)
+  for folder in (tmp_path, workdir / 'checkpoints'):
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    made = setup.make_run(tiny_config(**{'train.init_from': os.path.relpath(source)}))
+    same_run.check_same(made, workdir, allow_config_change=False)
+    same_run.write_same(made, workdir)
+    assert setup.from_json(workdir / 'config.json').train.init_from in (
+      str(source), f'{folder}/../../source')
+    (workdir / 'checkpoints').mkdir(exist_ok=True)
+    (workdir / 'checkpoints' / '1.json').touch()
 
 
 def test_pretrained_weights_are_not_looked_for(finished, tmp_path):
