@@ -93,9 +93,10 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
       values.config.seed  # noqa: B018  A file that failed says why when a field is asked for.
       _find_home(values.config)
     for name in _PATHS:
-      if '' in (values[name].value, *(values[name].value or ())):
+      given = values[name].value
+      if given == '' or (isinstance(given, list) and '' in given):
         raise UsageError(f'--{name} is empty; give a path, ./ for the current folder.')
-      values[name].value = _at_home(values[name].value)
+      values[name].value = _at_home(given)
   except UsageError:
     raise
   except Exception as error:  # A config file is code: it may raise anything.

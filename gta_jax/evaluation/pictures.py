@@ -127,7 +127,8 @@ def prediction_grid(
   rows = []
   for (image_id, by_name), confidence in zip(predictions.items(), certain, strict=True):
     image = dataset.reader.image(image_id)
-    # A strip, a few pixels wide and thousands high, would make a picture of gigabytes.
+    # A strip, a few pixels wide and thousands high, would make a picture of gigabytes: it is shown
+    # squeezed.
     size = cell_width, min(4 * cell_width,
                            max(1, round(image.shape[0] * cell_width / image.shape[1])))
     masks = [dataset.reader.mask(image_id), *(by_name[name].labels for name in names)]

@@ -82,11 +82,12 @@ def export(
 
 def _check_packages(out: Path) -> None:
   """Refuses a file whose package is missing, before any work."""
-  if out.suffix == '.pth' and not importlib.util.find_spec('torch'):
+  needed = {'.pth': ('torch',), '.onnx': ('jax2onnx', *_BESIDE_JAX2ONNX)}.get(out.suffix, ())
+  missing = [name for name in needed if not importlib.util.find_spec(name)]
+  if 'torch' in missing:
     raise ValueError('.pth needs torch: install it, or write .safetensors.')
-  missing = [name for name in ('jax2onnx', *_BESIDE_JAX2ONNX) if not importlib.util.find_spec(name)]
-  if out.suffix == '.onnx' and missing:
-    raise ValueError(f'ONNX needs {", ".join(missing)}; install it with "{ONNX_PACKAGES}".')
+  if missing:
+    raise ValueError(f'ONNX needs {", ".join(missing)}; install with "{ONNX_PACKAGES}".')
 
 
 def make_function(

@@ -21,8 +21,8 @@ hand the row stands on one line with CCT's). PixelSSL, PSPNet: 69.21 70.82 71.69
 
 Where this differs, and what is unverified:
 - Padding counts neither in the mean nor in c.
-- Unverified: whether c counts pixels of the mix (confidence_on='mixed') or of both clean images
-  ('all'); that the paper sums over classes with w = 1 (reduction='sum', from memory).
+- c counts pixels of the mix, as PixelSSL; confidence_on='all' counts those of both clean images.
+- Unverified: that the paper sums over classes with w = 1 (reduction='sum', from memory).
 """
 
 import dataclasses

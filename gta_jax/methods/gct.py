@@ -190,11 +190,8 @@ class Gct(Learners):
 
     It sees both parts as one batch, also where the networks do not.
     """
-    def apply(stats: Params, pair: tuple[Array, Array], _: int) -> tuple[Array, Params]:
-      return self.detector().apply(with_statistics(variables, stats), *pair)
-
-    parts = zip(images, seen, strict=True)
-    return in_passes(apply, variables['batch_stats'], parts, joint=True)
+    flaws, stats = self.detector().apply(variables, join(*images), join(*seen))
+    return separate(flaws, *map(len, images)), stats
 
   def objective(
     self, tools: Tools, detector: Variables, x: Images,

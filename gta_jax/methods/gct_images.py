@@ -1,6 +1,6 @@
 """GCT's images, labelled and unlabelled ones side by side, and their way through a network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -46,22 +46,22 @@ def probabilities(parts: Parts, size: tuple[int, int]) -> Parts:
 
 
 def in_passes(
-  apply: Callable[[Params, Any, int], tuple[Any, Params]], stats: Params, parts: Iterable[Any], *,
+  apply: Callable[[Params, Array, int], tuple[Any, Params]], stats: Params, parts: Parts, *,
   joint: bool,
 ) -> tuple[tuple[Any, ...], Params]:
   """Outputs for each part, of one pass over all of them or of a pass each.
 
   Args:
     apply: (running statistics, part, number of the pass) -> (output, running statistics
-      afterwards); part and output are trees of [B,...].
+      afterwards); output is a tree of [B,...].
     stats: before the first pass.
-    parts: trees of [B,...].
+    parts: [B,...] each.
     joint: whether the parts are one batch.
   """
-  parts, found = tuple(parts), []
   if joint:
     output, stats = apply(stats, join(*parts), 0)
-    return separate(output, *(len(jax.tree.leaves(part)[0]) for part in parts)), stats
+    return separate(output, *map(len, parts)), stats
+  found = []
   for number, part in enumerate(parts):
     output, stats = apply(stats, part, number)
     found.append(output)

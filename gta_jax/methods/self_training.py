@@ -218,8 +218,7 @@ def blank_padding(tools: Tools, batch: Batch) -> tuple[Array, Array]:
 _COMMON = {
   'optim.decoder_multiplier': 10.0, 'optim.weight_decay': 1e-4, 'train.labelled_batch': 8,
   'train.unlabelled_batch': 8, 'loss.ohem_threshold': None, 'model.auxiliary': False,
-  'model.multi_grid': (),
-  'evaluate.protocols': ('whole',)}
+  'model.multi_grid': (), 'evaluate.protocols': ('whole',)}
 VOC = {**_COMMON, 'optim.rate': 0.001, 'data.crop': 321, 'data.scale': (0.4, 1.6)}
 CITYSCAPES = {**_COMMON, 'optim.rate': 0.004, 'data.crop': 721}
 SelfTraining.published = {'voc': {**VOC, 'train.epochs': 86},

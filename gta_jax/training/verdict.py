@@ -91,8 +91,8 @@ def verdict(method: Scored, *others: Scored | None) -> str:
   Each difference has the 95 % interval of a paired bootstrap over the images, which says nothing of
   other seeds; that is said.
   """
-  labelled = int(method.confusions.any((1, 2)).sum())
-  parts = [f'On {labelled} validation images {method.name} has mIoU {100 * method.miou:.1f}.']
+  scored = int(method.confusions.any((1, 2)).sum())  # those with a labelled pixel
+  parts = [f'On {scored} validation images {method.name} has mIoU {100 * method.miou:.1f}.']
   compared = False
   for other in others:
     if other is None or sorted(other.ids) != sorted(method.ids) or (

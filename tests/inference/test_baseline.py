@@ -91,6 +91,8 @@ def test_the_verdict_says_how_far_and_how_sure():
   assert 'no difference is shown' in verdict.verdict(network, scored('it', right=9))
   one = verdict.verdict(scored('one', right=9, ids='a'), scored('two', right=1, ids='a'))
   assert 'points on one image, which says nothing of others: no difference is shown' in one
+  blank = network._replace(confusions=network.confusions * (np.arange(10) < 3)[:, None, None])
+  assert verdict.verdict(blank).startswith('On 3 validation images ')
   padded = np.pad(network.confusions, ((0, 0), (0, 1), (0, 1)))
   assert 'Against' not in verdict.verdict(network._replace(confusions=padded), forest)
 

@@ -128,7 +128,7 @@ def test_refuses_before_any_work(model, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'layout', 'message'), [
-  ('m.onnx', 'onnx', r'ONNX needs jax2onnx, onnx, .*; install it with "pip install onnx '),
+  ('m.onnx', 'onnx', r'ONNX needs jax2onnx, onnx, .*; install with "pip install onnx '),
   ('m.pth', 'torch', r'\.pth needs torch: install it, or write \.safetensors')])
 def test_a_missing_package_is_told_before_work(
   model, tmp_path, monkeypatch, name, layout, message

@@ -267,11 +267,14 @@ def test_what_does_not_fit_is_refused():
 def test_configs_carry_what_was_published_and_runs_their_classes():
   run = setup.make_run(shapes.get_config('4,method=cct'))
   assert run.tools.classes[0] == 'background' and len(run.tools.classes) == 7
-  for name, rate, decay in (('cct', 0.001, 'all'), ('cct_torchsemiseg', 0.0025, 'kernels'),
-                            ('gct', 0.001, 'all'), ('gct_torchsemiseg', 0.0025, 'kernels')):
+  for name, rate, decay, grid in (
+      ('cct', 0.001, 'all', (1, 2, 4)), ('cct_torchsemiseg', 0.0025, 'kernels', (1, 2, 4)),
+      ('gct', 0.001, 'all', (2, 2, 4)), ('gct_torchsemiseg', 0.0025, 'kernels', (1, 2, 4)),
+      ('st', 0.001, 'all', ()), ('st_plus_plus', 0.001, 'all', ())):
     config = voc.get_config(f'1464,method={name}')
     config_rules.check(config)
     assert (config.optim.rate, config.optim.decay) == (rate, decay)
+    assert config.model.multi_grid == grid
 
 
 def test_decoders_start_as_nearest_neighbours_and_differ():
